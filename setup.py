@@ -107,6 +107,21 @@ def find_nvcc(cuda: str | None) -> tuple[str | None, str]:
     )
 
 
+def what_to_build() -> tuple[Path, str | None, str, str]:
+    """torch's folder, nvcc where the CUDA module is built, its CUDA major, a note for the log."""
+    torch, cuda = find_torch()
+    choice = os.environ.get("VNE_KERNELS_CUDA", "auto")
+    if choice not in ("auto", "0", "1"):
+        fail(f"VNE_KERNELS_CUDA must be auto, 0 or 1, got {choice!r}.")
+    if choice == "0":
+        return torch, None, "", ""
+    nvcc, missing = find_nvcc(cuda)
+    if nvcc is None and choice == "1":
+        fail(f"VNE_KERNELS_CUDA=1, but {missing}.")
+    note = "" if nvcc else f"building without the CUDA module: {missing}."
+    return torch, nvcc, (cuda or "").split(".")[0], note
+
+
 def cuda_architectures(nvcc: str) -> str:
     """TORCH_CUDA_ARCH_LIST, or the default, as CMAKE_CUDA_ARCHITECTURES."""
     wanted = re.split(r"[;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip("; ,"))
@@ -136,23 +151,23 @@ class FreshBuild(build):
 class CMakeBuild(build_ext):
     """Configures and builds once, then puts each module where setuptools expects it."""
 
-    def run(self) -> None:
-        self.torch, cuda = find_torch()
-        choice = os.environ.get("VNE_KERNELS_CUDA", "auto")
-        if choice not in ("auto", "0", "1"):
-            fail(f"VNE_KERNELS_CUDA must be auto, 0 or 1, got {choice!r}.")
-        self.nvcc, missing = (None, "") if choice == "0" else find_nvcc(cuda)
-        if choice == "1" and self.nvcc is None:
-            fail(f"VNE_KERNELS_CUDA=1, but {missing}.")
-        modules = ["_C"]
-        if self.nvcc is not None and cuda is not None:
-            modules.append(f"_C_cuda{cuda.split('.')[0]}")
-        elif choice == "auto":
-            print(f"vne_kernels: building without the CUDA module: {missing}.")
+    def finalize_options(self) -> None:
+        modules, self.problem = ["_C"], None
+        try:
+            self.torch, self.nvcc, cuda_major, self.note = what_to_build()
+            modules += [f"_C_cuda{cuda_major}"] if self.nvcc else []
+        except SystemExit as problem:  # raised in run: sdist comes here too and needs no torch
+            self.problem = problem
         self.distribution.ext_modules = [
             Extension(f"vne_kernels.{module}", [], py_limited_api=True) for module in modules
         ]
-        self.finalize_options()  # once more: decided here, since sdist finalizes but needs no torch
+        super().finalize_options()
+
+    def run(self) -> None:
+        if self.problem is not None:
+            raise self.problem
+        if self.note:
+            print(f"vne_kernels: {self.note}")
         if self.inplace:  # an earlier build may have left a CUDA module that this one does not make
             for stale in (ROOT / "vne_kernels").glob("_C*.abi3.so"):
                 stale.unlink()
