@@ -1,0 +1,246 @@
+"""Interleaved timing, peak memory, the description of the machine, and the CSV file.
+
+Nothing here knows what is measured: `compare_vs_torch.py` brings the providers.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import json
+import math
+import os
+import platform
+import random
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read by torch's profiler when it loads
+import torch
+
+Call = Callable[[], object]
+
+MAX_ROUNDS = 200
+MIN_SAMPLES = 3
+TURN_S = 0.005  # a provider's turn in one round: calls for about this long
+MAX_CALLS_PER_TURN = 10
+
+
+@dataclass
+class Contender:
+    """One provider in one case: what to run, and what became of it."""
+
+    name: str
+    call: Call  # the timed work
+    prepare: Call  # untimed, before each call
+    error: str | None = None
+    estimate_s: float = math.nan
+    peak_bytes: float = math.nan
+    samples_s: list[float] = field(default_factory=list)
+
+    def quantiles_ms(self) -> tuple[float, float, float]:
+        """p20, p50 and p80 of the samples; NaN if there are none."""
+        if not self.samples_s:
+            return math.nan, math.nan, math.nan
+        samples = torch.tensor(self.samples_s, dtype=torch.float64) * 1e3
+        p20, p50, p80 = samples.quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
+        return p20.item(), p50.item(), p80.item()
+
+
+# ---------------------------------------------------------------------------------------------
+# Time
+# ---------------------------------------------------------------------------------------------
+
+
+def _time_once(contender: Contender, device: torch.device) -> float:
+    """Seconds of one call: the host's clock on a CPU, events on a GPU."""
+    contender.prepare()
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        start.record()
+        contender.call()
+        end.record()
+        torch.cuda.synchronize(device)
+        return float(start.elapsed_time(end)) * 1e-3
+    begin = time.perf_counter()
+    contender.call()
+    return time.perf_counter() - begin
+
+
+def _turn(contender: Contender, device: torch.device) -> None:
+    """One provider's turn: several short calls, the first of them not counted, or one long one."""
+    calls = min(MAX_CALLS_PER_TURN, max(1, int(TURN_S / contender.estimate_s)))
+    if calls > 1:
+        _time_once(contender, device)
+    contender.samples_s += [_time_once(contender, device) for _ in range(calls)]
+
+
+def _estimate(contender: Contender, device: torch.device, share_s: float) -> float:
+    """Seconds of one call: the least of three, so that one interruption does not decide."""
+    estimate_s = _time_once(contender, device)
+    if estimate_s < share_s / MIN_SAMPLES:
+        estimate_s = min(estimate_s, *(_time_once(contender, device) for _ in range(2)))
+    return max(estimate_s, 1e-7)
+
+
+def _stride(contender: Contender, rounds: int, share_s: float, budget_s: float) -> int:
+    """A contender takes part in every stride-th round, so that slow ones are spread evenly."""
+    turns = int(share_s / contender.estimate_s)
+    if turns < MIN_SAMPLES:
+        turns = MIN_SAMPLES if MIN_SAMPLES * contender.estimate_s <= budget_s else 1
+    return max(1, rounds // turns)
+
+
+@contextmanager
+def _no_gc() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def time_interleaved(
+    contenders: Sequence[Contender], device: torch.device, budget_s: float, seed: int = 0
+) -> None:
+    """Fill `samples_s` of every contender that has no error, in shuffled rounds.
+
+    The machine's noise falls on all alike: every round gives each contender one turn, in an order
+    drawn anew. `budget_s` is shared equally; one too slow for its share still gets MIN_SAMPLES
+    calls, or a single one where those would take more than the whole budget.
+    """
+    running = [c for c in contenders if c.error is None]
+    if not running:
+        return
+    share_s = budget_s / len(running)
+    for contender in running:
+        contender.estimate_s = _estimate(contender, device, share_s)
+    turn_s = sum(max(TURN_S, c.estimate_s) for c in running if c.estimate_s <= share_s)
+    rounds = max(MIN_SAMPLES, min(MAX_ROUNDS, int(budget_s / max(turn_s, TURN_S))))
+    strides = {c.name: _stride(c, rounds, share_s, budget_s) for c in running}
+    order = random.Random(seed)
+    deadline = time.perf_counter() + 2 * budget_s  # a machine much slower than its first call
+    with _no_gc():
+        for index in range(rounds):
+            for contender in order.sample(running, len(running)):
+                if index % strides[contender.name] == 0:
+                    _turn(contender, device)
+            if time.perf_counter() > deadline and index + 1 >= MIN_SAMPLES:
+                break
+
+
+# ---------------------------------------------------------------------------------------------
+# Memory
+# ---------------------------------------------------------------------------------------------
+
+
+def peak_bytes(contender: Contender, device: torch.device) -> float:
+    """Most bytes of torch's allocator alive at once during one call, above those before it."""
+    contender.prepare()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        contender.call()
+        torch.cuda.synchronize(device)
+        return float(torch.cuda.max_memory_allocated(device) - before)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        contender.call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    memory = [event for event in events if event.get("name") == "[memory]"]
+    memory = sorted((e for e in memory if e["args"]["Device Type"] == 0), key=lambda e: e["ts"])
+    if not memory:
+        return 0.0
+    # The profiler's running total carries over from one profile to the next.
+    first = memory[0]["args"]
+    before = first["Total Allocated"] - first["Bytes"]
+    return float(max(event["args"]["Total Allocated"] for event in memory) - before)
+
+
+# ---------------------------------------------------------------------------------------------
+# Where and what
+# ---------------------------------------------------------------------------------------------
+
+
+def _output_of(*command: str) -> str:
+    """Standard output of a command, stripped; empty if it fails or is not there."""
+    folder = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def commit() -> str:
+    """The commit of this repository, with a + if tracked sources differ from it; '-' without."""
+    head = _output_of("git", "rev-parse", "--short=10", "HEAD")
+    if not head:
+        return "-"
+    changed = _output_of(
+        "git", "status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)bench/results"
+    )
+    return head + ("+" if changed else "")
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
+        if found:
+            return " ".join(found.group(1).split())
+    return platform.processor() or platform.machine()
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """The columns that say where a row comes from."""
+    on_gpu = device.type == "cuda"
+    driver = _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "-",
+        "driver": (driver.splitlines()[0] if driver else "-"),
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if on_gpu else _cpu_name(),
+    }
+
+
+def slug(name: str) -> str:
+    """A device's name as a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+# ---------------------------------------------------------------------------------------------
+# CSV
+# ---------------------------------------------------------------------------------------------
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, object]]) -> None:
+    """Write all rows under a temporary name beside `path`, then rename: no half-written file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
