@@ -1,41 +1,56 @@
 """Compute the pole tables of csrc/common/pole_table.h.
 
-    python csrc/common/make_pole_table.py            print the bounds and rewrite the header
-    python csrc/common/make_pole_table.py --check    recompute; fail if the header differs or a bound is broken
+    python csrc/common/make_pole_table.py            print the bounds, rewrite the header
+    python csrc/common/make_pole_table.py --check    recompute; fail if the header differs or a
+                                                     bound is broken
 
-Needs numpy and mpmath.  The arithmetic that decides the digits is mpmath's, so every machine gets the same table.
+Needs numpy and mpmath and about half a minute.
 
 What is computed
 ----------------
 The matrix logarithm is evaluated as a sum of inverses (csrc/README.md, (6)),
 
-    log x ~ r(x) = c0 - sum_k w_k / (x + t_k),      t_k > 0,  w_k > 0,  c0 = sum_k w_k / (1 + t_k),
+    log x ~ r(x) = c0 - sum_k w_k / (x + t_k),    t_k, w_k > 0,    c0 = sum_k w_k / (1 + t_k),
 
-the last of which says r(1) = 0 = log 1.  Among all such r with n poles we want the one that minimises
+the last of which says r(1) = 0 = log 1. Among all such r with n poles we want the one with the
+smallest
 
-    E = max over [x_min, 1] of |e(x)|,      e(x) = sqrt(x) (r(x) - log x).
+    E = max over [x_min, 1] of |e(x)|,    e(x) = sqrt(x) (r(x) - log x).
 
-Which r is best
+Which r that is
 ---------------
-r has 2n free parameters, (log t_k, log w_k), so it is the best one if e takes its largest modulus with alternating sign at
-2n + 1 points ("levelled"; de la Vallee Poussin: wherever e alternates at 2n + 1 points, the smallest modulus among them
-is a lower bound for the error of every r with n poles).  No sign constraint has to be imposed on t_k and w_k: e then has
-2n zeros, which with the one at x = 1 makes r the rational interpolant, of type (n, n), of log at 2n + 1 positive points, and
-since log x = int_0^inf [1/(1 + t) - 1/(x + t)] dt is a Stieltjes function, the poles of every such interpolant lie on the
-negative axis and have residues of one sign.
+r has 2n free parameters, the log t_k and log w_k. By de la Vallee Poussin's argument, where e takes
+alternating signs at 2n + 1 points, the smallest |e| among them is a lower bound of E for every r
+with n poles; so an r whose e alternates between +E and -E at 2n + 1 points ("levelled") is optimal.
 
-How it is found: Remez' exchange
---------------------------------
-1. Start: the Zolotarev points of [x_min, 1] against (-inf, 0].  With m = 1 - x_min, K = K(m) and u in (0, K), x = dn(u)^2 runs
-   over the interval and -t = -cs(u)^2 over the cut, and equal steps in u are the optimal distribution for weight 1.
-2. Level: solve sqrt(x_i) (r(x_i) - log x_i) = (-1)^i E for (log t, log w, E) at the 2n + 1 current points by Newton's method.
-   Residuals are in high precision; the linear systems are solved in double, whose error only costs iterations.
-3. Exchange: replace the points by the extrema of e, and repeat 2 until the extrema agree in modulus.
+The signs of t_k and w_k need no attention: such an e has 2n zeros, which with the one at x = 1 make
+r the rational interpolant of type (n, n) of log at 2n + 1 positive points, and because
+log x = int_0^inf [1/(1 + t) - 1/(x + t)] dt is a Stieltjes function, every such interpolant has its
+poles on the negative axis, with w_k > 0.
+
+How it is found
+---------------
+1. Start (`interpolation_points`, `interpolant`): interpolate log at the 2n + 1 points that would be
+   nearly optimal if the weight sqrt(x) varied slowly. For weight 1 these are Zolotarev's points of
+   [x_min, 1] against the cut (-inf, 0]: with m = 1 - x_min, x = dn(u|m)^2 runs over the interval,
+   -t = -cs(u|m)^2 over the cut, and points are equidistant in u. Away from the ends that is
+   equidistant in s = log x, and a density of rho poles per unit of s leaves an error of about
+   16 exp(-2 pi^2 rho). For the weighted error to be the same everywhere, rho must grow like
+   (alpha + s/2) / (2 pi^2), alpha = log(16/E): so s is mapped to a coordinate of that density.
+2. Level (`solve`): bring e at its own extrema x_i to a prescribed shape, e(x_i) = h f_i with
+   unknown height h, by Newton's method in (log t, log w, h). The residual is evaluated in high
+   precision, the linear system (condition about 1/E) solved in double, which costs iterations but
+   no digits. f_i = sign(e_i) |e_i|^(1 - tau): tau is such that one round evens out at most a factor
+   SPREAD, because Newton's method does not converge from further away; near the end tau = 1.
+3. Exchange (`extrema`): find the extrema of the new e; repeat 2 until they agree in modulus. With
+   tau = 1 this is Remez' algorithm.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import os
 import re
 import sys
@@ -47,9 +62,11 @@ import numpy as np
 from mpmath import mpf
 
 HEADER = Path(__file__).resolve().parent / "pole_table.h"
-DIGITS = 40  # working precision in decimal digits
-LEVELLED = 1e-9  # stop when the extrema of e agree in modulus to this
-AGREEMENT = 1e-10  # relative difference of a recomputed digit that --check accepts
+DIGITS = 40  # decimal digits of the working precision
+START_DIGITS = 110  # of the interpolation, whose equations are far worse conditioned
+SPREAD = 4.0  # see step 2
+LEVELLED = 1e-12  # relative difference of the extrema of e at which the exchange ends
+AGREEMENT = 1e-12  # relative difference of a recomputed number that --check accepts
 
 # Vectors of mpf are numpy arrays of dtype object; these are mpmath's functions on them.
 to_mpf = np.frompyfunc(mpf, 1, 1)
@@ -60,32 +77,37 @@ sqrt = np.frompyfunc(mp.sqrt, 1, 1)
 
 @dataclass(frozen=True)
 class Spec:
-    """One table: what is asked for, and the bounds that the result must keep."""
+    """What a table is asked for, and the bounds that it must keep."""
 
     suffix: str  # of the names in the header
     poles: int
-    x_min: str  # decimal
+    x_min: str
     bound: float  # on sqrt(x) |r - log x| over [x_min, 1]
     tail: float  # on x |r - log x| over (0, x_min]
 
 
-SPECS = (Spec("32", poles=16, x_min="1e-8", bound=2.66e-8, tail=5.4e-10),)
+# fp64: an eigenvalue below 2e-16 is rounding error of a matrix of trace one, and for m = 4096
+# eigenvalues the error of S is at most sqrt(m) * bound + m * tail = 7.7e-13.
+SPECS = (
+    Spec("32", poles=16, x_min="1e-8", bound=2.66e-8, tail=5.4e-10),
+    Spec("64", poles=50, x_min="2e-16", bound=1.16e-14, tail=4.7e-18),
+)
 
 
 @dataclass(frozen=True)
 class Table:
-    """The sum of poles c0 - sum w / (x + t), in the doubles that the header holds."""
+    """c0 - sum w / (x + t) in the doubles that the header holds."""
 
     constant: float
     t: tuple[float, ...]
     w: tuple[float, ...]
 
 
-# ---------------------------------------------------------------------------------------------- the function
+# ------------------------------------------------------------------------------------ the function
 
 
 def pole_sum(x, t, w):
-    """r(x) with r(1) = 0 built in: sum_k w_k (x - 1) / ((1 + t_k) (x + t_k))."""
+    """r(x), with r(1) = 0 built in: sum_k w_k (x - 1) / ((1 + t_k) (x + t_k))."""
     return (x - 1) * ((1 / (x[:, None] + t)) @ (w / (1 + t)))
 
 
@@ -94,195 +116,251 @@ def weighted_error(x, t, w):
     return sqrt(x) * (pole_sum(x, t, w) - log(x))
 
 
-def refine_extremum(s, low, high, t, w):
-    """The stationary point of e as a function of s = log x near s, by Newton's method inside [low, high]."""
-    for _ in range(4):
+def stationary_point(s, low, high, t, w):
+    """Newton's method for de/ds = 0, s = log x, from s and inside [low, high]."""
+    for _ in range(5):
         x = mp.exp(s)
         inverse = 1 / (x + t)
         gap = pole_sum(np.array([x]), t, w)[0] - s
         slope = x * (w @ inverse**2)  # dr/ds
-        gap1 = slope - 1
-        gap2 = slope - 2 * x * x * (w @ inverse**3)
-        step = -(gap / 2 + gap1) / (gap / 4 + gap1 + gap2)
+        curvature = slope - 2 * x * x * (w @ inverse**3)
+        step = -(gap / 2 + slope - 1) / (gap / 4 + slope - 1 + curvature)
         s = min(max(s + step, low), high)
         if abs(step) < 1e-15:
             break
     return s
 
 
-def extrema(points, t, w, per_interval=10):
-    """(x, e(x)) at the largest |e| of every run of one sign; `points`, ascending, cut the interval for the search."""
-    s = np.append(log(points), mpf(0))
+def extrema(cuts, t, w, per_interval=10):
+    """x and e(x) where |e| is largest in each run of one sign; `cuts` guide the search."""
+    s = np.append(log(cuts), mpf(0))
     fractions = to_mpf(np.arange(per_interval)) / per_interval
-    grid = np.concatenate([a + (b - a) * fractions for a, b in zip(s[:-1], s[1:])])
+    grid = np.concatenate([a + (b - a) * fractions for a, b in itertools.pairwise(s)])
     e = weighted_error(exp(grid), t, w)
-    cuts = [0, *(k for k in range(1, len(e)) if (e[k] > 0) != (e[k - 1] > 0)), len(e)]
+    changes = [k for k in range(1, len(e)) if (e[k] > 0) != (e[k - 1] > 0)]
     found = []
-    for begin, end in zip(cuts[:-1], cuts[1:]):
+    for begin, end in itertools.pairwise([0, *changes, len(e)]):
         k = begin + int(np.argmax(np.abs(e[begin:end])))
-        inside = 0 < k < len(grid) - 1
-        found.append(refine_extremum(grid[k], grid[k - 1], grid[k + 1], t, w) if inside else grid[k])
+        if 0 < k < len(grid) - 1:
+            found.append(stationary_point(grid[k], grid[k - 1], grid[k + 1], t, w))
+        else:
+            found.append(grid[k])
     x = exp(np.array(found))
-    x[0] = points[0] if found[0] == s[0] else x[0]
     return x, weighted_error(x, t, w)
 
 
-# ------------------------------------------------------------------------------------------------- the fit
+# ----------------------------------------------------------------------------------------- the fit
 
 
-def zolotarev(n, x_min):
-    """Step 1: poles, weights and 2n + 1 points from the elliptic functions of the interval."""
+def interpolation_points(n, x_min):
+    """Step 1: the 2n + 1 points, ascending to 1, and guesses of the n poles."""
     m = 1 - x_min
     quarter = mp.ellipk(m)
-    t, w = [], []
-    for k in range(n, 0, -1):
-        u = (k - mpf(1) / 2) * quarter / n
-        sn, cn, dn = (mp.ellipfun(name, u, m) for name in ("sn", "cn", "dn"))
-        t.append((cn / sn) ** 2)
-        w.append(2 * cn * dn / sn**3 * quarter / n)  # |dt/du| du
-    steps = [quarter * (j - mpf(1) / 2) / (2 * n + mpf(1) / 2) for j in range(2 * n, 0, -1)]
-    points = [x_min, *(mp.ellipfun("dn", u, m) ** 2 for u in steps)]
-    return np.array(t), np.array(w), np.array(points)
+    length = mp.log(16 / x_min)
+    alpha = 2 * mp.pi**2 * n / length + length / 4  # so that the poles number n
+    mean = alpha + mp.log(x_min) / 4  # of alpha + s/2 over the interval
+
+    def mapped(y):
+        """exp(s) where the integral of the density from s to 0 is that of its mean over log y."""
+        return mp.exp(2 * (mp.sqrt(alpha**2 + mean * mp.log(y)) - alpha))
+
+    points = [
+        mapped(mp.ellipfun("dn", quarter * j / (2 * n + mpf(1) / 2), m) ** 2)
+        for j in range(2 * n, 0, -1)
+    ]
+    poles = [
+        mapped(mp.ellipfun("cs", quarter * (j - mpf(1) / 2) / n, m) ** 2) for j in range(n, 0, -1)
+    ]
+    return np.array([*points, mpf(1)]), np.array(poles)
 
 
-def newton_step(points, t, w, level):
-    """One step of step 2; also returns the largest change of a log t or log w before damping."""
+def interpolant(points, guess):
+    """Step 1: (t, w) of the r of type (n, n) that equals log at 2n + 1 points.
+
+    In barycentric form r = sum_j c_j log(a_j) / (x - a_j) / q(x) with q = sum_j c_j / (x - a_j) and
+    every other point an a_j; the others make n linear equations for the c_j. The -t_k are
+    the zeros of q, found together by Ehrlich and Aberth's iteration.
+    """
+    a, b = points[0::2], points[1::2]
+    n = len(b)
+    loewner = (log(b)[:, None] - log(a)) / (b[:, None] - a)
+    c = mp.lu_solve(mp.matrix(loewner[:, :n].tolist()), mp.matrix((-loewner[:, n]).tolist()))
+    c = np.array([*c, mpf(1)])
+    x = -guess
+    for _ in range(200):
+        inverse = 1 / (x[:, None] - a)
+        q, slope = inverse @ c, -(inverse**2) @ c
+        newton = q / (slope + q * inverse.sum(axis=1))  # for the polynomial q prod (x - a_j)
+        apart = x[:, None] - x
+        apart[np.diag_indices(n)] = mpf(1)
+        step = newton / (1 - newton * ((1 / apart).sum(axis=1) - 1))
+        limit = np.abs(x) / 2  # keeps x negative
+        x = x - np.maximum(np.minimum(step, limit), -limit)
+        if np.abs(step / x).max() < mpf(10) ** -DIGITS:
+            break
+    else:
+        raise RuntimeError("the poles of the interpolant were not found")
+    inverse = 1 / (x[:, None] - a)
+    t, w = -x, (inverse @ (c * log(a))) / (inverse**2 @ c)
+    order = np.argsort(t)
+    return t[order], w[order]
+
+
+def solve(x, shape, t, w, accuracy):
+    """Step 2: (t, w, h) with e(x_i) = h shape_i, where max |shape| = 1."""
     n = len(t)
-    sign = (-1.0) ** np.arange(2 * n + 1)
-    residual = (weighted_error(points, t, w) - to_mpf(sign) * level).astype(float)
-    x = points.astype(float)[:, None]
-    td, wd = t.astype(float), w.astype(float)
-    by_w = np.sqrt(x) * (x - 1) * wd / ((x + td) * (1 + td))  # de / d log w
-    by_t = -by_w * td * (1 / (x + td) + 1 / (1 + td))  # de / d log t
-    jacobian = np.hstack([by_t, by_w, -sign[:, None]])
-    scale = np.abs(jacobian).max(axis=0)
-    step = np.linalg.solve(jacobian / scale, -residual) / scale
-    size = np.abs(step[:-1]).max()
-    step = to_mpf(step / max(1.0, size))
-    return t * exp(step[:n]), w * exp(step[n : 2 * n]), level + step[-1], size
+    height = mpf(0)
+    xd, right = x.astype(float)[:, None], -shape.astype(float)[:, None]
+    for _ in range(30):
+        residual = weighted_error(x, t, w) - height * shape
+        if height and np.abs(residual).max() < accuracy * abs(height):
+            return t, w, height
+        td, wd = t.astype(float), w.astype(float)
+        by_w = np.sqrt(xd) * (xd - 1) * wd / ((xd + td) * (1 + td))  # de / d log w
+        by_t = -by_w * td * (1 / (xd + td) + 1 / (1 + td))  # de / d log t
+        jacobian = np.hstack([by_t, by_w, right])
+        scale = np.abs(jacobian).max(axis=0)
+        step = to_mpf(np.linalg.solve(jacobian / scale, -residual.astype(float)) / scale)
+        t, w, height = t * exp(step[:n]), w * exp(step[n:-1]), height + step[-1]
+    raise RuntimeError("Newton's method did not converge")
 
 
 def minimax(spec):
     """Steps 1 to 3: (t, w, E) of the best sum of poles, t ascending."""
-    t, w, points = zolotarev(spec.poles, mpf(spec.x_min))
-    level = mpf(0)
-    for _ in range(40):
-        for _ in range(40):
-            t, w, level, size = newton_step(points, t, w, level)
-            if size < 1e-6:
-                break
-        else:
-            raise RuntimeError(f"table {spec.suffix}: Newton's method did not converge")
-        points, e = extrema(points, t, w)
-        if len(points) != 2 * spec.poles + 1:
-            raise RuntimeError(f"table {spec.suffix}: e alternates at {len(points)} points")
+    x_min = mpf(spec.x_min)
+    with mp.workdps(START_DIGITS):
+        points, guess = interpolation_points(spec.poles, x_min)
+        t, w = interpolant(points, guess)
+    cuts = np.array([x_min, *points[:-1]])
+    for _ in range(30):
+        x, e = extrema(cuts, t, w)
+        if len(x) != 2 * spec.poles + 1:
+            raise RuntimeError(f"table {spec.suffix}: e alternates at {len(x)} points")
         modulus = np.abs(e)
-        if modulus.max() < (1 + LEVELLED) * modulus.min():
-            return t, w, level
+        spread = float(modulus.max() / modulus.min())
+        if spread < 1 + LEVELLED:
+            return t, w, modulus.min()
+        tau = min(1.0, math.log(SPREAD) / math.log(spread))
+        shape = np.sign(e.astype(float)) * (modulus / modulus.max()) ** (1 - tau)
+        t, w, _ = solve(x, shape, t, w, accuracy=1e-2 if tau < 1 else 1e-14)
+        cuts = x
     raise RuntimeError(f"table {spec.suffix}: the exchange did not converge")
 
 
 def rounded(t, w):
-    """The table in doubles, its constant computed from the rounded poles so that r(1) = 0 to the last digit."""
+    """The table in doubles; its constant is that of the rounded t and w, so that r(1) = 0."""
     t, w = tuple(map(float, t)), tuple(map(float, w))
-    return Table(float(sum(mpf(b) / (1 + mpf(a)) for a, b in zip(t, w))), t, w)
+    return Table(float(sum(mpf(b) / (1 + mpf(a)) for a, b in zip(t, w, strict=True))), t, w)
 
 
-# ---------------------------------------------------------------------------------------------- the bounds
+# -------------------------------------------------------------------------------------- the bounds
 
 
-def measure(table, spec, per_decade=1000):
-    """(max of sqrt(x) |r - log x| on [x_min, 1], max of x |r - log x| below, r(1)) of the doubles of a table."""
-    t, w, c0 = to_mpf(np.array(table.t)), to_mpf(np.array(table.w)), mpf(table.constant)
+def largest(function, low, high, per_decade):
+    """max |function(exp s)|, low <= s <= high: parabolas through the peaks of an even grid."""
+    s = np.array(mp.linspace(low, high, int((high - low) / mp.log(10) * per_decade) + 2))
+    size = np.abs(function(exp(s)))
+    best = max(size[0], size[-1])
+    for a, b, c in zip(size[:-2], size[1:-1], size[2:], strict=True):
+        if a <= b >= c:
+            best = max(best, b + (a - c) ** 2 / (8 * (2 * b - a - c)))
+    return float(best)
+
+
+def measure(table, spec):
+    """(max sqrt(x) |r - log x| on [x_min, 1], max x |r - log x| below, r(1)) of the doubles."""
+    t, w = to_mpf(np.array(table.t)), to_mpf(np.array(table.w))
 
     def gap(x):
-        return c0 - (1 / (x[:, None] + t)) @ w - log(x)
-
-    def largest(function, low, high):
-        s = np.array(mp.linspace(low, high, int((high - low) / mp.log(10) * per_decade) + 2))
-        size = np.abs(function(exp(s)))
-        peaks = [k for k in range(1, len(s) - 1) if size[k - 1] <= size[k] >= size[k + 1]]
-        best = max(size[0], size[-1])
-        for k in peaks:  # vertex of the parabola through the three samples
-            a, b, c = size[k - 1 : k + 2]
-            best = max(best, b + (a - c) ** 2 / (8 * (2 * b - a - c)))
-        return float(best)
+        return table.constant - (1 / (x[:, None] + t)) @ w - log(x)
 
     low = mp.log(mpf(spec.x_min))
-    bound = largest(lambda x: sqrt(x) * gap(x), low, mpf(0))
-    tail = largest(lambda x: x * gap(x), low - 40, low)  # x |r - log x| falls like x log x further down
+    bound = largest(lambda x: sqrt(x) * gap(x), low, mpf(0), per_decade=800)
+    tail = largest(lambda x: x * gap(x), low - 20, low, per_decade=100)  # then falls as x log x
     return bound, tail, float(gap(np.array([mpf(1)]))[0])
 
 
-# ---------------------------------------------------------------------------------------------- the header
+# -------------------------------------------------------------------------------------- the header
 
 
 def render(tables):
     """The text of the header."""
-    rows = []
-    for spec, table in zip(SPECS, tables):
-        rows.append(
-            f"//   {spec.poles:>5} {spec.x_min:>8} {spec.bound:>25.2e} {spec.tail:>21.2e}   kPoleTable{spec.suffix}"
-        )
-    text = (
-        "// Poles of the logarithm.  Generated by make_pole_table.py (which explains how): do not edit.\n"
-        "//\n"
-        "//   log x ~ r(x) = c0 - sum_k w_k / (x + t_k),   0 < x <= 1,   all t_k, w_k > 0,   r(1) = 0,\n"
-        "//\n"
-        "// minimises the largest sqrt(x) |r(x) - log x| on [x_min, 1].  Bounds, verified with mpmath for\n"
-        "// the doubles below, which are in the order of ascending t:\n"
-        "//\n"
-        "//   poles    x_min   sqrt(x)|r-log| >= x_min   x|r-log| below it   table\n"
-        + "\n".join(rows)
-        + "\n\n#pragma once\n\nnamespace vne {\n\n"
-        "struct Pole {\n  double t;\n  double w;\n};\n"
-    )
-    for spec, table in zip(SPECS, tables):
-        pairs = "".join(f"    {{{a!r}, {b!r}}},\n" for a, b in zip(table.t, table.w))
-        text += (
-            f"\ninline constexpr int kPoles{spec.suffix} = {spec.poles};\n"
-            f"inline constexpr double kPoleConstant{spec.suffix} = {table.constant!r};\n"
-            f"inline constexpr Pole kPoleTable{spec.suffix}[kPoles{spec.suffix}] = {{\n{pairs}}};\n"
-        )
-    return text + "\n}  // namespace vne\n"
+    lines = [
+        "// Poles of the logarithm. Generated by make_pole_table.py (read there how): do not edit.",
+        "//",
+        "//   log x ~ r(x) = c0 - sum_k w_k / (x + t_k),  0 < x <= 1,  all t_k, w_k > 0,  r(1) = 0",
+        "//",
+        "// minimises the largest sqrt(x) |r(x) - log x| on [x_min, 1]. The bounds are verified",
+        "// with mpmath for the doubles below. Poles are in the order of ascending t.",
+        "//",
+        "//   table          poles   x_min   sqrt(x)|r-log| on [x_min, 1]   x|r-log| on (0, x_min]",
+        *(
+            f"//   kPoleTable{s.suffix}{s.poles:8d}{s.x_min:>8}{s.bound:31.2e}{s.tail:25.1e}"
+            for s in SPECS
+        ),
+        "",
+        "#pragma once",
+        "",
+        "namespace vne {",
+        "",
+        "struct Pole {",
+        "  double t;",
+        "  double w;",
+        "};",
+        "",
+    ]
+    for spec, table in zip(SPECS, tables, strict=True):
+        name = f"kPoles{spec.suffix}"
+        lines += [
+            f"inline constexpr int {name} = {spec.poles};",
+            f"inline constexpr double kPoleConstant{spec.suffix} = {table.constant!r};",
+            f"inline constexpr Pole kPoleTable{spec.suffix}[{name}] = {{",
+            *(f"    {{{t!r}, {w!r}}}," for t, w in zip(table.t, table.w, strict=True)),
+            "};",
+            "",
+        ]
+    return "\n".join([*lines, "}  // namespace vne", ""])
 
 
-def differences(text, expected):
+def differences(text, computed):
     """What differs between two headers, numbers being compared to AGREEMENT."""
     number = re.compile(r"[+-]?\d+\.?\d*(?:e[+-]?\d+)?")
-    found = []
-    if number.sub("#", text) != number.sub("#", expected):
-        found.append("the text around the numbers")
-    for a, b in zip(number.findall(text), number.findall(expected)):
-        if abs(float(a) - float(b)) > AGREEMENT * abs(float(b)):
-            found.append(f"{a} where {b} was computed")
-    return found
+    if number.sub("#", text) != number.sub("#", computed):
+        return ["the header's text is not the one generated"]
+    pairs = zip(number.findall(text), number.findall(computed), strict=True)
+    return [
+        f"the header has {a} where {b} was computed"
+        for a, b in pairs
+        if abs(float(a) - float(b)) > AGREEMENT * abs(float(b))
+    ]
 
 
-def main(argv=None):
+def main():
     parser = argparse.ArgumentParser(description="Compute the pole tables of pole_table.h.")
-    parser.add_argument("--check", action="store_true", help="compare with the header instead of writing it")
-    check = parser.parse_args(argv).check
+    parser.add_argument("--check", action="store_true", help="compare instead of writing")
+    check = parser.parse_args().check
     mp.mp.dps = DIGITS
-    tables, broken = [], []
-    print("table  poles  x_min   best possible  sqrt(x)|r-log|  x|r-log| below  r(1)      t_min     t_max")
+    tables, faults = [], []
     for spec in SPECS:
-        t, w, level = minimax(spec)
+        t, w, optimum = minimax(spec)
         table = rounded(t, w)
         bound, tail, at_one = measure(table, spec)
+        tables.append(table)
         print(
-            f"fp{spec.suffix}   {spec.poles:5d}  {spec.x_min:6}  {float(abs(level)):13.6e}  {bound:14.6e}"
-            f"  {tail:15.3e}  {at_one:8.1e}  {table.t[0]:8.2e}  {table.t[-1]:8.2e}",
+            f"fp{spec.suffix}: {spec.poles} poles, t from {table.t[0]:.2e} to {table.t[-1]:.2e}\n"
+            f"  sqrt(x)|r - log x| on [{spec.x_min}, 1]: {bound:.5e} <= {spec.bound}, "
+            f"unrounded {float(optimum):.5e}\n"
+            f"  x|r - log x| on (0, {spec.x_min}]: {tail:.3e} <= {spec.tail}\n"
+            f"  r(1) = {at_one:.1e}",
             flush=True,
         )
         if not (bound <= spec.bound and tail <= spec.tail and min(table.t + table.w) > 0):
-            broken.append(f"table {spec.suffix} does not keep its bounds")
-        tables.append(table)
+            faults.append(f"fp{spec.suffix}: a bound is broken")
     text = render(tables)
     if check:
-        broken += differences(HEADER.read_text(), text)
-    if broken:
-        sys.exit("\n".join(broken))
+        faults += differences(HEADER.read_text(), text)
+    if faults:
+        sys.exit("\n".join(faults))
     if not check:
         temporary = HEADER.with_suffix(".h.new")
         temporary.write_text(text)
