@@ -1,0 +1,81 @@
+// What an operator was asked for, checked: sizes, side, method. Shared by all backends.
+
+#pragma once
+
+#include <cmath>
+#include <string>
+
+#include "common/stable.h"
+
+namespace vne {
+
+enum class Method { kEigh, kPoles };
+
+// "auto" is a decision of the backend: `fallback` is what it takes.
+inline Method parse_method(const std::string& name, Method fallback) {
+  if (name == "auto") return fallback;
+  if (name == "eigh") return Method::kEigh;
+  VNE_CHECK(name == "poles", "method must be 'auto', 'poles' or 'eigh', got '", name, "'");
+  return Method::kPoles;
+}
+
+// A batch of samples z (..., n, d).
+struct Problem {
+  std::vector<int64_t> batch_sizes;
+  int64_t batch = 1;
+  int64_t n = 0;
+  int64_t d = 0;
+  bool normalize = true;
+  double eps = 0;
+
+  int64_t m() const { return n < d ? n : d; }
+  bool gram_side() const { return n <= d; }  // A is n x n; otherwise rho, d x d
+  std::vector<int64_t> sizes(std::initializer_list<int64_t> tail) const {
+    std::vector<int64_t> result = batch_sizes;
+    result.insert(result.end(), tail);
+    return result;
+  }
+};
+
+inline bool is_supported(ScalarType dtype) {
+  return dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+         dtype == ScalarType::BFloat16;
+}
+
+// Half precisions are computed, and their results returned, in float32.
+inline ScalarType compute_dtype(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline bool same_sizes(const Tensor& tensor, const std::vector<int64_t>& sizes) {
+  if (tensor.dim() != static_cast<int64_t>(sizes.size())) return false;
+  for (size_t i = 0; i < sizes.size(); ++i) {
+    if (tensor.size(static_cast<int64_t>(i)) != sizes[i]) return false;
+  }
+  return true;
+}
+
+inline Problem make_problem(const Tensor& z, const std::optional<Tensor>& weights, bool normalize, double eps) {
+  VNE_CHECK(z.dim() >= 2, "z must be (..., n, d), got ", z.dim(), " dimensions");
+  VNE_CHECK(is_supported(z.scalar_type()), "z must be float16, bfloat16, float32 or float64");
+  VNE_CHECK(std::isfinite(eps) && eps >= 0, "eps must be finite and not negative, got ", eps);
+  Problem problem;
+  for (int64_t i = 0; i < z.dim() - 2; ++i) {
+    problem.batch_sizes.push_back(z.size(i));
+    problem.batch *= z.size(i);
+  }
+  problem.n = z.size(z.dim() - 2);
+  problem.d = z.size(z.dim() - 1);
+  problem.normalize = normalize;
+  problem.eps = eps;
+  VNE_CHECK(problem.n >= 1 && problem.d >= 1, "z must be (..., n, d) with n, d >= 1, got n = ", problem.n,
+            ", d = ", problem.d);
+  if (weights) {
+    VNE_CHECK(same_sizes(*weights, problem.sizes({problem.n})), "weights must have the shape (..., n) of z");
+    VNE_CHECK(weights->scalar_type() == compute_dtype(z.scalar_type()),
+              "weights must be float64 for a float64 z, otherwise float32");
+  }
+  return problem;
+}
+
+}  // namespace vne

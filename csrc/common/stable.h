@@ -1,0 +1,48 @@
+// The corner of libtorch's stable ABI that this package uses, and every quirk of it, in one place.
+//
+// * Errors raised here become RuntimeError in Python, whatever their type: arguments of the public
+//   functions are validated in Python, and VNE_CHECK guards only against misuse of the raw operators.
+// * There is no wrapper for linear algebra; linalg_eigh calls the dispatcher by name.
+
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#define VNE_CHECK(condition, ...)                                                   \
+  if (!(condition)) {                                                               \
+    throw std::runtime_error(torch::headeronly::detail::stdTorchCheckMsgImpl("", ##__VA_ARGS__)); \
+  }
+
+namespace vne {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Eigenvalues (ascending) of the symmetric a [m, m] and, if wanted, its eigenvectors as columns.
+inline std::tuple<Tensor, Tensor> linalg_eigh(const Tensor& a, bool vectors) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(std::string("L")),
+                                    torch::stable::detail::from(vectors)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::_linalg_eigh", "", stack.data(), TORCH_ABI_VERSION));
+  return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
+}
+
+// Uninitialised, on the device of `like`.
+inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
+  return torch::stable::new_empty(like, sizes, dtype);
+}
+
+}  // namespace vne

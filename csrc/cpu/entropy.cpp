@@ -1,0 +1,139 @@
+// S = -sum lambda log lambda and its gradient: the operators vn_entropy and vn_entropy_grad.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cpu/stages.h"
+
+namespace vne {
+namespace {
+
+constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+
+// S of the trace-one A^ from its eigenvalues. What rounding left below zero is zero.
+template <typename T>
+double entropy_of_eigenvalues(const T* values, int64_t m) {
+  double sum = 0, result = 0;
+  for (int64_t k = 0; k < m; ++k) sum += std::max<double>(values[k], 0);
+  for (int64_t k = 0; k < m; ++k) {
+    const double lambda = values[k] / sum;
+    if (lambda > 0) result -= lambda * std::log(lambda);
+  }
+  return result;
+}
+
+template <typename T>
+double trace(const T* a, int64_t m) {
+  double sum = 0;
+  for (int64_t i = 0; i < m; ++i) sum += a[i * m + i];
+  return sum;
+}
+
+// log A^ + shift I, and S of A^ as the return value. Eigenvalues are raised to the rounding of the
+// largest: along those below it X^ has no component, so any finite logarithm will do.
+template <typename T>
+double log_by_eigh(const T* a, int64_t m, double shift, T* result) {
+  const Eigen eigen = eigh(a, m, true);
+  const T* values = static_cast<const T*>(eigen.values.const_data_ptr());
+  const double floor = static_cast<double>(std::numeric_limits<T>::epsilon()) * values[m - 1];
+  Buffer<T> logs(m);
+  for (int64_t k = 0; k < m; ++k) logs[k] = static_cast<T>(std::log(std::max<double>(values[k], floor)) + shift);
+  spectral_function(eigen, logs.get(), m, result);
+  return entropy_of_eigenvalues(values, m);
+}
+
+}  // namespace
+
+template <typename T>
+double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* grad_z, T* grad_weights) {
+  const int64_t m = problem.m();
+  if (!rows.valid || rows.empty()) {
+    const double value = rows.valid ? 0 : kNaN;
+    if (grad_z) fill(grad_z, problem.n * problem.d, value);
+    if (grad_weights) fill(grad_weights, problem.n, value);
+    return value;
+  }
+
+  Buffer<T> a(m * m);
+  gram(problem, rows, a.get());
+  const double shift = std::log(static_cast<double>(m));  // centres log A^ of a flat spectrum on 0
+  double value;
+  if (method == Method::kEigh && !grad_z) {
+    value = entropy_of_eigenvalues(static_cast<const T*>(eigh(a.get(), m, false).values.const_data_ptr()), m);
+  } else {
+    Buffer<T> log_a(m * m);
+    if (method == Method::kEigh) {
+      value = log_by_eigh(a.get(), m, shift, log_a.get());
+    } else {
+      log_by_poles(a.get(), m, shift, log_a.get());
+      value = shift * trace(a.get(), m) - simd::kernels<T>().dot(a.get(), log_a.get(), m * m);
+    }
+    // (3): dS/dX = -2 (log A + I) X with log A = log A^ + log(tau) I
+    if (grad_z) gradient(problem, rows, log_a.get(), -2, std::log(rows.trace) + 1 - shift, grad_z, grad_weights);
+  }
+  value = std::clamp(value, 0.0, shift);
+
+  // S(tau A^) = tau S(A^) - tau log tau. A trace that is one but for the rounding of the weights is one.
+  const double tolerance = 8 * static_cast<double>(std::numeric_limits<T>::epsilon());
+  if (std::abs(rows.trace - 1) <= tolerance) return value;
+  return rows.trace * (value - std::log(rows.trace));
+}
+
+template double entropy(const Problem&, const Rows<float>&, Method, float*, float*);
+template double entropy(const Problem&, const Rows<double>&, Method, double*, double*);
+
+namespace {
+
+Tensor vn_entropy(const Tensor& z, const std::optional<Tensor>& weights, bool normalize, const std::string& method,
+                  double eps) {
+  const Problem problem = make_problem(z, weights, normalize, eps);
+  const Method chosen = parse_method(method, Method::kEigh);
+  const Tensor result = empty(z, problem.batch_sizes, compute_dtype(z.scalar_type()));
+  const Input input(z, problem);
+  const std::optional<Tensor> p = contiguous(weights);
+  dispatch_compute(z.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    T* values = static_cast<T*>(result.mutable_data_ptr());
+    const T* p_data = data_or_null<T>(p);
+    for_each_sample(problem, [&](int64_t sample) {
+      const Rows<T> rows = vne::normalize<T>(problem, input, sample, p_data ? p_data + sample * problem.n : nullptr);
+      values[sample] = static_cast<T>(entropy<T>(problem, rows, chosen, nullptr, nullptr));
+    });
+  });
+  return result;
+}
+
+std::tuple<Tensor, Tensor, Tensor> vn_entropy_grad(const Tensor& z, const std::optional<Tensor>& weights,
+                                                   bool normalize, const std::string& method, double eps) {
+  const Problem problem = make_problem(z, weights, normalize, eps);
+  const Method chosen = parse_method(method, Method::kEigh);
+  const ScalarType dtype = compute_dtype(z.scalar_type());
+  const Tensor result = empty(z, problem.batch_sizes, dtype);
+  const Tensor grad_z = empty(z, problem.sizes({problem.n, problem.d}), dtype);
+  const Tensor grad_weights = empty(z, weights ? problem.sizes({problem.n}) : std::vector<int64_t>{0}, dtype);
+  const Input input(z, problem);
+  const std::optional<Tensor> p = contiguous(weights);
+  dispatch_compute(z.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    T* values = static_cast<T*>(result.mutable_data_ptr());
+    T* z_grads = static_cast<T*>(grad_z.mutable_data_ptr());
+    T* p_grads = static_cast<T*>(grad_weights.mutable_data_ptr());
+    const T* p_data = data_or_null<T>(p);
+    for_each_sample(problem, [&](int64_t sample) {
+      const Rows<T> rows = vne::normalize<T>(problem, input, sample, p_data ? p_data + sample * problem.n : nullptr);
+      values[sample] =
+          static_cast<T>(entropy<T>(problem, rows, chosen, z_grads + sample * problem.n * problem.d,
+                                    p_data ? p_grads + sample * problem.n : nullptr));
+    });
+  });
+  return {result, grad_z, grad_weights};
+}
+
+}  // namespace
+}  // namespace vne
+
+STABLE_TORCH_LIBRARY_IMPL(vne_kernels, CPU, library) {
+  library.impl("vn_entropy", TORCH_BOX(&vne::vn_entropy));
+  library.impl("vn_entropy_grad", TORCH_BOX(&vne::vn_entropy_grad));
+}

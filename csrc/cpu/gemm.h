@@ -1,0 +1,59 @@
+// C = A B on the CPU, threaded, over the tiles of simd/kernels.h.
+//
+// Why not the BLAS behind torch: a product of which only one triangle is wanted costs half here, the
+// views of transposed operands are free, no dispatcher call is paid, and a process-wide matmul
+// precision below float32 (torch.set_float32_matmul_precision) cannot reach in.
+
+#pragma once
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "common/stable.h"
+#include "cpu/simd/kernels.h"
+
+namespace vne {
+
+using simd::MatrixView;
+
+// Uninitialised memory, aligned for vectors.
+template <typename T>
+class Buffer {
+ public:
+  explicit Buffer(int64_t size) : data_(static_cast<T*>(::operator new(size * sizeof(T), kAlignment))) {}
+  T* get() const { return data_.get(); }
+  T& operator[](int64_t i) const { return data_.get()[i]; }
+
+ private:
+  static constexpr std::align_val_t kAlignment{64};
+  struct Delete {
+    void operator()(T* data) const { ::operator delete(data, kAlignment); }
+  };
+  std::unique_ptr<T, Delete> data_;
+};
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+template <typename T>
+MatrixView<T> row_major(const T* data, int64_t cols) {
+  return {data, cols, 1};
+}
+
+template <typename T>
+MatrixView<T> transposed(MatrixView<T> a) {
+  return {a.data, a.col_stride, a.row_stride};
+}
+
+enum class Result { kFull, kSymmetric };  // symmetric: compute one triangle, mirror it
+
+// c [rows, cols], row-major = a [rows, k] diag(scale) b [k, cols]; scale may be null.
+template <typename T>
+void multiply(int64_t rows, int64_t cols, int64_t k, MatrixView<T> a, const T* scale, MatrixView<T> b, T* c,
+              Result result);
+
+// Copies the lower triangle of c [size, size] to the upper one.
+template <typename T>
+void mirror_lower(T* c, int64_t size);
+
+}  // namespace vne

@@ -1,0 +1,133 @@
+// Rows to the unit sphere, and the Gram matrix or covariance of the smaller side: equations (1), (2).
+//
+// Norms are summed in double: for float32 input nothing can overflow or vanish. The rows are scaled
+// once, by sqrt(p_i / tau) / |z_i|, so that the matrix product needs no factor and has trace one.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cpu/stages.h"
+
+namespace vne {
+namespace {
+
+constexpr int64_t kGrainElements = 1 << 15;  // below this, a thread costs more than it gains
+
+template <typename Half, typename T>
+const T* convert(const void* data, int64_t offset, int64_t size, T* buffer) {
+  const Half* from = static_cast<const Half*>(data) + offset;
+  for (int64_t j = 0; j < size; ++j) buffer[j] = static_cast<T>(static_cast<float>(from[j]));
+  return buffer;
+}
+
+template <typename T>
+double norm(const T* x, int64_t size) {
+  const double squares = simd::kernels<T>().sum_of_squares(x, size);
+  if (squares > 1e-280 && squares < 1e300) return std::sqrt(squares);
+  double largest = 0;  // zero, not finite, or a float64 beyond the range of its square
+  for (int64_t j = 0; j < size; ++j) {
+    const double entry = std::abs(static_cast<double>(x[j]));
+    if (!(entry <= largest)) largest = entry;
+    if (std::isnan(largest)) return largest;
+  }
+  if (largest == 0 || std::isinf(largest)) return largest;
+  double scaled = 0;
+  for (int64_t j = 0; j < size; ++j) scaled += (x[j] / largest) * (x[j] / largest);
+  return largest * std::sqrt(scaled);
+}
+
+template <typename T>
+void scale_row(const T* from, double factor, T* to, int64_t size) {
+  const double tiny = 0x1p20 * std::numeric_limits<T>::min();
+  if (factor == 0 || (factor > tiny && factor < 1 / tiny)) {
+    simd::kernels<T>().scale(from, static_cast<T>(factor), to, size);
+  } else {
+    for (int64_t j = 0; j < size; ++j) to[j] = static_cast<T>(from[j] * factor);
+  }
+}
+
+}  // namespace
+
+template <typename T>
+const T* Input::row(int64_t sample, int64_t i, T* buffer) const {
+  const int64_t offset = (sample * problem_.n + i) * problem_.d;
+  if (dtype_ == ScalarType::Half) return convert<torch::headeronly::Half>(data_, offset, problem_.d, buffer);
+  if (dtype_ == ScalarType::BFloat16) return convert<torch::headeronly::BFloat16>(data_, offset, problem_.d, buffer);
+  return static_cast<const T*>(data_) + offset;
+}
+
+template <typename T>
+Row measure(const Problem& problem, const T* z, double weight) {
+  const double length = norm(z, problem.d);
+  Row row;
+  row.weight = weight;
+  row.projected = problem.normalize && length > problem.eps;
+  if (length != 0) row.inverse_norm = problem.normalize ? 1 / std::max(length, problem.eps) : 1.0;
+  const double u_norm = length * row.inverse_norm;
+  row.square_norm = row.projected ? 1.0 : u_norm * u_norm;
+  if (!std::isfinite(length)) row.square_norm = std::numeric_limits<double>::quiet_NaN();
+  return row;
+}
+
+template <typename T>
+Rows<T> normalize(const Problem& problem, const Input& z, int64_t sample, const T* weights) {
+  const int64_t n = problem.n, d = problem.d;
+  Rows<T> rows(n, d);
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / d);
+  torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const double weight = weights ? static_cast<double>(weights[i]) : 1.0 / static_cast<double>(n);
+      rows.row[i] = measure(problem, z.row(sample, i, &rows.x[i * d]), weight);
+    }
+  });
+
+  for (const Row& row : rows.row) {
+    rows.trace += row.weight * row.square_norm;
+    rows.valid = rows.valid && row.weight >= 0;
+  }
+  rows.valid = rows.valid && std::isfinite(rows.trace);
+  if (!rows.valid || rows.empty()) return rows;
+
+  torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const Row& row = rows.row[i];
+      T* x = &rows.x[i * d];
+      // A half-precision row was already converted into x.
+      scale_row(z.is_half() ? x : z.row(sample, i, x), std::sqrt(row.weight / rows.trace) * row.inverse_norm, x, d);
+    }
+  });
+  return rows;
+}
+
+template <typename T>
+void gram(const Problem& problem, const Rows<T>& rows, T* a) {
+  const MatrixView<T> x = row_major<T>(rows.x.get(), problem.d);
+  if (problem.gram_side()) {
+    multiply<T>(problem.n, problem.n, problem.d, x, nullptr, transposed(x), a, Result::kSymmetric);
+  } else {
+    multiply<T>(problem.d, problem.d, problem.n, transposed(x), nullptr, x, a, Result::kSymmetric);
+  }
+}
+
+void for_each_sample(const Problem& problem, const std::function<void(int64_t)>& f) {
+  constexpr int64_t kThreadedSize = 512;  // from here on, the products of one sample fill the threads
+  if (problem.batch < torch::stable::get_num_threads() && problem.m() > kThreadedSize) {
+    for (int64_t sample = 0; sample < problem.batch; ++sample) f(sample);
+    return;
+  }
+  torch::stable::parallel_for(0, problem.batch, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t sample = begin; sample < end; ++sample) f(sample);
+  });
+}
+
+template const float* Input::row(int64_t, int64_t, float*) const;
+template const double* Input::row(int64_t, int64_t, double*) const;
+template Row measure(const Problem&, const float*, double);
+template Row measure(const Problem&, const double*, double);
+template Rows<float> normalize(const Problem&, const Input&, int64_t, const float*);
+template Rows<double> normalize(const Problem&, const Input&, int64_t, const double*);
+template void gram(const Problem&, const Rows<float>&, float*);
+template void gram(const Problem&, const Rows<double>&, double*);
+
+}  // namespace vne

@@ -1,0 +1,212 @@
+// The inner loops, written with the compiler's vector types; see kernels.h.
+//
+// This file is compiled several times with different instruction sets. Whatever it emits outside of
+// its anonymous namespace could be merged by the linker with the copy of another instruction set
+// and then run on a processor that lacks it: so nothing here includes or instantiates library code.
+
+#include "cpu/simd/kernels.h"
+
+#ifndef VNE_SIMD
+#define VNE_SIMD baseline
+#endif
+
+namespace vne::simd::VNE_SIMD {
+namespace {
+
+// Bytes of a vector register and rows of a tile of C. A tile is tile_rows x 2 vectors of
+// accumulators: at least 8, so that the latency of a fused multiply-add is hidden, and few enough
+// to leave registers for two vectors of B and one broadcast of A.
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64, kTileRows = 8;  // 16 of 32 registers
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32, kTileRows = 6;  // 12 of 16
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16, kTileRows = 8;  // 16 of 32
+#else
+constexpr int kVectorBytes = 16, kTileRows = 4;  // 8 of 16
+#endif
+
+template <typename T>
+struct Vector {
+  typedef T Type __attribute__((vector_size(kVectorBytes), may_alias));
+  typedef T Unaligned __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+  static constexpr int kSize = kVectorBytes / static_cast<int>(sizeof(T));
+};
+
+template <typename T>
+constexpr int kTileCols = 2 * Vector<T>::kSize;
+
+template <typename T>
+typename Vector<T>::Type load(const T* from) {
+  return *reinterpret_cast<const typename Vector<T>::Unaligned*>(from);
+}
+
+template <typename T>
+void store(T* to, typename Vector<T>::Type value) {
+  *reinterpret_cast<typename Vector<T>::Unaligned*>(to) = value;
+}
+
+// A tile of exactly kRows rows, its accumulators in registers for the whole of k.
+template <typename T, int kRows>
+void multiply_rows(int64_t k, MatrixView<T> a, const T* packed_b, T* c, int64_t c_stride, int cols,
+                   bool accumulate) {
+  using V = typename Vector<T>::Type;
+  constexpr int kWidth = Vector<T>::kSize;
+  V left[kRows], right[kRows];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) left[r] = right[r] = V{};
+  for (int64_t i = 0; i < k; ++i) {
+    const V b_left = load(packed_b), b_right = load(packed_b + kWidth);
+    const T* column = a.data + i * a.col_stride;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      left[r] += column[r * a.row_stride] * b_left;
+      right[r] += column[r * a.row_stride] * b_right;
+    }
+    packed_b += kTileCols<T>;
+  }
+  if (cols == kTileCols<T>) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      T* row = c + r * c_stride;
+      store(row, accumulate ? load(row) + left[r] : left[r]);
+      store(row + kWidth, accumulate ? load(row + kWidth) + right[r] : right[r]);
+    }
+    return;
+  }
+  for (int r = 0; r < kRows; ++r) {
+    T tile[kTileCols<T>];
+    store(tile, left[r]);
+    store(tile + kWidth, right[r]);
+    T* row = c + r * c_stride;
+    for (int j = 0; j < cols; ++j) row[j] = accumulate ? row[j] + tile[j] : tile[j];
+  }
+}
+
+template <typename T>
+void multiply_tile(int64_t k, MatrixView<T> a, const T* packed_b, T* c, int64_t c_stride, int rows, int cols,
+                   bool accumulate) {
+  switch (rows) {
+    case 1:
+      return multiply_rows<T, 1>(k, a, packed_b, c, c_stride, cols, accumulate);
+    case 2:
+      return multiply_rows<T, 2>(k, a, packed_b, c, c_stride, cols, accumulate);
+    case 3:
+      return multiply_rows<T, 3>(k, a, packed_b, c, c_stride, cols, accumulate);
+    case 4:
+      return multiply_rows<T, 4>(k, a, packed_b, c, c_stride, cols, accumulate);
+    case 5:
+      return multiply_rows<T, 5>(k, a, packed_b, c, c_stride, cols, accumulate);
+    case 6:
+      return multiply_rows<T, 6>(k, a, packed_b, c, c_stride, cols, accumulate);
+    case 7:
+      return multiply_rows<T, 7>(k, a, packed_b, c, c_stride, cols, accumulate);
+    case 8:
+      return multiply_rows<T, 8>(k, a, packed_b, c, c_stride, cols, accumulate);
+  }
+}
+
+template <typename T>
+void pack(int64_t k, int cols, MatrixView<T> b, const T* row_scale, T* packed) {
+  constexpr int kCols = kTileCols<T>;
+  if (b.col_stride == 1 && cols == kCols) {
+    for (int64_t i = 0; i < k; ++i) {
+      const T* row = b.data + i * b.row_stride;
+      const T factor = row_scale ? row_scale[i] : T(1);
+      for (int j = 0; j < kCols; ++j) packed[i * kCols + j] = factor * row[j];
+    }
+    return;
+  }
+  for (int64_t i = 0; i < k; ++i) {
+    const T factor = row_scale ? row_scale[i] : T(1);
+    const T* row = b.data + i * b.row_stride;
+    for (int j = 0; j < cols; ++j) packed[i * kCols + j] = factor * row[j * b.col_stride];
+    for (int j = cols; j < kCols; ++j) packed[i * kCols + j] = T(0);
+  }
+}
+
+// Gauss-Jordan, one pivot at a time. With pivot p, the row r = d_k. / p but r_k = 1 + 1/p, and the
+// column c = d_.k but c_k = p - 1, the whole sweep is the rank-one update d -= c r^T (csrc/README.md).
+// kSize = 0: any size; otherwise it is known to the compiler, which keeps rows in registers.
+template <typename T, int kSize>
+void invert_sized(T* d, int64_t stride, int any_size, T floor) {
+  const int size = kSize > 0 ? kSize : any_size;
+  T row[kMaxBlock], column[kMaxBlock];
+  for (int k = 0; k < size; ++k) {
+    T* pivot_row = d + k * stride;
+    const T pivot = pivot_row[k] < floor ? floor : pivot_row[k];
+    pivot_row[k] = pivot;
+    const T inverse = T(1) / pivot;
+    for (int j = 0; j < size; ++j) row[j] = pivot_row[j] * inverse;
+    for (int i = 0; i < size; ++i) column[i] = d[i * stride + k];
+    row[k] = T(1) + inverse;
+    column[k] = pivot - T(1);
+    for (int i = 0; i < size; ++i) {
+      T* target = d + i * stride;
+      const T factor = column[i];
+      for (int j = 0; j < size; ++j) target[j] -= factor * row[j];
+    }
+    // 1/p, not p - (p - 1)(1 + 1/p), which cancels; likewise the rest of the row.
+    for (int j = 0; j < size; ++j) pivot_row[j] = row[j];
+    pivot_row[k] = inverse;
+  }
+}
+
+template <typename T>
+void invert_block(T* d, int64_t stride, int size, T floor) {
+  if (size == kMaxBlock && stride == kMaxBlock) {
+    invert_sized<T, kMaxBlock>(d, kMaxBlock, kMaxBlock, floor);
+  } else {
+    invert_sized<T, 0>(d, stride, size, floor);
+  }
+}
+
+// Eight accumulators of partial sums: enough to hide latency, and a summation error that grows with
+// size / 8 instead of size.
+template <typename T>
+double dot(const T* x, const T* y, int64_t size) {
+  constexpr int kLanes = 16;
+  double sums[kLanes] = {};
+  int64_t i = 0;
+  for (; i + kLanes <= size; i += kLanes) {
+    for (int lane = 0; lane < kLanes; ++lane) {
+      sums[lane] += static_cast<double>(x[i + lane]) * static_cast<double>(y[i + lane]);
+    }
+  }
+  double total = 0;
+  for (; i < size; ++i) total += static_cast<double>(x[i]) * static_cast<double>(y[i]);
+  for (int lane = 0; lane < kLanes; ++lane) total += sums[lane];
+  return total;
+}
+
+template <typename T>
+double sum_of_squares(const T* x, int64_t size) {
+  return dot(x, x, size);
+}
+
+template <typename T>
+void scale(const T* x, T factor, T* out, int64_t size) {
+  for (int64_t i = 0; i < size; ++i) out[i] = factor * x[i];
+}
+
+template <typename T>
+void combine(T a, const T* x, T b, const T* y, T* out, int64_t size) {
+  for (int64_t i = 0; i < size; ++i) out[i] = a * x[i] + b * y[i];
+}
+
+}  // namespace
+
+#define VNE_STRINGIZE_(name) #name
+#define VNE_STRINGIZE(name) VNE_STRINGIZE_(name)
+
+extern const Kernels<float> kFloat;
+extern const Kernels<double> kDouble;
+
+const Kernels<float> kFloat = {VNE_STRINGIZE(VNE_SIMD), kTileRows,    kTileCols<float>,       multiply_tile<float>,
+                               pack<float>,             invert_block<float>, sum_of_squares<float>,
+                               dot<float>,              scale<float>,        combine<float>};
+const Kernels<double> kDouble = {VNE_STRINGIZE(VNE_SIMD), kTileRows, kTileCols<double>, multiply_tile<double>,
+                                 pack<double>,            invert_block<double>, sum_of_squares<double>,
+                                 dot<double>,             scale<double>,        combine<double>};
+
+}  // namespace vne::simd::VNE_SIMD

@@ -1,0 +1,50 @@
+// The vectorised inner loops of the CPU backend, and how one is chosen at run time.
+//
+// kernels.cpp is compiled once per instruction set (VNE_SIMD = baseline, avx2, avx512) and gives one
+// Kernels table each; dispatch.cpp hands out the best one that the processor runs. Everything above
+// this folder is ordinary C++ that calls through the table.
+
+#pragma once
+
+#include <cstdint>
+
+namespace vne::simd {
+
+// A matrix by pointer and strides, so that a transpose costs nothing.
+template <typename T>
+struct MatrixView {
+  const T* data;
+  int64_t row_stride;
+  int64_t col_stride;
+};
+
+constexpr int kMaxBlock = 32;  // the largest matrix that invert_block takes, and its best size
+
+template <typename T>
+struct Kernels {
+  const char* name;
+  int tile_rows;  // C is computed in tiles of tile_rows x tile_cols
+  int tile_cols;
+
+  // One tile: C[rows, cols] (+)= A[rows, k] B[k, cols]. rows <= tile_rows, cols <= tile_cols.
+  // B comes packed: k rows of tile_cols numbers.
+  void (*multiply_tile)(int64_t k, MatrixView<T> a, const T* packed_b, T* c, int64_t c_stride, int rows,
+                        int cols, bool accumulate);
+
+  // Packs B[k, cols], cols <= tile_cols, into rows of tile_cols numbers, padded by zeros; row i is
+  // multiplied by row_scale[i] unless that is null.
+  void (*pack)(int64_t k, int cols, MatrixView<T> b, const T* row_scale, T* packed);
+
+  // Inverts D [size, size], size <= kMaxBlock, in place by Gauss-Jordan; pivots below floor are raised to it.
+  void (*invert_block)(T* d, int64_t stride, int size, T floor);
+
+  double (*sum_of_squares)(const T* x, int64_t size);               // in double: no overflow in fp32
+  double (*dot)(const T* x, const T* y, int64_t size);              // in double
+  void (*scale)(const T* x, T factor, T* out, int64_t size);        // out = factor x
+  void (*combine)(T a, const T* x, T b, const T* y, T* out, int64_t size);  // out = a x + b y
+};
+
+template <typename T>
+const Kernels<T>& kernels();  // the best table for this processor
+
+}  // namespace vne::simd

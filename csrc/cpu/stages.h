@@ -1,0 +1,122 @@
+// The stages that every CPU operator is made of, in the order they run:
+//
+//   normalize   z -> rows X^ with trace-one A = X^ X^T         normalize.cpp
+//   gram        X^ -> A, on the smaller side                   normalize.cpp
+//   eigh        A -> eigenvalues, eigenvectors (LAPACK)        eigh.cpp
+//   poles       A -> log A as a sum of inverses                poles.cpp
+//   gradient    (log A) X^ -> dS/dz, dS/dp                     gradient.cpp
+//
+// and the operators: entropy.cpp, spectrum.cpp, doe_loss.cpp. Equation numbers: csrc/README.md.
+//
+// Every stage works on one sample, in T = float or double. X^ = X / sqrt(tau) with tau = tr A makes
+// the trace one whatever the norms and weights are, so that nothing overflows and the poles, fitted
+// on [0, 1], always apply: A = tau A^, log A = log A^ + log(tau) I.
+
+#pragma once
+
+#include <functional>
+
+#include "common/problem.h"
+#include "cpu/gemm.h"
+
+namespace vne {
+
+// A contiguous z, (batch, n, d), in the dtype it came in.
+class Input {
+ public:
+  Input(const Tensor& z, const Problem& problem)
+      : z_(torch::stable::contiguous(z)), data_(z_.const_data_ptr()), dtype_(z_.scalar_type()), problem_(problem) {}
+
+  // Row i of a sample as T: in place, or converted into `buffer` [d].
+  template <typename T>
+  const T* row(int64_t sample, int64_t i, T* buffer) const;
+  bool is_half() const { return dtype_ == ScalarType::Half || dtype_ == ScalarType::BFloat16; }
+
+ private:
+  Tensor z_;
+  const void* data_;
+  ScalarType dtype_;
+  const Problem& problem_;
+};
+
+// What is remembered of row i: u_i = inverse_norm z_i.
+struct Row {
+  double weight = 0;        // p_i
+  double inverse_norm = 0;  // 1 / max(|z_i|, eps); 1 without normalisation; 0 for a zero row
+  double square_norm = 0;   // |u_i|^2
+  bool projected = false;   // u_i moves on the sphere: equation (4) applies
+};
+
+template <typename T>
+struct Rows {
+  Rows(int64_t n, int64_t d) : x(n * d), row(n) {}
+  Buffer<T> x;  // [n, d], rows sqrt(p_i / tau) u_i
+  std::vector<Row> row;
+  double trace = 0;   // tau; 0 if every row is zero: then x is not set
+  bool valid = true;  // every entry finite, no weight negative; otherwise x is not set
+  bool empty() const { return trace == 0; }
+};
+
+// The norm of one row z [d], and what follows from it.
+template <typename T>
+Row measure(const Problem& problem, const T* z, double weight);
+
+// Equation (1). `weights` [n] may be null: 1/n each.
+template <typename T>
+Rows<T> normalize(const Problem& problem, const Input& z, int64_t sample, const T* weights);
+
+// Equation (2): A^ [m, m] of the smaller side.
+template <typename T>
+void gram(const Problem& problem, const Rows<T>& rows, T* a);
+
+struct Eigen {
+  Tensor values;   // [m], ascending
+  Tensor vectors;  // [m, m], as columns; empty if not asked for
+};
+template <typename T>
+Eigen eigh(const T* a, int64_t m, bool vectors);
+
+// V diag(f) V^T, for f [m].
+template <typename T>
+void spectral_function(const Eigen& eigen, const T* f, int64_t m, T* result);
+
+// Equation (6): log A^ + shift I for a trace-one A^.
+template <typename T>
+void log_by_poles(const T* a, int64_t m, double shift, T* result);
+
+// Equation (4) and its like. With W a matrix function on the smaller side and product = W X^, the
+// gradient of a scalar whose gradient in X is factor (W + identity I) X.
+//   grad_z [n, d], grad_weights [n] or null.
+template <typename T>
+void gradient(const Problem& problem, const Rows<T>& rows, const T* w, double factor, double identity, T* grad_z,
+              T* grad_weights);
+
+// S, and unless grad_z is null its gradients: all stages of one sample.
+template <typename T>
+double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* grad_z, T* grad_weights);
+
+// Calls f(sample) for each sample of the batch, in parallel where that uses the threads better than
+// the products within one sample do.
+void for_each_sample(const Problem& problem, const std::function<void(int64_t)>& f);
+
+// Runs f(T{}) with the type that `dtype` is computed in.
+template <typename F>
+auto dispatch_compute(ScalarType dtype, F f) {
+  return dtype == ScalarType::Double ? f(double{}) : f(float{});
+}
+
+template <typename T>
+const T* data_or_null(const std::optional<Tensor>& tensor) {
+  return tensor ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
+}
+
+inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
+}
+
+template <typename T>
+void fill(T* data, int64_t size, double value) {
+  for (int64_t i = 0; i < size; ++i) data[i] = static_cast<T>(value);
+}
+
+}  // namespace vne

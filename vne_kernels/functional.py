@@ -1,0 +1,199 @@
+"""The public functions: arguments validated, then one operator each."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vne_kernels import ops as _registered  # noqa: F401  (fake kernels and autograd of the operators)
+from vne_kernels.ops import compute_dtype
+
+_ops = torch.ops.vne_kernels
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_METHODS = ("auto", "poles", "eigh")
+_EPS = 1e-12
+
+
+class DoEComponents(NamedTuple):
+    """What `doe_loss` returns with ``return_components=True``, each (...) and differentiable."""
+
+    loss: Tensor
+    entropy: Tensor
+    cosine: Tensor
+
+
+def vn_entropy(
+    z: Tensor,
+    *,
+    normalize: bool = True,
+    weights: Tensor | None = None,
+    method: str = "auto",
+    eps: float = _EPS,
+) -> Tensor:
+    """Von Neumann entropy of representations, in nats: equation (1) of csrc/README.md.
+
+    S = -tr(rho log rho) with rho = U^T diag(p) U, U the rows of z on the unit sphere. Between 0 (all
+    rows parallel) and log(min(n, d)) (all directions used alike).
+
+    Args:
+        z: (..., n, d), n samples of d features; float16, bfloat16, float32 or float64. Leading
+            dimensions are a batch.
+        normalize: divide each row by max(norm, eps), as ``torch.nn.functional.normalize`` does. If
+            False, rho = Z^T diag(p) Z, and S is -sum(l log l) whatever its trace.
+        weights: p, broadcastable to (..., n), not negative, used as given: they should sum to 1.
+            A sample of weight 0 counts as absent. Default: 1/n each.
+        method: "eigh", by an eigendecomposition; "poles", by the logarithm as a sum of inverses;
+            "auto", the faster one on the device of z (on a CPU "eigh").
+        eps: the smallest norm a row is divided by.
+
+    Returns:
+        (...), float64 for float64 input, otherwise float32. NaN for a sample that holds a NaN or an
+        infinity, or has a negative weight; the other samples of the batch are not touched by it.
+
+        Differentiable in z and weights. Second derivatives in z with method "eigh" only.
+
+    Raises:
+        ValueError: z has fewer than 2 dimensions, or n = 0 or d = 0; weights do not broadcast to
+            (..., n); method is unknown; eps is negative or not finite.
+        TypeError: z or weights is not a tensor of one of these dtypes.
+
+    Source: Kim et al., "VNE: An Effective Method for Improving Deep Representation by Manipulating
+    Eigenvalue Distribution", CVPR 2023.
+
+    Example:
+        >>> float(vn_entropy(torch.eye(4)))  # four orthogonal rows: log 4
+        1.3862943649291992
+    """
+    _check_samples("z", z)
+    _check_method(method)
+    _check_eps(eps)
+    p = _check_weights(weights, z)
+    if torch.is_grad_enabled() and (z.requires_grad or (p is not None and p.requires_grad)):
+        entropy: Tensor = _ops.vn_entropy_grad(z, p, normalize, method, eps)[0]
+    else:
+        entropy = _ops.vn_entropy(z, p, normalize, method, eps)
+    return entropy
+
+
+def spectrum(z: Tensor, *, normalize: bool = True, weights: Tensor | None = None) -> Tensor:
+    """Eigenvalues of rho in descending order: those of `vn_entropy`, none below 0.
+
+    ``spectrum(z).pow(2).sum(-1).reciprocal()`` is the participation ratio, ``vn_entropy(z).exp()``
+    the effective rank (Vendi score).
+
+    Args:
+        z: (..., n, d), as for `vn_entropy`.
+        normalize: as for `vn_entropy`.
+        weights: as for `vn_entropy`.
+
+    Returns:
+        (..., min(n, d)), float64 for float64 input, otherwise float32; NaN for an invalid sample.
+        The remaining max(n, d) - min(n, d) eigenvalues are 0. Differentiable once; where
+        eigenvalues coincide the gradient is that of one ordering of them.
+
+    Raises:
+        ValueError, TypeError: as `vn_entropy`.
+
+    Example:
+        >>> spectrum(torch.eye(2))
+        tensor([0.5000, 0.5000])
+    """
+    _check_samples("z", z)
+    p = _check_weights(weights, z)
+    if torch.is_grad_enabled() and (z.requires_grad or (p is not None and p.requires_grad)):
+        eigenvalues: Tensor = _ops.spectrum_eigh(z, p, normalize, _EPS)[0]
+    else:
+        eigenvalues = _ops.spectrum(z, p, normalize, _EPS)
+    return eigenvalues
+
+
+def doe_loss(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    beta: float = 1.0,
+    method: str = "auto",
+    return_components: bool = False,
+) -> Tensor | DoEComponents:
+    """Difference-of-entropies loss -S(U1) - beta * mean_i cos(z1_i, z2_i): equation (8).
+
+    Args:
+        z1: (..., n, d), representations of one view of n images.
+        z2: (..., n, d), of the other view, row by row of the same images.
+        beta: weight of the cosine similarity. The paper raises it from 1 to 10 during training.
+        method: as for `vn_entropy`.
+        return_components: return a `DoEComponents` (loss, entropy of z1, mean cosine).
+
+    Returns:
+        (...): a scalar for one pair of views; dtype as `vn_entropy`. Differentiable once.
+
+    Raises:
+        ValueError: shapes differ or are not (..., n, d) with n, d >= 1; method is unknown.
+        TypeError: not tensors of one floating dtype.
+
+    Source: "Formulating A Non-contrastive Loss As A Difference Of Entropies Using A Von Neumann
+    Entropy Bound", Algorithm 1.
+
+    Example:
+        >>> z = torch.eye(4)
+        >>> float(doe_loss(z, z, beta=2.0))  # -log 4 - 2
+        -3.386294364929199
+    """
+    _check_samples("z1", z1)
+    _check_samples("z2", z2)
+    _check_method(method)
+    if z1.shape != z2.shape:
+        raise ValueError(
+            f"z1 and z2 must have the same shape, got {tuple(z1.shape)} and {tuple(z2.shape)}"
+        )
+    if z1.dtype != z2.dtype:
+        raise TypeError(f"z1 and z2 must have the same dtype, got {z1.dtype} and {z2.dtype}")
+    if torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad):
+        entropy, cosine, *_ = _ops.doe_loss_grad(z1, z2, method, _EPS)
+    else:
+        entropy, cosine = _ops.doe_loss(z1, z2, method, _EPS)
+    loss: Tensor = -entropy - beta * cosine
+    return DoEComponents(loss, entropy, cosine) if return_components else loss
+
+
+def _check_dtype(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in _DTYPES:
+        raise TypeError(
+            f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}"
+        )
+
+
+def _check_samples(name: str, z: Tensor) -> None:
+    _check_dtype(name, z)
+    if z.dim() < 2 or z.shape[-2] == 0 or z.shape[-1] == 0:
+        raise ValueError(f"{name} must be (..., n, d) with n, d >= 1, got {tuple(z.shape)}")
+
+
+def _check_method(method: str) -> None:
+    if method not in _METHODS:
+        raise ValueError(f"method must be 'auto', 'poles' or 'eigh', got {method!r}")
+
+
+def _check_eps(eps: float) -> None:
+    if not (math.isfinite(eps) and eps >= 0):
+        raise ValueError(f"eps must be finite and not negative, got {eps}")
+
+
+def _check_weights(weights: Tensor | None, z: Tensor) -> Tensor | None:
+    """weights, expanded to (..., n) and in the dtype the operators compute in."""
+    if weights is None:
+        return None
+    _check_dtype("weights", weights)
+    shape, wanted = weights.shape, z.shape[:-1]
+    fits = len(shape) <= len(wanted) and all(
+        size in (1, want) for size, want in zip(shape[::-1], wanted[::-1], strict=False)
+    )
+    if not fits or len(shape) == 0:
+        raise ValueError(f"weights must broadcast to {tuple(wanted)}, got {tuple(shape)}")
+    return weights.to(z.device, compute_dtype(z.dtype)).expand(wanted)

@@ -1,0 +1,406 @@
+"""The operators as torch sees them: fake kernels, autograd formulas and vmap rules, a block each.
+
+Schemas are in csrc/library.cpp, kernels in csrc/<backend>/. The operators take every argument and
+validate little: `vne_kernels.functional` is the public face. Equation numbers: csrc/README.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vne_kernels import _load  # noqa: F401  (loads the library that defines the operators)
+
+_NAMESPACE = "vne_kernels"
+_ops = torch.ops.vne_kernels
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of results: float64 for float64, float32 for float32 and the half precisions."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return torch.library.register_fake(f"{_NAMESPACE}::{name}")
+
+
+def _result(like: Tensor, *sizes: int | torch.SymInt) -> Tensor:
+    return like.new_empty(sizes, dtype=compute_dtype(like.dtype))
+
+
+def _smaller(z: Tensor) -> Any:
+    return torch.sym_min(z.shape[-2], z.shape[-1])
+
+
+def _weights_grad(z: Tensor, weights: Tensor | None) -> Tensor:
+    return _result(z, 0) if weights is None else _result(z, *z.shape[:-1])
+
+
+def _scaled(grad: Tensor, unit_grad: Tensor, like: Tensor) -> Tensor:
+    """grad (...) times unit_grad (..., *rest), in the dtype of like."""
+    trailing = (1,) * (unit_grad.dim() - grad.dim())
+    return (grad.reshape(*grad.shape, *trailing) * unit_grad).to(like.dtype)
+
+
+# ---- vn_entropy -----------------------------------------------------------------------------------
+
+
+@_fake("vn_entropy")
+def _(z: Tensor, weights: Tensor | None, normalize: bool, method: str, eps: float) -> Tensor:
+    return _result(z, *z.shape[:-2])
+
+
+def _vn_entropy_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    z, weights, *ctx.options = inputs
+    ctx.save_for_backward(z, weights)
+
+
+def _vn_entropy_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    # Whoever expects a gradient calls vn_entropy_grad, as the public function does; this is for the rest.
+    z, weights = ctx.saved_tensors
+    _, unit_grad, weights_grad = _ops.vn_entropy_grad(z, weights, *ctx.options)
+    of_weights = None if weights is None else _scaled(grad, weights_grad, weights)
+    return _scaled(grad, unit_grad, z), of_weights, None, None, None
+
+
+torch.library.register_autograd(
+    "vne_kernels::vn_entropy", _vn_entropy_backward, setup_context=_vn_entropy_setup
+)
+
+
+# ---- vn_entropy_grad ------------------------------------------------------------------------------
+# The gradient is a multiple of grad_output, so the forward computes it at once and the backward is
+# one scaling. The unit gradient is an output like S: autograd links its uses in the backward to this
+# node, and a gradient that arrives at it is the second order, a Hessian-vector product.
+
+
+@_fake("vn_entropy_grad")
+def _(
+    z: Tensor, weights: Tensor | None, normalize: bool, method: str, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _result(z, *z.shape[:-2]), _result(z, *z.shape), _weights_grad(z, weights)
+
+
+def _vn_entropy_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    z, weights, ctx.normalize, ctx.method, ctx.eps = inputs
+    _, unit_grad, weights_grad = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(z, weights, unit_grad, weights_grad)
+
+
+def _vn_entropy_grad_backward(
+    ctx: Any, grad: Tensor | None, grad_unit_grad: Tensor | None, grad_weights_grad: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    z, weights, unit_grad, weights_grad = ctx.saved_tensors
+    of_z = of_weights = None
+    if grad is not None:
+        of_z = _scaled(grad, unit_grad, z)
+        of_weights = None if weights is None else _scaled(grad, weights_grad, weights)
+    if grad_unit_grad is not None or grad_weights_grad is not None:
+        if ctx.method == "poles":
+            raise RuntimeError(
+                "vn_entropy with method='poles' is differentiable once; use method='eigh' for "
+                "second derivatives"
+            )
+        if grad_weights_grad is not None or ctx.needs_input_grad[1]:
+            raise RuntimeError("vn_entropy has no second derivatives with respect to weights")
+        hvp = _ops.vn_entropy_hvp(z, grad_unit_grad, weights, ctx.normalize, ctx.eps).to(z.dtype)
+        of_z = hvp if of_z is None else of_z + hvp
+    return of_z, of_weights, None, None, None
+
+
+torch.library.register_autograd(
+    "vne_kernels::vn_entropy_grad",
+    _vn_entropy_grad_backward,
+    setup_context=_vn_entropy_grad_setup,
+)
+
+
+# ---- vn_entropy_hvp -------------------------------------------------------------------------------
+
+
+@_fake("vn_entropy_hvp")
+def _(
+    z: Tensor, direction: Tensor, weights: Tensor | None, normalize: bool, eps: float
+) -> Tensor:
+    return _result(z, *z.shape)
+
+
+def _vn_entropy_hvp(
+    z: Tensor, direction: Tensor, weights: Tensor | None, normalize: bool, eps: float
+) -> Tensor:
+    """Equation (9): the derivative of dS/dz along `direction`, finite at repeated eigenvalues.
+
+    In plain torch, for any device: second derivatives are rare, and clarity is worth more.
+    """
+    dtype = compute_dtype(z.dtype)
+    z, direction = z.to(dtype), direction.to(dtype)
+    n, d = z.shape[-2:]
+    p = z.new_full(z.shape[:-1], 1 / n) if weights is None else weights
+    root = p.sqrt().unsqueeze(-1)
+
+    norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+    on_sphere = (norm > eps) if normalize else torch.zeros_like(norm, dtype=torch.bool)
+    inverse = 1 / norm.clamp_min(eps) if normalize else torch.ones_like(norm)
+    u = z * inverse
+    # du = inverse (dz - (u.dz) u) on the sphere; the norm of a shorter row counts as a constant.
+    along = torch.where(on_sphere, (u * direction).sum(-1, keepdim=True), 0)
+    du = inverse * (direction - along * u)
+    d_inverse = -inverse.square() * along
+
+    x, dx = root * u, root * du
+    small_x, small_dx = (x, dx) if n <= d else (x.mT, dx.mT)  # work on the smaller side, equation (2)
+    a = small_x @ small_x.mT
+    da = small_dx @ small_x.mT
+    da = da + da.mT
+    finite = a.isfinite().all(-1).all(-1)[..., None, None]
+    lam, v = torch.linalg.eigh(torch.where(finite, a, torch.eye(a.shape[-1], dtype=dtype)))
+    info = torch.finfo(dtype)
+    lam = torch.maximum(lam, (info.eps * lam[..., -1:]).clamp_min(info.tiny))
+    log_a = (v * lam.log().unsqueeze(-2)) @ v.mT
+    # Divided differences of the logarithm: log(l_i / l_j) / (l_i - l_j), 1 / l_i where they meet.
+    gap = lam.unsqueeze(-1) - lam.unsqueeze(-2)
+    ratio = gap / lam.unsqueeze(-2)
+    divided = torch.where(gap == 0, 1.0, torch.log1p(ratio) / torch.where(gap == 0, 1.0, ratio))
+    dlog_a = v @ (divided / lam.unsqueeze(-2) * (v.mT @ da @ v)) @ v.mT
+
+    g = -2 * (log_a @ small_x + small_x)
+    dg = -2 * (dlog_a @ small_x + log_a @ small_dx + small_dx)
+    if n > d:
+        g, dg = g.mT, dg.mT
+    radial = torch.where(on_sphere, (g * u).sum(-1, keepdim=True), 0)
+    d_radial = torch.where(on_sphere, (dg * u + g * du).sum(-1, keepdim=True), 0)
+    result = root * (d_inverse * (g - radial * u) + inverse * (dg - d_radial * u - radial * du))
+    result = torch.where((norm == 0) | (root == 0), 0, result)
+    return torch.where(finite, result, torch.nan)
+
+
+torch.library.impl("vne_kernels::vn_entropy_hvp", "CompositeExplicitAutograd")(_vn_entropy_hvp)
+
+
+# ---- spectrum -------------------------------------------------------------------------------------
+
+
+@_fake("spectrum")
+def _(z: Tensor, weights: Tensor | None, normalize: bool, eps: float) -> Tensor:
+    return _result(z, *z.shape[:-2], _smaller(z))
+
+
+def _spectrum_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    z, weights, *ctx.options = inputs
+    ctx.save_for_backward(z, weights)
+
+
+def _spectrum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    z, weights = ctx.saved_tensors
+    _, eigenvectors = _ops.spectrum_eigh(z, weights, *ctx.options)
+    of_z, of_weights = _ops.spectrum_backward(grad, z, eigenvectors, weights, *ctx.options)
+    return of_z.to(z.dtype), None if weights is None else of_weights, None, None
+
+
+torch.library.register_autograd(
+    "vne_kernels::spectrum", _spectrum_backward, setup_context=_spectrum_setup
+)
+
+
+@_fake("spectrum_eigh")
+def _(
+    z: Tensor, weights: Tensor | None, normalize: bool, eps: float
+) -> tuple[Tensor, Tensor]:
+    m = _smaller(z)
+    return _result(z, *z.shape[:-2], m), _result(z, *z.shape[:-2], m, m)
+
+
+def _spectrum_eigh_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    z, weights, *ctx.options = inputs
+    ctx.save_for_backward(z, weights, output[1])
+    # Eigenvectors have no gradient where eigenvalues meet, and none is offered.
+    ctx.mark_non_differentiable(output[1])
+
+
+def _spectrum_eigh_backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    z, weights, eigenvectors = ctx.saved_tensors
+    of_z, of_weights = _ops.spectrum_backward(grad, z, eigenvectors, weights, *ctx.options)
+    return of_z.to(z.dtype), None if weights is None else of_weights, None, None
+
+
+torch.library.register_autograd(
+    "vne_kernels::spectrum_eigh", _spectrum_eigh_backward, setup_context=_spectrum_eigh_setup
+)
+
+
+@_fake("spectrum_backward")
+def _(
+    grad: Tensor,
+    z: Tensor,
+    eigenvectors: Tensor,
+    weights: Tensor | None,
+    normalize: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    return _result(z, *z.shape), _weights_grad(z, weights)
+
+
+# ---- doe_loss -------------------------------------------------------------------------------------
+
+
+@_fake("doe_loss")
+def _(z1: Tensor, z2: Tensor, method: str, eps: float) -> tuple[Tensor, Tensor]:
+    return _result(z1, *z1.shape[:-2]), _result(z1, *z1.shape[:-2])
+
+
+def _doe_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    z1, z2, *ctx.options = inputs
+    ctx.save_for_backward(z1, z2)
+
+
+def _doe_loss_backward(
+    ctx: Any, grad_entropy: Tensor, grad_cosine: Tensor
+) -> tuple[Tensor | None, ...]:
+    z1, z2 = ctx.saved_tensors
+    _, _, entropy_grad, row_stats = _ops.doe_loss_grad(z1, z2, *ctx.options)
+    of_z1, of_z2 = _ops.doe_loss_backward(
+        grad_entropy, grad_cosine, z1, z2, entropy_grad, row_stats
+    )
+    return of_z1.to(z1.dtype), of_z2.to(z2.dtype), None, None
+
+
+torch.library.register_autograd(
+    "vne_kernels::doe_loss", _doe_loss_backward, setup_context=_doe_loss_setup
+)
+
+
+@_fake("doe_loss_grad")
+def _(z1: Tensor, z2: Tensor, method: str, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, (n, _) = z1.shape[:-2], z1.shape[-2:]
+    return (
+        _result(z1, *batch),
+        _result(z1, *batch),
+        _result(z1, *z1.shape),
+        _result(z1, *batch, 4, n),
+    )
+
+
+def _doe_loss_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    z1, z2, *_ = inputs
+    _, _, entropy_grad, row_stats = output
+    ctx.mark_non_differentiable(entropy_grad, row_stats)
+    ctx.save_for_backward(z1, z2, entropy_grad, row_stats)
+
+
+def _doe_loss_grad_backward(
+    ctx: Any, grad_entropy: Tensor, grad_cosine: Tensor, *_: Tensor
+) -> tuple[Tensor | None, ...]:
+    z1, z2, entropy_grad, row_stats = ctx.saved_tensors
+    of_z1, of_z2 = _ops.doe_loss_backward(
+        grad_entropy, grad_cosine, z1, z2, entropy_grad, row_stats
+    )
+    return of_z1.to(z1.dtype), of_z2.to(z2.dtype), None, None
+
+
+torch.library.register_autograd(
+    "vne_kernels::doe_loss_grad", _doe_loss_grad_backward, setup_context=_doe_loss_grad_setup
+)
+
+
+@_fake("doe_loss_backward")
+def _(
+    grad_entropy: Tensor,
+    grad_cosine: Tensor,
+    z1: Tensor,
+    z2: Tensor,
+    entropy_grad: Tensor,
+    row_stats: Tensor,
+) -> tuple[Tensor, Tensor]:
+    return _result(z1, *z1.shape), _result(z2, *z2.shape)
+
+
+# ---- once differentiable --------------------------------------------------------------------------
+
+
+def _register_once_differentiable(name: str, outputs: int, inputs: int, what: str) -> None:
+    """A gradient of this gradient operator is an error that says so, not a silent zero."""
+
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(f"{what} is differentiable once; {name} has no derivative")
+
+    torch.library.register_autograd(f"{_NAMESPACE}::{name}", backward)
+
+
+_register_once_differentiable("vn_entropy_hvp", 1, 5, "the gradient of vn_entropy")
+_register_once_differentiable("spectrum_backward", 2, 6, "spectrum")
+_register_once_differentiable("doe_loss_backward", 2, 6, "doe_loss")
+
+
+# ---- vmap -----------------------------------------------------------------------------------------
+# Every operator takes leading batch dimensions: a mapped dimension becomes the first of them.
+
+
+def _register_vmap(name: str) -> None:
+    operator = getattr(_ops, name)
+
+    def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
+        batched = [
+            arg
+            if not isinstance(arg, Tensor)
+            else arg.unsqueeze(0).expand(info.batch_size, *arg.shape)
+            if dim is None
+            else arg.movedim(dim, 0)
+            for arg, dim in zip(args, in_dims, strict=True)
+        ]
+        result = operator(*batched)
+        if isinstance(result, Tensor):
+            return result, 0
+        # Without weights their gradient is (0,), which has no batch.
+        dims = tuple(None if out.shape == (0,) else 0 for out in result)
+        return tuple(result), dims
+
+    torch.library.register_vmap(f"{_NAMESPACE}::{name}", rule)
+
+
+for _name in (
+    "vn_entropy",
+    "vn_entropy_grad",
+    "vn_entropy_hvp",
+    "spectrum",
+    "spectrum_eigh",
+    "spectrum_backward",
+    "doe_loss",
+    "doe_loss_grad",
+    "doe_loss_backward",
+):
+    _register_vmap(_name)
+
+
+# ---- devices without native kernels ---------------------------------------------------------------
+# The matrix is small and LAPACK is quick: a copy to the host is right everywhere and often not slow.
+
+
+def _register_on_host(name: str, device_key: str) -> None:
+    operator = getattr(_ops, name)
+
+    def on_host(*args: Any) -> Any:
+        device = next(arg.device for arg in args if isinstance(arg, Tensor))
+        result = operator(*(arg.cpu() if isinstance(arg, Tensor) else arg for arg in args))
+        if isinstance(result, Tensor):
+            return result.to(device)
+        return tuple(out.to(device) for out in result)
+
+    torch.library.impl(f"{_NAMESPACE}::{name}", device_key)(on_host)
+
+
+for _name in (
+    "vn_entropy",
+    "vn_entropy_grad",
+    "spectrum",
+    "spectrum_eigh",
+    "spectrum_backward",
+    "doe_loss",
+    "doe_loss_grad",
+    "doe_loss_backward",
+):
+    for _device_key in ("CUDA", "MPS", "XPU"):
+        _register_on_host(_name, _device_key)
