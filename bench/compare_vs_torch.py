@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import harness
+import memory
 import plot
 import torch
 from torch import Tensor
@@ -178,7 +180,8 @@ def _check_and_warm_up(
         value_error = _relative_error(value.unsqueeze(-1), problem.value.unsqueeze(-1), (-1,))
         if problem.z.grad is not None:
             grad_error = _relative_error(problem.z.grad, problem.grad, (-2, -1))
-        contender.peak_bytes = harness.peak_bytes(contender, device)
+        contender.prepare()
+        contender.peak_bytes = memory.peak_bytes(contender.call, device)
     except Exception as error:  # a provider that cannot do the case is a result, not an accident
         reason = (str(error).strip().splitlines() or [""])[0]
         contender.error = f"{type(error).__name__}: {reason}"[:160]
@@ -284,10 +287,10 @@ def _positives(text: str) -> tuple[int, ...]:
 
 
 def _sizes(text: str) -> tuple[tuple[int, int], ...]:
-    parts = [part.split("x") for part in text.lower().split(",")]
-    if any(len(part) != 2 for part in parts):
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*", text.lower()):
         raise argparse.ArgumentTypeError(f"wanted NxD,NxD,... such as 128x512, got {text!r}")
-    return tuple((_positive(n), _positive(d)) for n, d in parts)
+    pairs = (part.split("x") for part in text.lower().split(","))
+    return tuple((int(n), int(d)) for n, d in pairs)
 
 
 def _seconds(text: str) -> float:
@@ -340,6 +343,7 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     where: Row = {**harness.environment(device), "dtype": arguments.dtype}
     print(", ".join(f"{name} {value}" for name, value in where.items()))
     partial = arguments.out.with_name(arguments.out.name + ".partial")
+    partial.unlink(missing_ok=True)
     counts = (arguments.sizes, arguments.batches, arguments.threads, MODES)
     progress = Progress(math.prod(len(c) for c in counts))
     rows: list[Row] = []
@@ -362,10 +366,12 @@ def run(arguments: argparse.Namespace) -> list[Row]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
+    if arguments.device == "cpu":
+        memory.restart_with_counter()
     try:
         run(arguments)
     except KeyboardInterrupt:
-        print(f"\nstopped; finished cases are in {arguments.out}.partial", file=sys.stderr)
+        print(f"\nstopped; any finished case is in {arguments.out}.partial", file=sys.stderr)
         return 130
     print(f"\n{arguments.out}")
     for picture in plot.draw(arguments.out):

@@ -1,4 +1,4 @@
-"""Interleaved timing, peak memory, the description of the machine, and the CSV file.
+"""Interleaved timing, the description of the machine, and the CSV file.
 
 Nothing here knows what is measured: `compare_vs_torch.py` brings the providers.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import csv
 import gc
-import json
 import math
 import os
 import platform
@@ -21,7 +20,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read by torch's profiler when it loads
 import torch
 
 Call = Callable[[], object]
@@ -135,39 +133,6 @@ def time_interleaved(
                     _turn(contender, device)
             if time.perf_counter() > deadline and index + 1 >= MIN_SAMPLES:
                 break
-
-
-# ---------------------------------------------------------------------------------------------
-# Memory
-# ---------------------------------------------------------------------------------------------
-
-
-def peak_bytes(contender: Contender, device: torch.device) -> float:
-    """Most bytes of torch's allocator alive at once during one call, above those before it."""
-    contender.prepare()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        contender.call()
-        torch.cuda.synchronize(device)
-        return float(torch.cuda.max_memory_allocated(device) - before)
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        contender.call()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    memory = [event for event in events if event.get("name") == "[memory]"]
-    memory = sorted((e for e in memory if e["args"]["Device Type"] == 0), key=lambda e: e["ts"])
-    if not memory:
-        return 0.0
-    # The profiler's running total carries over from one profile to the next.
-    first = memory[0]["args"]
-    before = first["Total Allocated"] - first["Bytes"]
-    return float(max(event["args"]["Total Allocated"] for event in memory) - before)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ import torch
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 PNG = b"\x89PNG\r\n\x1a\n"
+HAS_C_COMPILER = any(map(shutil.which, (os.environ.get("CC", "cc"), "cc", "gcc", "clang")))
 PROVIDERS = ["algorithm1", "svd", "gram", "gram+compile", "ours-eigh", "ours-poles"]
 
 
@@ -91,7 +92,7 @@ def test_numbers_are_plausible(rows: list[dict[str, str]]) -> None:
         assert row["note"] == ""
         assert 0 < float(row["p20_ms"]) <= float(row["p50_ms"]) <= float(row["p80_ms"])
         assert int(row["samples"]) >= 1
-        assert float(row["peak_mib"]) > 0
+        assert float(row["peak_mib"]) > 0 or not HAS_C_COMPILER
         assert float(row["value_rel_error"]) < 1e-5
         if row["mode"] == "forward":
             assert row["grad_rel_error"] == ""
@@ -161,7 +162,7 @@ def test_plot_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
     [
         ("--bogus", "unrecognized arguments: --bogus"),
         ("--sizes 128", "argument --sizes: wanted NxD,NxD,... such as 128x512, got '128'"),
-        ("--sizes 0x5", "argument --sizes: wanted positive whole numbers, got '0'"),
+        ("--sizes 0x5", "argument --sizes: wanted NxD,NxD,... such as 128x512, got '0x5'"),
         ("--batches 1,-8", "argument --batches: wanted positive whole numbers, got '-8'"),
         ("--threads two", "argument --threads: wanted positive whole numbers, got 'two'"),
         ("--dtype int8", "argument --dtype: invalid choice: 'int8'"),
@@ -227,7 +228,7 @@ def test_a_provider_that_fails_stays_in_the_table(
     assert nan["note"] == "the result is not finite"
     assert (nan["value_rel_error"], nan["grad_rel_error"]) == ("nan", "nan")
     assert float(nan["p50_ms"]) > 0
-    assert fine["note"] == ""
+    assert (fine["note"], fine["peak_mib"]) == ("", "nan")  # malloc is counted in the program only
     assert float(fine["speedup_vs_gram"]) == 1.0
 
 
@@ -252,18 +253,36 @@ def test_slow_and_fast_share_the_time(harness: ModuleType) -> None:
     assert all(math.isnan(q) for q in failed.quantiles_ms())
 
 
-@pytest.mark.parametrize("earlier", [0, 1000])
-def test_peak_memory_is_exact(harness: ModuleType, earlier: int) -> None:
-    kept = [torch.empty(earlier)]
+PEAKS = """
+import sys, torch, memory
+memory.restart_with_counter()
+kept = []
+def call():
+    kept.append(torch.empty(1 << 20, dtype=torch.uint8))  # stays
+    torch.empty(1 << 18, dtype=torch.uint8)  # gone before the next
+    torch.empty(1 << 19, dtype=torch.uint8)
+for _ in range(3):
+    kept.clear()
+    print(memory.peak_bytes(call, torch.device("cpu")))
+"""
 
-    def call() -> None:
-        kept.append(torch.empty(1 << 20, dtype=torch.uint8))  # stays
-        torch.empty(1 << 18, dtype=torch.uint8)  # gone before the next
-        torch.empty(1 << 19, dtype=torch.uint8)
 
-    contender = harness.Contender("it", call, kept.clear)
-    for _ in range(2):  # what the first call keeps is not counted in the second
-        assert harness.peak_bytes(contender, torch.device("cpu")) == (1 << 20) + (1 << 19)
+@pytest.mark.skipif(not HAS_C_COMPILER, reason="the counter of malloc needs a C compiler")
+def test_peak_memory_is_what_is_held_at_once(tmp_path: Path) -> None:
+    """What a call keeps is not counted in the next; tensor headers and rounding take some bytes."""
+    (tmp_path / "peaks.py").write_text(PEAKS)
+    done = subprocess.run(
+        [sys.executable, "peaks.py"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(BENCH)},
+        check=True,
+    )
+    peaks = [float(line) for line in done.stdout.split()]
+    assert len(peaks) == 3
+    for peak in peaks[1:]:
+        assert (1 << 20) + (1 << 19) <= peak <= (1 << 20) + (1 << 19) + 16384
 
 
 def test_a_failed_write_leaves_the_old_file(harness: ModuleType, tmp_path: Path) -> None:
