@@ -1,0 +1,270 @@
+"""One run, from the images to ``results.json``."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor, nn
+
+import vne_kernels
+from vne_kernels.pretrain import evaluate, plots, precision
+from vne_kernels.pretrain.augment import SMALL, make_views, plain_view
+from vne_kernels.pretrain.callbacks import Checkpoints, MetricsTables
+from vne_kernels.pretrain.config import CHECKPOINT, Config, OptionError
+from vne_kernels.pretrain.data import EpochSampler, ImageData, view_loader
+from vne_kernels.pretrain.files import read_table, replacing, write_json
+from vne_kernels.pretrain.model import Pretraining, make_encoder
+
+
+class Interrupted(Exception):
+    """Ctrl-C ended the training; the checkpoint holds everything."""
+
+
+def run(config: Config, data: ImageData, *, resume: bool) -> None:
+    """Train (or go on training), evaluate, draw, write ``results.json``.
+
+    Raises:
+        OptionError: the options do not fit the data or the machine.
+        Interrupted: Ctrl-C stopped the training.
+    """
+    start = time.monotonic()
+    _quiet()
+    config = _with_precision(config)
+    out = Path(config.out)
+    tables = MetricsTables(out, _probe_images(config, data), config.projector_dim)
+    checkpoints = Checkpoints(out / CHECKPOINT, tables)
+    trainer = _trainer(config, [TQDMProgressBar(), tables, checkpoints])
+    share = _share(config, trainer.world_size)
+    steps = config.epochs * _steps_per_epoch(config, len(data.train))
+    if trainer.is_global_zero:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "config.json", dataclasses.asdict(config))
+        _announce(config, data, steps, trainer)
+
+    module = _seeded_module(config, steps)
+    steps_before = _steps_done(out / CHECKPOINT) if resume else 0
+    loader = view_loader(
+        data.train,
+        make_views(config.augment, data, config.image_size),
+        EpochSampler(
+            len(data.train),
+            share,
+            config.seed,
+            steps_done=steps_before,
+            rank=trainer.global_rank,
+            world=trainer.world_size,
+        ),
+        workers=config.workers,
+        pin_memory=trainer.strategy.root_device.type == "cuda",
+    )
+    device = trainer.strategy.root_device
+    checkpoint = out / CHECKPOINT if resume else None
+    fit_start = time.monotonic()
+    trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+    fit_seconds = time.monotonic() - fit_start
+    if checkpoints.interrupted:
+        raise Interrupted
+    if not trainer.is_global_zero:
+        return
+
+    _save_encoder(module.encoder, out / "encoder.pt")
+    print("evaluating: untrained and trained encoder, linear probe and nearest neighbours")
+    evaluation = _evaluate(config, data, module, device)
+    _print_scores(evaluation)
+    drawn = plots.draw_all(out, n=config.batch_size, d=config.projector_dim)
+    write_json(
+        out / "results.json",
+        {
+            "evaluation": evaluation,
+            "training": {
+                "steps": steps,
+                "last_epoch": _last_epoch(out),
+                "steps_of_this_process": steps - steps_before,
+                "seconds_of_this_process": round(fit_seconds, 2),
+            },
+            "data": {
+                "name": config.data,
+                "train_images": len(data.train),
+                "test_images": len(data.test),
+                "classes": data.classes,
+            },
+            "config": dataclasses.asdict(config),
+            "environment": {
+                "vne_kernels": vne_kernels.__version__,
+                "torch": torch.__version__,
+                "device": _device_name(device),
+                "processes": trainer.world_size,
+                "threads": torch.get_num_threads(),
+            },
+            "seconds": round(time.monotonic() - start, 2),
+        },
+    )
+    names = ", ".join(path.name for path in drawn)
+    print(f"wrote results.json, encoder.pt, {CHECKPOINT}, tables (*.csv) and {names} in {out}")
+
+
+def _quiet() -> None:
+    """Keep Lightning's hints to itself, where they do not concern the user of this program."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        # ours resumes anywhere by its seeds
+        ".*your dataloader is not resumable.*",
+        ".*checkpoint that ended before the epoch ended.*",
+        ".*is deprecated.*LeafSpec.*",
+        ".*LeafSpec.*is deprecated.*",
+        ".*`lr_scheduler.step\\(\\)` before `optimizer.step\\(\\)`.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def _with_precision(config: Config) -> Config:
+    if config.precision != "auto":
+        return config
+    encoder = make_encoder(config.backbone, config.stem)
+    device = _device_type(config.accelerator)
+    return dataclasses.replace(
+        config, precision=precision.choose(encoder, config.image_size, device)
+    )
+
+
+def _device_type(accelerator: str) -> str:
+    """What Lightning will take, before there is a trainer to ask."""
+    if accelerator not in ("auto", "gpu"):
+        return accelerator
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _trainer(config: Config, callbacks: list[pl.Callback]) -> pl.Trainer:
+    try:
+        return pl.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices if config.devices == "auto" else int(config.devices),
+            # read from the options alone; mypy cannot know that they are checked
+            precision=config.precision,  # type: ignore[arg-type]
+            max_epochs=config.epochs,
+            logger=TensorBoardLogger(config.out, name="tensorboard", version=""),
+            callbacks=callbacks,
+            log_every_n_steps=1 if config.data == "digits" else 10,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            sync_batchnorm=True,
+            use_distributed_sampler=False,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        got = f"{config.accelerator} with --devices {config.devices}: {reason}"
+        raise OptionError("accelerator", "one that this machine has", got) from error
+
+
+def _share(config: Config, world: int) -> int:
+    """Images of a batch for one process."""
+    if config.batch_size % world:
+        wanted = f"a multiple of the {world} processes"
+        raise OptionError("batch_size", wanted, config.batch_size)
+    return config.batch_size // world
+
+
+def _steps_per_epoch(config: Config, images: int) -> int:
+    if config.batch_size > images:
+        wanted = f"at most the {images} training images"
+        raise OptionError("batch_size", wanted, config.batch_size)
+    return images // config.batch_size
+
+
+def _announce(config: Config, data: ImageData, steps: int, trainer: pl.Trainer) -> None:
+    size = config.image_size
+    print(
+        f"data      {config.data}: {len(data.train)} training and {len(data.test)} test images, "
+        f"{data.classes} classes, {size} x {size} pixels, augmentation {config.augment}\n"
+        f"model     {config.backbone}, stem {config.stem}, projection to {config.projector_dim}\n"
+        f"training  {config.epochs} epochs, {steps} steps of {config.batch_size} images, "
+        f"beta {config.beta_start:g} to {config.beta_end:g}, {config.precision} on "
+        f"{_device_name(trainer.strategy.root_device)}\n"
+        f"output    {config.out}",
+        flush=True,
+    )
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
+
+
+def _seeded_module(config: Config, steps: int) -> Pretraining:
+    """The untrained network: a function of the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return Pretraining(config, steps)
+
+
+def _steps_done(checkpoint: Path) -> int:
+    return int(
+        torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    )
+
+
+def _probe_images(config: Config, data: ImageData) -> Tensor:
+    """A fixed batch of training images, whatever their order on disk."""
+    order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
+    view = plain_view(data, config.image_size)
+    return torch.stack([view(data.train[int(i)]) for i in order[: config.batch_size]])
+
+
+def _save_encoder(encoder: nn.Module, path: Path) -> None:
+    state = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
+
+
+def _evaluate(
+    config: Config, data: ImageData, module: Pretraining, device: torch.device
+) -> dict[str, dict[str, float]]:
+    """Scores of the pixels themselves (of small images), the untrained and the trained encoder."""
+    untrained = _seeded_module(config, module.total_steps).encoder
+    encoders: dict[str, nn.Module] = {"untrained": untrained, "trained": module.encoder}
+    if config.image_size <= SMALL:
+        encoders = {"pixels": nn.Flatten(), **encoders}
+    view = plain_view(data, config.image_size)
+    evaluation = {}
+    for name, encoder in encoders.items():
+        train, test = (
+            evaluate.encode(
+                encoder,
+                evaluate.plain_batches(images, view, config.workers),
+                device,
+                bf16=config.precision == "bf16-mixed" and name != "pixels",
+            )
+            for images in (data.train, data.test)
+        )
+        evaluation[name] = evaluate.scores(train, data.train.labels, test, data.test.labels)
+    return evaluation
+
+
+def _print_scores(evaluation: dict[str, dict[str, float]]) -> None:
+    names = list(evaluation["trained"])
+    print("\ntest accuracy, %" + " " * 16 + "".join(f"{name:>12}" for name in evaluation))
+    for name in names:
+        title = name.replace("_", " ") + ("" if "labels" in name else ", all labels")
+        title = title.replace("10 labels", "with 10 labels per class")
+        row = "".join(f"{100 * scores[name]:12.2f}" for scores in evaluation.values())
+        print(f"{title:<32}{row}")
+    print(flush=True)
+
+
+def _last_epoch(out: Path) -> dict[str, float]:
+    header, rows = read_table(out / "epochs.csv")
+    return dict(zip(header, rows[-1], strict=True))
