@@ -124,15 +124,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vne-pretrain: error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
+        module = (error.name or str(error)).split(".")[0]
         print(
-            f"vne-pretrain: error: {error.name} is not installed; "
+            f"vne-pretrain: error: {module} is not installed; "
             "this program needs: pip install 'vne_kernels[pretrain]'",
             file=sys.stderr,
         )
         return 1
     except KeyboardInterrupt:
         print("\nvne-pretrain: interrupted", file=sys.stderr)
+        if (options.out_dir / CHECKPOINT).exists():
+            _say_how_to_resume(str(options.out_dir))
         return 130
+
+
+def _say_how_to_resume(out: str) -> None:
+    print(
+        f"go on from {CHECKPOINT} with:\n  vne-pretrain --resume --out {shlex.quote(out)}",
+        file=sys.stderr,
+    )
 
 
 def _check_output(out: Path, resume: bool) -> None:
@@ -158,11 +168,8 @@ def _start(options: Options, given: dict[str, Any], resume: bool) -> int:
     try:
         run(config, data, resume=resume)
     except Interrupted:
-        print(
-            f"stopped and saved; nothing is lost. Go on with:\n"
-            f"  vne-pretrain --resume --out {shlex.quote(config.out)}",
-            file=sys.stderr,
-        )
+        print("stopped and saved; nothing is lost", file=sys.stderr)
+        _say_how_to_resume(config.out)
         return 130
     return 0
 

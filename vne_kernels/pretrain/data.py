@@ -131,7 +131,7 @@ def _npz(path: Path) -> tuple[ImageSet, ImageSet]:
     try:
         with np.load(path, allow_pickle=False) as file:
             return _npz_part(file, "train", path), _npz_part(file, "test", path)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         if isinstance(error, OptionError):
             raise
         raise OptionError("data", "a readable .npz file", f"{path} ({error})") from error

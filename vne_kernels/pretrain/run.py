@@ -24,6 +24,8 @@ from vne_kernels.pretrain.data import EpochSampler, ImageData, view_loader
 from vne_kernels.pretrain.files import read_table, replacing, write_json
 from vne_kernels.pretrain.model import Pretraining, make_encoder
 
+LOG_STEPS = 10  # between two points in TensorBoard; metrics.csv has every step
+
 
 class Interrupted(Exception):
     """Ctrl-C ended the training; the checkpoint holds everything."""
@@ -118,6 +120,7 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
         # ours resumes anywhere by its seeds
         ".*your dataloader is not resumable.*",
         ".*checkpoint that ended before the epoch ended.*",
@@ -157,7 +160,7 @@ def _trainer(config: Config, callbacks: list[pl.Callback]) -> pl.Trainer:
             max_epochs=config.epochs,
             logger=TensorBoardLogger(config.out, name="tensorboard", version=""),
             callbacks=callbacks,
-            log_every_n_steps=1 if config.data == "digits" else 10,
+            log_every_n_steps=LOG_STEPS,
             enable_checkpointing=False,
             enable_model_summary=False,
             sync_batchnorm=True,

@@ -1,0 +1,485 @@
+"""``vne-pretrain`` from the outside: its command line, its files, and that stopping loses nothing.
+
+The runs here are tiny (a ResNet-18, a few dozen images); that training helps is measured by the
+program itself and told in the README.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("lightning", reason="needs vne_kernels[pretrain]")
+
+from PIL import Image
+
+from vne_kernels.pretrain import augment, evaluate, files
+from vne_kernels.pretrain.cli import main
+from vne_kernels.pretrain.config import Options
+from vne_kernels.pretrain.data import EpochSampler, ImageSet, TwoViews, load
+from vne_kernels.pretrain.model import Pretraining, beta_at, make_encoder
+
+# fp32: bf16 would be chosen by a measurement. One epoch is 40 // 8 = 5 steps.
+SMALL = ["--backbone", "resnet18", "--precision", "32-true", "--accelerator", "cpu"]
+SMALL += ["--batch-size", "8", "--projector-dim", "16", "--workers", "0"]
+STEPS_PER_EPOCH = 5
+
+
+def write_npz(path: Path, *, size: int = 8, colour: bool = False) -> Path:
+    """40 training and 12 test images of four classes, each class its own brightness."""
+    random = np.random.default_rng(0)
+    content = {}
+    for part, count in (("train", 40), ("test", 12)):
+        labels = np.arange(count) % 4
+        shape = (count, size, size, 3) if colour else (count, size, size)
+        noise = random.integers(0, 60, shape)
+        images = noise + 60 * labels.reshape(-1, *[1] * (len(shape) - 1))
+        content[f"{part}_images"] = images.astype(np.uint8)
+        content[f"{part}_labels"] = labels[:, None].astype(np.uint8)  # (N, 1), as MedMNIST
+    np.savez(path, **content)
+    return path
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_npz(tmp_path_factory.mktemp("data") / "grey.npz")
+
+
+@pytest.fixture(scope="module")
+def whole(npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two epochs without a stop: what every stopped and resumed run must end as."""
+    out = tmp_path_factory.mktemp("whole")
+    assert main(["--data", str(npz), "--out", str(out), "--epochs", "2", *SMALL]) == 0
+    return out
+
+
+def rows(path: Path) -> list[dict[str, float]]:
+    with path.open(newline="") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def assert_same_run(out: Path, other: Path) -> None:
+    # Equal to the last digit where oneDNN's threads are; 1e-4 leaves room where they are not.
+    for name in ("metrics.csv", "epochs.csv", "spectrum.csv"):
+        a, b = rows(out / name), rows(other / name)
+        assert [row["step"] for row in a] == [row["step"] for row in b]
+        for left, right in zip(a, b, strict=True):
+            assert left == pytest.approx(right, rel=1e-4, abs=1e-4), name
+    one, two = (torch.load(path / "encoder.pt", weights_only=True) for path in (out, other))
+    assert one.keys() == two.keys()
+    for key in one:
+        torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-4)
+
+
+# ---- a whole run -------------------------------------------------------------------------------
+
+
+def test_run_leaves_its_files(whole: Path) -> None:
+    names = {path.name for path in whole.iterdir()}
+    plots = {"loss.png", "entropy.png", "cosine.png", "spectrum.png"}
+    tables = {"metrics.csv", "epochs.csv", "spectrum.csv"}
+    others = {"config.json", "results.json", "last.ckpt", "encoder.pt", "tensorboard"}
+    assert names == plots | tables | others  # and no temporary file
+    for name in plots:
+        assert Image.open(whole / name).size[0] > 500
+    assert list((whole / "tensorboard").glob("events.out.tfevents.*"))
+
+
+def test_metrics(whole: Path) -> None:
+    steps = rows(whole / "metrics.csv")
+    assert [row["step"] for row in steps] == list(range(1, 11))
+    assert [row["epoch"] for row in steps] == [1.0] * 5 + [2.0] * 5
+    for i, row in enumerate(steps):
+        assert row["loss"] == pytest.approx(-row["entropy"] - row["beta"] * row["cosine"], rel=1e-5)
+        assert row["beta"] == pytest.approx(1 + 9 * i / 9)  # 1 at the first step, 10 at the last
+        assert 0 <= row["entropy"] <= np.log(8) + 1e-5
+    # lr 0.5 for 256 images, 8 here; linear over the first epoch, then cosine to zero
+    peak = 0.5 * 8 / 256
+    assert [row["lr"] for row in steps[:5]] == pytest.approx([peak * k / 5 for k in range(1, 6)])
+    assert [row["lr"] for row in steps[5:]] == sorted(row["lr"] for row in steps[5:])[::-1]
+    assert steps[-1]["lr"] == pytest.approx(0, abs=1e-9)
+    epochs = rows(whole / "epochs.csv")
+    assert epochs[1]["loss"] == pytest.approx(np.mean([row["loss"] for row in steps[5:]]))
+    spectra = rows(whole / "spectrum.csv")
+    assert [row["epoch"] for row in spectra] == [0, 1, 2]
+    for row in spectra:
+        values = [row[f"eigenvalue_{i}"] for i in range(1, 9)]
+        assert values == sorted(values, reverse=True)
+        assert sum(values) == pytest.approx(1, abs=1e-5)
+
+
+def test_results(whole: Path) -> None:
+    results = json.loads((whole / "results.json").read_text())
+    scores = {"linear_probe", "knn", "linear_probe_10_labels", "knn_10_labels"}
+    assert results["evaluation"].keys() == {"pixels", "untrained", "trained"}
+    for row in results["evaluation"].values():
+        assert row.keys() == scores
+        assert all(0 <= score <= 1 for score in row.values())
+    assert results["evaluation"]["pixels"]["knn"] < 1.01
+    assert results["training"]["steps"] == 10
+    assert results["config"]["backbone"] == "resnet18"
+
+
+def test_encoder_fits_torchvision(whole: Path) -> None:
+    from torchvision.models import resnet18
+
+    model = resnet18(num_classes=4)
+    model.conv1 = torch.nn.Conv2d(3, 64, 3, 1, 1, bias=False)
+    state = torch.load(whole / "encoder.pt", weights_only=True)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert (missing, unexpected) == (["fc.weight", "fc.bias"], [])
+
+
+# ---- stopping and going on ---------------------------------------------------------------------
+
+
+def test_finished_run_only_evaluates_when_resumed(whole: Path) -> None:
+    before = {name: (whole / name).read_bytes() for name in ("metrics.csv", "spectrum.csv")}
+    assert main(["--resume", "--out", str(whole), "--workers", "0"]) == 0
+    assert before == {name: (whole / name).read_bytes() for name in before}
+
+
+@pytest.mark.parametrize("step", [3, STEPS_PER_EPOCH, 7])
+def test_interrupted_and_resumed_run_equals_the_whole_one(
+    step: int,
+    npz: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "run"
+    original = Pretraining.training_step
+
+    def interrupting(self: Pretraining, *args: object) -> object:
+        if self.global_step == step - 1:
+            signal.raise_signal(signal.SIGINT)
+        return original(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Pretraining, "training_step", interrupting)
+    assert main(["--data", str(npz), "--out", str(out), "--epochs", "2", *SMALL]) == 130
+    assert f"vne-pretrain --resume --out {out}" in capsys.readouterr().err
+    assert len(rows(out / "metrics.csv")) == step
+    assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == step
+    monkeypatch.undo()
+    # what a crash after the checkpoint would leave: it is dropped, not doubled
+    with (out / "metrics.csv").open("a") as file:
+        file.write(f"{step + 1},1,0,0,0,0,0\n{step + 2},1,0")
+    assert main(["--resume", "--out", str(out)]) == 0
+    assert_same_run(out, whole)
+
+
+def test_ctrl_c_at_a_process(npz: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "vne_kernels.pretrain", "--data", str(npz), "--out", str(out)]
+    # a loading process, which a terminal's Ctrl-C reaches too: hence killpg
+    arguments = [*SMALL[:-1], "1", "--epochs", "500"]
+    process = subprocess.Popen(
+        [*command, *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not list(out.glob("tensorboard/events*")) or not (out / "spectrum.csv").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        while len((out / "spectrum.csv").read_text().splitlines()) < 3:  # an epoch has ended
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            process.kill()
+    assert process.returncode == 130, errors
+    assert "nothing is lost" in errors
+    done = torch.load(out / "last.ckpt", weights_only=True)["global_step"]
+    assert done >= STEPS_PER_EPOCH
+    assert rows(out / "metrics.csv")[-1]["step"] == done
+
+
+# ---- data --------------------------------------------------------------------------------------
+
+
+def test_digits_are_split_the_same_way_every_time() -> None:
+    data, again = load("digits", "unused"), load("digits", "unused")
+    assert (len(data.train), len(data.test), data.classes, data.native_size) == (1437, 360, 10, 8)
+    np.testing.assert_array_equal(data.test.labels, again.test.labels)
+    np.testing.assert_array_equal(data.train.images, again.train.images)
+    assert np.bincount(data.test.labels).min() >= 34  # stratified: a fifth of 174 or more
+
+
+def test_colour_npz_and_simclr(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "colour.npz", size=16, colour=True)
+    data = load(str(path), "unused")
+    config = Options(data=str(path)).resolved(data.native_size)
+    assert (config.augment, config.stem, config.image_size) == ("simclr", "3x3", 16)
+    first, second = augment.make_views("simclr", data, 16)([data.train[i] for i in range(3)])
+    assert first.shape == second.shape == (3, 3, 16, 16)
+    assert not torch.equal(first, second)
+
+
+def write_folder(path: Path, counts: dict[str, int]) -> None:
+    random = np.random.default_rng(1)
+    for name, count in counts.items():
+        (path / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = random.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path / name / f"{i}.png")
+
+
+def test_image_folder_is_split(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"cat": 10, "dog": 15})
+    data = load(str(tmp_path), "unused")
+    assert (len(data.train), len(data.test), data.classes) == (20, 5, 2)
+    assert set(data.train.images).isdisjoint(data.test.images)
+    assert Options(data=str(tmp_path)).resolved(data.native_size).stem == "7x7"
+
+
+def test_run_on_image_folder(tmp_path: Path) -> None:
+    write_folder(tmp_path / "images" / "train", {"cat": 8, "dog": 8})
+    write_folder(tmp_path / "images" / "val", {"cat": 2, "dog": 2})
+    out = tmp_path / "out"
+    arguments = ["--data", str(tmp_path / "images"), "--image-size", "16", "--epochs", "1"]
+    assert main([*arguments, "--out", str(out), *SMALL]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert results["data"]["train_images"] == 16
+    assert results["data"]["test_images"] == 4
+
+
+# ---- views and order ---------------------------------------------------------------------------
+
+
+def test_every_image_is_moved_in_its_own_way() -> None:
+    data = load("digits", "unused")
+    same = [data.train[0]] * 6
+    first, second = augment.make_views("affine", data, 8)(same)
+    views = torch.cat([first, second])
+    distances = torch.cdist(views.flatten(1), views.flatten(1))
+    assert (distances + torch.eye(12) > 0.1).all()
+
+
+def test_batches_depend_on_seed_epoch_and_place_alone() -> None:
+    data = load("digits", "unused")
+    views = TwoViews(data.train, augment.make_views("affine", data, 8), seed=3)
+    keys = list(EpochSampler(len(data.train), 4, seed=3))[:4]
+    state = torch.random.get_rng_state()
+    first = views.__getitems__(keys)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.rand(5)
+    again = views.__getitems__(keys)
+    later = views.__getitems__([(1, image) for _, image in keys])
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], later[0])
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_sampler_goes_on_where_it_stopped(world: int) -> None:
+    images, batch, steps = 23, 4 // world, 7  # five steps an epoch: the second step of epoch 1
+    for rank in range(world):
+        fresh = EpochSampler(images, batch, seed=0, rank=rank, world=world)
+        fresh.set_epoch(1)
+        resumed = EpochSampler(images, batch, 0, steps_done=steps, rank=rank, world=world)
+        assert list(resumed) == list(fresh)[2 * batch :]
+        resumed.set_epoch(2)
+        assert len(list(resumed)) == len(resumed) == images // world
+    orders = [list(EpochSampler(images, batch, 0, rank=r, world=world)) for r in range(world)]
+    seen = [image for order in orders for _, image in order]
+    assert len(set(seen)) == len(seen) == images // world * world
+
+
+# ---- parts -------------------------------------------------------------------------------------
+
+
+def test_beta_is_linear() -> None:
+    assert [beta_at(step, 4, 1.0, 10.0) for step in range(4)] == [1.0, 4.0, 7.0, 10.0]
+    assert beta_at(0, 1, 1.0, 10.0) == 1.0
+
+
+def test_default_model_is_the_papers() -> None:
+    config = Options(data="digits").resolved(8)
+    model = Pretraining(config, total_steps=10)
+    shapes = [tuple(p.shape) for p in model.projector.parameters() if p.ndim == 2]
+    assert shapes == [(2048, 2048), (256, 2048)]
+    assert (config.beta_start, config.beta_end, config.backbone) == (1.0, 10.0, "resnet50")
+    conv1 = make_encoder("resnet50", "3x3").conv1
+    assert (conv1.kernel_size, conv1.stride) == ((3, 3), (1, 1))
+    config = model.configure_optimizers()
+    optimizer = config["optimizer"]
+    decayed, plain = optimizer.param_groups
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert all(p.ndim == 1 for p in plain["params"])
+    assert plain["weight_decay"] == 0.0
+    assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+
+
+def test_few_labels_are_drawn_per_class() -> None:
+    labels = np.repeat([0, 1, 2], [3, 20, 20])
+    chosen = evaluate.few_per_class(labels, 10, draw=0)
+    assert np.bincount(labels[chosen]).tolist() == [3, 10, 10]
+    assert len(set(chosen.tolist())) == 23
+
+
+def test_scores_of_separable_and_of_useless_features() -> None:
+    labels = np.arange(400) % 4
+    random = np.random.default_rng(0)
+    noise = random.normal(size=(400, 8)).astype(np.float32)
+    good = noise.copy()
+    good[np.arange(400), labels] += 20
+    separable = evaluate.scores(good[:200], labels[:200], good[200:], labels[200:])
+    assert min(separable.values()) > 0.95
+    useless = evaluate.scores(noise[:200], labels[:200], noise[200:], labels[200:])
+    assert max(useless.values()) < 0.45
+
+
+def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    files.write_json(path, {"a": 1})
+
+    def fail_half_way() -> None:
+        with files.replacing(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail_half_way()
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# ---- bad input: one line that names the argument, exit code 2 ----------------------------------
+
+BAD = [
+    (["--epochs", "0"], "argument --epochs: must be an integer >= 1, got 0"),
+    (["--epochs", "two"], "argument --epochs: invalid int value: 'two'"),
+    (["--batch-size", "1"], "argument --batch-size: must be an integer >= 2, got 1"),
+    (["--batch-size", "2000"], "--batch-size: must be at most the 1437 training images, got 2000"),
+    (["--lr", "nan"], "argument --lr: must be a finite number >= 0, got nan"),
+    (["--beta-end", "-1"], "argument --beta-end: must be a finite number >= 0, got -1.0"),
+    (["--warmup-epochs", "9"], "argument --warmup-epochs: must be less than the 1 epochs, got 9"),
+    (["--backbone", "vgg"], "argument --backbone: invalid choice: 'vgg'"),
+    (["--devices", "none"], "argument --devices: must be 'auto' or an integer >= 1, got 'none'"),
+    (["--accelerator", "abacus"], "argument --accelerator: must be one that this machine has"),
+    (["--data", "nowhere"], "argument --data: must be 'digits', 'cifar10', 'cifar100', an .npz"),
+    (["--resume"], "argument --resume: must be used with an --out that holds last.ckpt"),
+    (["--colour"], "unrecognized arguments: --colour"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda x: " ".join(x)[:30])
+def test_bad_option(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = [] if "--epochs" in arguments else ["--epochs", "1"]
+    try:
+        code = main(["--out", str(tmp_path / "o"), "--precision", "32-true", *small, *arguments])
+    except SystemExit as exit_:  # argparse's own
+        code = exit_.code
+    errors = capsys.readouterr().err
+    assert code == 2
+    assert message in errors
+    assert "Traceback" not in errors
+    assert errors.strip().splitlines()[-1].startswith("vne-pretrain: error: ")
+
+
+def bad_npz(**changes: np.ndarray | None) -> dict[str, np.ndarray]:
+    content = {
+        "train_images": np.zeros((6, 4, 4), np.uint8),
+        "train_labels": np.arange(6) % 2,
+        "test_images": np.zeros((2, 4, 4), np.uint8),
+        "test_labels": np.arange(2),
+    } | changes
+    return {name: value for name, value in content.items() if value is not None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test_images": None}, "an .npz with the key test_images, got"),
+        (
+            {"train_images": np.zeros((6, 4, 4))},
+            "uint8 (N, H, W[, 1 or 3]), got 'float64 (6, 4, 4)",
+        ),
+        ({"train_images": np.zeros((6, 4), np.uint8)}, "(N, H, W[, 1 or 3]), got 'uint8 (6, 4)"),
+        ({"train_labels": np.arange(5)}, "train_labels has one integer per image, got 'int64 (5,)"),
+        ({"train_labels": np.zeros(6, int)}, "at least 2 classes"),
+        ({"train_labels": np.array([None] * 6)}, "a readable .npz file"),
+    ],
+    ids=["missing", "float", "flat", "too few labels", "one class", "pickle"],
+)
+def test_bad_npz(
+    changes: dict[str, np.ndarray | None],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "bad.npz"
+    np.savez(path, **bad_npz(**changes))
+    assert main(["--data", str(path), "--out", str(tmp_path / "o")]) == 2
+    error = capsys.readouterr().err
+    assert "argument --data: must be " in error
+    assert message in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip"])
+def test_npz_that_is_none(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bad.npz"
+    path.write_bytes(content)
+    assert main(["--data", str(path), "--out", str(tmp_path / "o")]) == 2
+    assert "argument --data: must be a readable .npz file" in capsys.readouterr().err
+
+
+def test_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--data", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
+    assert "argument --data: must be a folder of class folders" in capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--out", str(whole)]) == 2
+    assert "argument --out: must be a folder without a run" in capsys.readouterr().err
+
+
+def test_resume_keeps_the_runs_options(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--resume", "--out", str(whole), "--lr", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "argument --lr: must be left out or 0.5, as the run began" in error
+
+
+def test_help_needs_no_extra() -> None:
+    code = (
+        "import sys; sys.modules['lightning'] = None\n"
+        "from vne_kernels.pretrain.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code]
+    shown = subprocess.run([*command, "--help"], capture_output=True, text=True)
+    assert shown.returncode == 0
+    assert "flipped or cropped digit" in shown.stdout
+    missing = subprocess.run(command, capture_output=True, text=True)
+    assert missing.returncode == 1
+    assert "lightning is not installed; this program needs: pip install" in missing.stderr
+
+
+def test_image_set_reads_grey_and_colour() -> None:
+    grey = ImageSet(np.full((1, 2, 2), 7, np.uint8), np.zeros(1, np.int64))
+    assert grey[0].getpixel((0, 0)) == (7, 7, 7)
+    colour = ImageSet(np.array([[[[1, 2, 3]]]], np.uint8), np.zeros(1, np.int64))
+    assert colour[0].getpixel((0, 0)) == (1, 2, 3)
