@@ -163,7 +163,8 @@ def _trainer(config: Config, callbacks: list[pl.Callback]) -> pl.Trainer:
             log_every_n_steps=LOG_STEPS,
             enable_checkpointing=False,
             enable_model_summary=False,
-            sync_batchnorm=True,
+            # torch synchronises them on GPUs alone
+            sync_batchnorm=_device_type(config.accelerator) == "cuda",
             use_distributed_sampler=False,
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
