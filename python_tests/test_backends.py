@@ -1,0 +1,71 @@
+"""Which backends there are, and a device that has no kernels of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import vne_kernels
+from vne_kernels import available_backends, doe_loss, spectrum, vn_entropy
+
+
+def test_backends_are_usable_or_say_why_not() -> None:
+    backends = available_backends()
+    assert {"cpu", "cuda"} <= set(backends)
+    assert backends["cpu"] is None
+    for reason in backends.values():
+        assert reason is None or (isinstance(reason, str) and len(reason.split()) >= 3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a CUDA device")
+def test_cuda_without_a_device_gives_a_reason() -> None:
+    assert available_backends()["cuda"]
+
+
+def test_the_answer_is_the_callers_own() -> None:
+    available_backends()["cpu"] = "changed"
+    assert available_backends()["cpu"] is None
+
+
+def test_public_names() -> None:
+    names = {"vn_entropy", "spectrum", "doe_loss", "VNEntropy", "DoELoss", "available_backends"}
+    assert names <= set(vne_kernels.__all__)
+    assert all(hasattr(vne_kernels, name) for name in vne_kernels.__all__)
+
+
+@pytest.mark.parametrize(
+    ("function", "shape"),
+    [
+        (vn_entropy, (3,)),
+        (spectrum, (3, 5)),
+        (lambda z: doe_loss(z, z), (3,)),
+    ],
+)
+def test_meta_tensors_have_shapes_and_dtypes(function: object, shape: tuple[int, ...]) -> None:
+    for dtype, result in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        out = function(torch.empty(3, 5, 7, dtype=dtype, device="meta"))
+        assert out.device.type == "meta"
+        assert out.shape == shape
+        assert out.dtype == result
+
+
+def test_importing_is_quiet_and_does_not_initialise_cuda() -> None:
+    script = """
+        import torch, vne_kernels
+        assert not torch.cuda.is_initialized()
+        assert not torch.distributed.is_initialized()
+        vne_kernels.available_backends()
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert done.stderr == ""

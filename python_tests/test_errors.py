@@ -1,0 +1,144 @@
+"""What is refused, with which exception, and that its message says what came."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from vne_kernels import DoELoss, VNEntropy, doe_loss, spectrum, vn_entropy
+
+TAKES_Z: dict[str, Callable[[Tensor], Tensor]] = {
+    "vn_entropy": vn_entropy,
+    "spectrum": spectrum,
+    "doe_loss": lambda z: doe_loss(z, z),
+    "VNEntropy": VNEntropy(),
+    "DoELoss": lambda z: DoELoss()(z, z),
+}
+
+
+@pytest.fixture(params=TAKES_Z)
+def takes_z(request: pytest.FixtureRequest) -> Callable[[Tensor], Tensor]:
+    return TAKES_Z[request.param]
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (0, 128), (128, 0), (0, 0), (3, 0, 4), (3, 4, 0)])
+def test_no_rows_no_features_or_too_few_dimensions(
+    takes_z: Callable[[Tensor], Tensor], shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(
+        ValueError, match=re.escape(f"must be (..., n, d) with n, d >= 1, got {shape}")
+    ):
+        takes_z(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.int32, torch.uint8, torch.bool, torch.complex64, torch.complex128]
+)
+def test_a_dtype_that_is_not_floating(
+    takes_z: Callable[[Tensor], Tensor], dtype: torch.dtype
+) -> None:
+    with pytest.raises(TypeError, match=re.escape(str(dtype))):
+        takes_z(torch.ones(4, 6, dtype=dtype))
+
+
+@pytest.mark.parametrize("not_a_tensor", [None, [[1.0, 2.0]], 3.0, "z"])
+def test_not_a_tensor(takes_z: Callable[[Tensor], Tensor], not_a_tensor: object) -> None:
+    with pytest.raises(TypeError, match=r"tensor|Tensor"):
+        takes_z(not_a_tensor)
+
+
+def test_a_numpy_array() -> None:
+    with pytest.raises(TypeError, match="ndarray"):
+        vn_entropy(torch.ones(4, 6).numpy())
+
+
+@pytest.mark.parametrize("method", ["svd", "", "EIGH", None])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda z, method: vn_entropy(z, method=method),
+        lambda z, method: doe_loss(z, z, method=method),
+        lambda z, method: VNEntropy(method=method)(z),
+        lambda z, method: DoELoss(method=method)(z, z),
+    ],
+    ids=["vn_entropy", "doe_loss", "VNEntropy", "DoELoss"],
+)
+def test_unknown_method(call: Callable[..., Tensor], method: str) -> None:
+    with pytest.raises(ValueError, match=f"method.*{method!r}"):
+        call(torch.ones(4, 6), method)
+
+
+@pytest.mark.parametrize("eps", [-1e-12, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize(
+    "call",
+    [lambda z, eps: vn_entropy(z, eps=eps), lambda z, eps: VNEntropy(eps=eps)(z)],
+    ids=["vn_entropy", "VNEntropy"],
+)
+def test_eps_negative_or_not_finite(call: Callable[..., Tensor], eps: float) -> None:
+    with pytest.raises(ValueError, match="eps"):
+        call(torch.ones(4, 6), eps)
+
+
+@pytest.mark.parametrize("function", [vn_entropy, spectrum])
+@pytest.mark.parametrize("shape", [(5,), (6,), (2, 3), (4, 6), (3, 4), (2, 2, 4), (1, 2, 4), (0,)])
+def test_weights_that_do_not_broadcast(
+    function: Callable[..., Tensor], shape: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match=rf"weights.*\(2, 4\).*{re.escape(str(shape))}"):
+        function(torch.ones(2, 4, 6), weights=torch.ones(shape))
+
+
+@pytest.mark.parametrize("function", [vn_entropy, spectrum])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_weights_of_a_dtype_that_is_not_floating(
+    function: Callable[..., Tensor], dtype: torch.dtype
+) -> None:
+    with pytest.raises(TypeError, match=re.escape(str(dtype))):
+        function(torch.ones(4, 6), weights=torch.ones(4, dtype=dtype))
+
+
+@pytest.mark.parametrize("function", [vn_entropy, spectrum])
+def test_weights_that_are_not_a_tensor(function: Callable[..., Tensor]) -> None:
+    with pytest.raises(TypeError, match="weights"):
+        function(torch.ones(4, 6), weights=[0.25] * 4)
+
+
+@pytest.mark.parametrize(
+    ("shape1", "shape2"),
+    [
+        ((4, 6), (5, 6)),
+        ((4, 6), (4, 7)),
+        ((2, 4, 6), (4, 6)),
+        ((2, 4, 6), (1, 4, 6)),
+        ((1, 6), (4, 6)),
+    ],
+)
+@pytest.mark.parametrize("loss", [doe_loss, DoELoss()])
+def test_views_of_two_shapes(
+    loss: Callable[..., Tensor], shape1: tuple[int, ...], shape2: tuple[int, ...]
+) -> None:
+    shapes = re.escape(str(shape1)) + ".*" + re.escape(str(shape2))
+    with pytest.raises(ValueError, match=shapes):
+        loss(torch.ones(shape1), torch.ones(shape2))
+
+
+@pytest.mark.parametrize("loss", [doe_loss, DoELoss()])
+def test_views_of_two_dtypes(loss: Callable[..., Tensor]) -> None:
+    with pytest.raises(TypeError, match=r"torch\.float32.*torch\.float64"):
+        loss(torch.ones(4, 6), torch.ones(4, 6, dtype=torch.float64))
+
+
+def test_an_error_in_the_second_view_names_it() -> None:
+    with pytest.raises(TypeError, match=r"z2.*torch\.int64"):
+        doe_loss(torch.ones(4, 6), torch.ones(4, 6, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("function", [vn_entropy, spectrum])
+def test_options_are_keywords(function: Callable[..., Tensor]) -> None:
+    with pytest.raises(TypeError):
+        function(torch.ones(4, 6), False)
