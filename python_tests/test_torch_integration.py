@@ -34,6 +34,7 @@ from cases import (
     views,
 )
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from vne_kernels import DoELoss, VNEntropy, doe_loss, reference, spectrum, vn_entropy
 
@@ -142,12 +143,14 @@ def test_compile_without_a_graph_break(backend: str, method: str) -> None:
 
 @pytest.mark.usefixtures("fresh_compiler")
 def test_compile_with_dynamic_shapes_compiles_once() -> None:
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(vn_entropy, fullgraph=True, dynamic=True, backend=counter)
+    compiled(gaussian(5, 8, generator(0)))
+    after_the_first = counter.frame_count
     for n, d in ((6, 9), (7, 11), (40, 64), (100, 128)):
         z = gaussian(n, d, generator(0))
         assert_value(compiled(z), reference.oracle(z), VALUE[FLOAT64])
-    assert counter.frame_count == 1
+    assert counter.frame_count == after_the_first
 
 
 @pytest.mark.usefixtures("fresh_compiler")
@@ -253,7 +256,7 @@ def test_hessian_vector_product(shape: tuple[int, ...], method: str) -> None:
     z = spectrum_case("iid", shape, FLOAT64)
     direction = torch.randn(shape, generator=generator(5), dtype=FLOAT64)
     entropy = partial(vn_entropy, method=method)
-    _, product = torch.autograd.functional.hvp(lambda z: entropy(z).sum(), z, direction)
+    _, product = torch.autograd.functional.vhp(lambda z: entropy(z).sum(), z, direction)
     step = 1e-5 * direction
     slope = (reference.oracle_grad(z + step) - reference.oracle_grad(z - step)) / 2e-5
     assert relative_error(product, slope) <= 1e-7

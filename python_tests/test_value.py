@@ -75,6 +75,19 @@ def test_degenerate(name: str, shape: tuple[int, int], dtype: torch.dtype, metho
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(17, 33), (33, 17), (64, 128), (128, 64)])
+@pytest.mark.parametrize("rank", [1, 2, 3, 8, 16])
+def test_many_rank_deficient_draws(
+    rank: int, shape: tuple[int, int], dtype: torch.dtype, method: str
+) -> None:
+    """A pivot that is all rounding is rare: one draw does not meet it."""
+    g = generator(rank)
+    n, d = shape
+    z = (gaussian(25 * n, rank, g).view(25, n, rank) @ gaussian(rank, d, g)).to(dtype)
+    assert_value(vn_entropy(z, method=method), reference.oracle(z), VALUE_DEFICIENT[dtype])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", [(2, 1000), (7, 5), (64, 64), (128, 512), (500, 20), (300, 300)])
 def test_all_rows_equal_is_zero_and_never_negative(
     shape: tuple[int, int], dtype: torch.dtype, method: str
