@@ -125,7 +125,6 @@ def test_results(whole: Path) -> None:
     for row in results["evaluation"].values():
         assert row.keys() == scores
         assert all(0 <= score <= 1 for score in row.values())
-    assert results["evaluation"]["pixels"]["knn"] < 1.01
     assert results["training"]["steps"] == 10
     assert results["config"]["backbone"] == "resnet18"
 
@@ -456,6 +455,20 @@ def test_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_run_is_not_overwritten(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", str(whole)]) == 2
     assert "argument --out: must be a folder without a run" in capsys.readouterr().err
+
+
+def test_output_that_is_a_file(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--out", str(npz)]) == 2
+    assert "argument --out: must be a folder, got" in capsys.readouterr().err
+
+
+def test_resume_from_a_broken_checkpoint(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_bytes((whole / "config.json").read_bytes())
+    (tmp_path / "last.ckpt").write_bytes((whole / "last.ckpt").read_bytes()[:5000])
+    assert main(["--resume", "--out", str(tmp_path)]) == 2
+    assert "--resume: must be used with a readable last.ckpt" in capsys.readouterr().err
 
 
 def test_resume_keeps_the_runs_options(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,6 +146,8 @@ def _say_how_to_resume(out: str) -> None:
 
 
 def _check_output(out: Path, resume: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise OptionError("out", "a folder", str(out))
     exists = (out / CHECKPOINT).exists()
     if exists and not resume:
         wanted = "a folder without a run (or add --resume to go on with it)"
