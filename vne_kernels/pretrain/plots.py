@@ -64,7 +64,7 @@ def _loss(path: Path, series: Series, means: Series) -> Path:
     right.set_ylabel("β")
     right.spines["top"].set_visible(False)
     handles = [*axes.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
-    axes.legend(handles=handles, frameon=False, loc="lower left")
+    axes.legend(handles=handles, frameon=False, loc="upper center")
     return _save(figure, path)
 
 
@@ -95,7 +95,7 @@ def _cosine(path: Path, series: Series, means: Series) -> Path:
 
 
 def _spectrum(path: Path, table: Path) -> Path:
-    """A curve per epoch; no pole or eigenvalue of round-off size says anything: cut at 1e-7."""
+    """A curve for each of some epochs, cut at 1e-7: below it is round-off."""
     _, rows = read_table(table)
     chosen = np.unique(np.linspace(0, len(rows) - 1, min(SPECTRA, len(rows))).round().astype(int))
     figure, axes = _axes("Eigenvalues of the density matrix, fixed batch", "λ", "rank of λ")
