@@ -218,7 +218,9 @@ LAYOUT_BASE_SHAPE = (16, 12)
 
 @dataclass(frozen=True)
 class Tolerance:
-    """|value - oracle| <= relative * |oracle| + absolute."""
+    """|value - oracle| <= relative * |oracle| + absolute; `measured` is the worst of the table,
+    torch 2.14.1 on an x86 CPU.
+    """
 
     relative: float
     absolute: float
@@ -226,16 +228,16 @@ class Tolerance:
 
 
 VALUE = {
-    torch.float64: Tolerance(1e-12, 1e-12, "not measured yet"),
-    torch.float32: Tolerance(1e-5, 1e-6, "not measured yet"),
+    torch.float64: Tolerance(1e-12, 1e-12, "4e-15 eigh, 5e-14 poles"),
+    torch.float32: Tolerance(1e-5, 1e-6, "3e-7 eigh, 2e-6 poles, relative"),
     torch.bfloat16: Tolerance(1e-5, 1e-6, "as float32: the same computation"),
     torch.float16: Tolerance(1e-5, 1e-6, "as float32: the same computation"),
 }
 """S of an input of this dtype, where A has full rank."""
 
 VALUE_DEFICIENT = {
-    torch.float64: Tolerance(1e-12, 1e-12, "not measured yet"),
-    torch.float32: Tolerance(1e-5, 3e-5, "not measured yet"),
+    torch.float64: Tolerance(1e-12, 1e-12, "1e-13, absolute"),
+    torch.float32: Tolerance(1e-5, 3e-5, "4e-6 eigh, 4e-6 poles, absolute"),
     torch.bfloat16: Tolerance(1e-5, 3e-5, "as float32: the same computation"),
     torch.float16: Tolerance(1e-5, 3e-5, "as float32: the same computation"),
 }
@@ -244,14 +246,16 @@ VALUE_DEFICIENT = {
 DEFICIENT_SPECTRA = {"duplicated", "rank3", "collapse"}
 
 GRADIENT_WELL_CONDITIONED = 2e-5
-"""|error| / |g| in float32 where `is_well_conditioned`. Measured: not yet."""
+"""|error| / |g| in float32 where `is_well_conditioned`. Measured at (128, 512): 8e-6 eigh, 9e-7
+poles; 1.2e-5 eigh over all shapes."""
 GRADIENT_OF_EIGH = 1.5
 """Error in float32 over that of `reference.eigh_grad` on the same inputs, anywhere; mean over
-`gradient_cases`. Measured: not yet."""
+`gradient_cases`. Measured: at most 1.09 eigh; at (128, 512) 0.2 to 1.2 eigh, 0.07 to 0.36 poles."""
 GRADIENT_OF_EIGH_TINY = 3.0
-"""The same for m <= 3, where either error is that of a few roundings. Measured: not yet."""
-GRADIENT_FLOAT64 = 1e-9
-"""|error| / scale in float64. Measured: not yet."""
+"""The same for m <= 3, where either error is that of a few roundings. Measured: 1.8 eigh, 2.4
+poles."""
+GRADIENT_FLOAT64 = 1e-10
+"""|error| / `gradient_scale` in float64. Measured: 1.1e-12, near collapse."""
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
 """|error| / |g| that rounding the gradient to the input's dtype brings."""
 

@@ -53,6 +53,13 @@ def test_meta_tensors_have_shapes_and_dtypes(function: object, shape: tuple[int,
         assert out.dtype == result
 
 
+@pytest.mark.parametrize("device_key", ["CPU", "CUDA", "MPS", "XPU", "Meta"])
+@pytest.mark.parametrize("name", ["vn_entropy", "vn_entropy_grad", "spectrum", "doe_loss"])
+def test_every_device_has_a_kernel_its_own_or_the_hosts(name: str, device_key: str) -> None:
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    assert has_kernel(f"vne_kernels::{name}", device_key)
+
+
 def test_importing_is_quiet_and_does_not_initialise_cuda() -> None:
     script = """
         import torch, vne_kernels
