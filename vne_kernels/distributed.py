@@ -23,7 +23,7 @@ class _Gather(torch.autograd.Function):
         # of it; their sum counts it world_size times, which the average of
         # DistributedDataParallel over the processes takes back.
         (grad,) = grads
-        grad = grad.contiguous()
+        grad = grad.clone(memory_format=torch.contiguous_format)  # autograd may still hold it
         dist.all_reduce(grad)
         return grad.narrow(-2, dist.get_rank() * ctx.rows, ctx.rows)
 

@@ -54,7 +54,8 @@ def vn_entropy(
         (...), float64 for float64 input, otherwise float32. NaN for a sample that holds a NaN or an
         infinity, or has a negative weight; the other samples of the batch are not touched by it.
 
-        Differentiable in z and weights. Second derivatives in z with method "eigh" only.
+        Differentiable in z and weights, and twice in z (by an eigendecomposition, whatever the
+        method); a third derivative raises RuntimeError.
 
     Raises:
         ValueError: z has fewer than 2 dimensions, or n = 0 or d = 0; weights do not broadcast to
@@ -181,7 +182,7 @@ def _check_method(method: str) -> None:
 
 
 def _check_eps(eps: float) -> None:
-    if not (math.isfinite(eps) and eps >= 0):
+    if not 0 <= eps < math.inf:
         raise ValueError(f"eps must be finite and not negative, got {eps}")
 
 

@@ -74,7 +74,8 @@ torch.library.register_autograd(
 # ---- vn_entropy_grad ------------------------------------------------------------------------------
 # The gradient is a multiple of grad_output, so the forward computes it at once and the backward is
 # one scaling. The unit gradient is an output like S: autograd links its uses in the backward to this
-# node, and a gradient that arrives at it is the second order, a Hessian-vector product.
+# node, and a gradient that arrives at it is the second order, a Hessian-vector product. That is
+# computed by an eigendecomposition whatever the method of the first order was.
 
 
 @_fake("vn_entropy_grad")
@@ -85,7 +86,7 @@ def _(
 
 
 def _vn_entropy_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    z, weights, ctx.normalize, ctx.method, ctx.eps = inputs
+    z, weights, ctx.normalize, _, ctx.eps = inputs
     _, unit_grad, weights_grad = output
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(z, weights, unit_grad, weights_grad)
@@ -99,14 +100,11 @@ def _vn_entropy_grad_backward(
     if grad is not None:
         of_z = _scaled(grad, unit_grad, z)
         of_weights = None if weights is None else _scaled(grad, weights_grad, weights)
-    if grad_unit_grad is not None or grad_weights_grad is not None:
-        if ctx.method == "poles":
-            raise RuntimeError(
-                "vn_entropy with method='poles' is differentiable once; use method='eigh' for "
-                "second derivatives"
-            )
+    second_order = grad_unit_grad is not None or grad_weights_grad is not None
+    if weights is not None and second_order:
         if grad_weights_grad is not None or ctx.needs_input_grad[1]:
             raise RuntimeError("vn_entropy has no second derivatives with respect to weights")
+    if grad_unit_grad is not None:
         hvp = _ops.vn_entropy_hvp(z, grad_unit_grad, weights, ctx.normalize, ctx.eps).to(z.dtype)
         of_z = hvp if of_z is None else of_z + hvp
     return of_z, of_weights, None, None, None
@@ -157,7 +155,7 @@ def _vn_entropy_hvp(
     da = small_dx @ small_x.mT
     da = da + da.mT
     finite = a.isfinite().all(-1).all(-1)[..., None, None]
-    lam, v = torch.linalg.eigh(torch.where(finite, a, torch.eye(a.shape[-1], dtype=dtype)))
+    lam, v = torch.linalg.eigh(torch.where(finite, a, torch.eye(a.shape[-1], dtype=dtype, device=a.device)))
     info = torch.finfo(dtype)
     lam = torch.maximum(lam, (info.eps * lam[..., -1:]).clamp_min(info.tiny))
     log_a = (v * lam.log().unsqueeze(-2)) @ v.mT
@@ -175,7 +173,7 @@ def _vn_entropy_hvp(
     d_radial = torch.where(on_sphere, (dg * u + g * du).sum(-1, keepdim=True), 0)
     result = root * (d_inverse * (g - radial * u) + inverse * (dg - d_radial * u - radial * du))
     result = torch.where((norm == 0) | (root == 0), 0, result)
-    return torch.where(finite, result, torch.nan)
+    return torch.where(finite, result, torch.nan).contiguous()
 
 
 torch.library.impl("vne_kernels::vn_entropy_hvp", "CompositeExplicitAutograd")(_vn_entropy_hvp)

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "cpu/stages.h"
 
@@ -11,16 +12,24 @@ namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 
-// S of the trace-one A^ from its eigenvalues. What rounding left below zero is zero.
+// The smallest eigenvalue that is told from the rounding of the largest. Below it any finite
+// logarithm gives the same gradient, for X^ has no component along those eigenvectors.
+template <typename T>
+double resolution(const T* values, int64_t m) {
+  return static_cast<double>(std::numeric_limits<T>::epsilon()) * values[m - 1];
+}
+
+// S of the trace-one A^ from its eigenvalues, ascending. Those that only rounding made keep their
+// sign: they sum to nearly nothing, while without the negative ones each would add to S.
 template <typename T>
 double entropy_of_eigenvalues(const T* values, int64_t m) {
-  double sum = 0, result = 0;
-  for (int64_t k = 0; k < m; ++k) sum += std::max<double>(values[k], 0);
+  const double floor = resolution(values, m);
+  double sum = 0, weighted = 0;
   for (int64_t k = 0; k < m; ++k) {
-    const double lambda = values[k] / sum;
-    if (lambda > 0) result -= lambda * std::log(lambda);
+    sum += values[k];
+    weighted += values[k] * std::log(std::max<double>(values[k], floor));
   }
-  return result;
+  return std::log(sum) - weighted / sum;
 }
 
 template <typename T>
@@ -30,17 +39,28 @@ double trace(const T* a, int64_t m) {
   return sum;
 }
 
-// log A^ + shift I, and S of A^ as the return value. Eigenvalues are raised to the rounding of the
-// largest: along those below it X^ has no component, so any finite logarithm will do.
+// S of A^ without its logarithm. The error of an eigenvalue is of the order of the rounding of the
+// largest one; where that is nearly all of the trace, S is small and float32 is not enough for it.
 template <typename T>
-double log_by_eigh(const T* a, int64_t m, double shift, T* result) {
+double entropy_by_eigenvalues(const T* a, int64_t m) {
+  constexpr double kSmallEntropy = 1;
+  const double value = entropy_of_eigenvalues(static_cast<const T*>(eigh(a, m, false).values.const_data_ptr()), m);
+  if (std::is_same_v<T, double> || value >= kSmallEntropy) return value;
+  Buffer<double> wide(m * m);
+  std::copy_n(a, m * m, wide.get());
+  return entropy_of_eigenvalues(
+      static_cast<const double*>(eigh(wide.get(), m, false).values.const_data_ptr()), m);
+}
+
+// log A^ + shift I.
+template <typename T>
+void log_by_eigh(const T* a, int64_t m, double shift, T* result) {
   const Eigen eigen = eigh(a, m, true);
   const T* values = static_cast<const T*>(eigen.values.const_data_ptr());
-  const double floor = static_cast<double>(std::numeric_limits<T>::epsilon()) * values[m - 1];
+  const double floor = resolution(values, m);
   Buffer<T> logs(m);
   for (int64_t k = 0; k < m; ++k) logs[k] = static_cast<T>(std::log(std::max<double>(values[k], floor)) + shift);
   spectral_function(eigen, logs.get(), m, result);
-  return entropy_of_eigenvalues(values, m);
 }
 
 }  // namespace
@@ -60,15 +80,16 @@ double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* gr
   const double shift = std::log(static_cast<double>(m));  // centres log A^ of a flat spectrum on 0
   double value;
   if (method == Method::kEigh && !grad_z) {
-    value = entropy_of_eigenvalues(static_cast<const T*>(eigh(a.get(), m, false).values.const_data_ptr()), m);
+    value = entropy_by_eigenvalues(a.get(), m);
   } else {
     Buffer<T> log_a(m * m);
     if (method == Method::kEigh) {
-      value = log_by_eigh(a.get(), m, shift, log_a.get());
+      log_by_eigh(a.get(), m, shift, log_a.get());
     } else {
       log_by_poles(a.get(), m, shift, log_a.get());
-      value = shift * trace(a.get(), m) - simd::kernels<T>().dot(a.get(), log_a.get(), m * m);
     }
+    // (5): S = -<A^, log A^>. By eigenvectors these are Rayleigh quotients, better than eigenvalues.
+    value = shift * trace(a.get(), m) - simd::kernels<T>().dot(a.get(), log_a.get(), m * m);
     // (3): dS/dX = -2 (log A + I) X with log A = log A^ + log(tau) I
     if (grad_z) gradient(problem, rows, log_a.get(), -2, std::log(rows.trace) + 1 - shift, grad_z, grad_weights);
   }

@@ -1,15 +1,21 @@
 // log A^ = c0 I - sum_k w_k (A^ + t_k I)^-1: equation (6), for a trace-one A^.
 //
 // The poles are independent: threads share them out, and their sum is taken in a fixed order, so the
-// result does not depend on the number of threads. One inverse is a blocked symmetric sweep on the
-// lower triangle: for a block of pivots K with D = A_KK, C = A_:K and Y = C D^-1,
+// result does not depend on the number of threads. One inverse is a symmetric sweep, pivot by pivot,
 //
-//   A <- A - Y C^T,   A_:K <- Y,   A_KK <- -D^-1,
+//   a_ij <- a_ij - a_ik a_kj / a_kk,   a_ik <- a_ik / a_kk,   a_kk <- -1 / a_kk,
 //
-// whose first product holds nearly all of the work; after all blocks A has become -A^-1. A pivot is
-// a Schur complement of A^ + t I, so exactly it is at least t; what rounding leaves below
-// max(t / 2, 4 u |A^|_F) is raised to that (u the unit roundoff): without the floor a matrix of low
-// rank grows to infinity.
+// after which A is -A^-1. Pivots are taken in panels: the columns of a panel are swept at once, what
+// they add to the rest of the matrix is one product, on its lower triangle only.
+//
+// A pivot is a Schur complement of A^ + t I, so exactly it is at least t, and the column c below it
+// has c_i^2 <= pivot a_ii. Where A^ has low rank, rounding breaks both: a pivot that is only rounding
+// has a column that is rounding too, which its reciprocal makes larger from pivot to pivot, without
+// end for one random matrix in five of rank 8 with m = 17. So
+//  - a pivot is raised to max(t / 2, 4 u |A^|_F, max_i c_i^2 / a_ii), u the unit roundoff;
+//  - a pole that needs that is done again with the pivots in the order of a pivoted Cholesky
+//    factorisation, largest first: then all that is left once a pivot is rounding is rounding.
+// A matrix of full rank pays for none of it, and of another the poles t >> u need nothing either.
 
 #include <algorithm>
 #include <cmath>
@@ -21,7 +27,7 @@
 namespace vne {
 namespace {
 
-constexpr int kBlock = simd::kMaxBlock;  // pivots at a time
+constexpr int64_t kPanel = 16;  // pivots at a time
 
 template <typename T>
 struct PoleTable;
@@ -38,67 +44,109 @@ struct PoleTable<double> {
   static constexpr double kConstant = kPoleConstant64;
 };
 
-// What the sweeps of one thread need besides the matrix.
+// What the sweeps of one thread need besides the matrix: see simd/kernels.h, sweep_panel.
 template <typename T>
 struct Workspace {
   explicit Workspace(int64_t m)
-      : inverse(kBlock * kBlock), c(kBlock * m), y(kBlock * m), packed(kBlock * (m + simd::kernels<T>().tile_cols)) {}
-  Buffer<T> inverse;  // D, then -D^-1 [size, size]
-  Buffer<T> c;        // C^T [size, m]
-  Buffer<T> y;        // -Y^T [size, m]
-  Buffer<T> packed;   // C^T as the tile kernel wants it
+      : panel(kPanel * m), c(kPanel * m), y(kPanel * m), diagonal(m), packed(kPanel * simd::kernels<T>().tile_cols) {}
+  Buffer<T> panel, c, y, diagonal;
+  Buffer<T> packed;  // part of c as the tile kernel wants it
 };
 
+enum class IfRaised { kStop, kGoOn };
+
 // Lower triangle of a [m, m] <- -(a + shift I)^-1; the upper triangle is neither read nor set.
+// False if a pivot had to be raised; with kStop a is then left half done.
 template <typename T>
-void sweep(T* a, int64_t m, T shift, T floor, Workspace<T>& work) {
+bool sweep(T* a, int64_t m, T shift, T floor, IfRaised if_raised, const Workspace<T>& work) {
   const simd::Kernels<T>& simd = simd::kernels<T>();
   const int64_t tile_rows = simd.tile_rows, tile_cols = simd.tile_cols;
+  T* panel = work.panel.get();
+  bool clean = true;
   for (int64_t i = 0; i < m; ++i) a[i * m + i] += shift;
 
-  for (int64_t first = 0; first < m; first += kBlock) {
-    const int size = static_cast<int>(std::min<int64_t>(kBlock, m - first));
-    const int64_t last = first + size;
-    T *inverse = work.inverse.get(), *c = work.c.get(), *y = work.y.get(), *packed = work.packed.get();
-
-    // C^T, whose part left of the block is stored as rows, the part below it as columns.
-    for (int k = 0; k < size; ++k) {
+  for (int64_t first = 0; first < m; first += kPanel) {
+    const int64_t size = std::min(kPanel, m - first), last = first + size;
+    // Left of its diagonal a column of the panel is stored as a row, below it as a column.
+    for (int64_t k = 0; k < size; ++k) {
       const T* row = a + (first + k) * m;
-      std::copy_n(row, first + k + 1, c + k * m);
-      for (int j = 0; j < k; ++j) c[j * m + first + k] = row[first + j];
+      std::copy_n(row, first + k + 1, panel + k * m);
+      for (int64_t j = 0; j < k; ++j) panel[j * m + first + k] = row[first + j];
     }
     for (int64_t i = last; i < m; ++i) {
-      for (int k = 0; k < size; ++k) c[k * m + i] = a[i * m + first + k];
+      for (int64_t k = 0; k < size; ++k) panel[k * m + i] = a[i * m + first + k];
     }
-    for (int k = 0; k < size; ++k) std::copy_n(c + k * m + first, size, inverse + k * size);
-    simd.invert_block(inverse, size, size, floor);
-    for (int i = 0; i < size * size; ++i) inverse[i] = -inverse[i];
+    fill(work.diagonal.get(), first, 0);
+    for (int64_t i = first; i < m; ++i) work.diagonal[i] = a[i * m + i];
+
+    if (simd.sweep_panel(panel, work.diagonal.get(), work.c.get(), work.y.get(), size, m, first, floor) > 0) {
+      clean = false;
+      if (if_raised == IfRaised::kStop) return false;
+    }
 
     for (int64_t j = 0; j < m; j += tile_cols) {
       const int cols = static_cast<int>(std::min(tile_cols, m - j));
-      simd.pack(size, cols, {c + j, m, 1}, nullptr, packed + j * size);
-      for (int64_t i = 0; i < size; i += tile_rows) {
-        simd.multiply_tile(size, {inverse + i * size, size, 1}, packed + j * size, y + i * m + j, m,
-                           static_cast<int>(std::min(tile_rows, size - i)), cols, false);
-      }
-    }
-    for (int64_t j = 0; j < m; j += tile_cols) {
-      const int cols = static_cast<int>(std::min(tile_cols, m - j));
+      simd.pack(size, cols, {&work.c[j], m, 1}, nullptr, work.packed.get());
       for (int64_t i = j / tile_rows * tile_rows; i < m; i += tile_rows) {
-        simd.multiply_tile(size, {y + i, 1, m}, packed + j * size, a + i * m + j, m,
+        simd.multiply_tile(size, {&work.y[i], 1, m}, work.packed.get(), a + i * m + j, m,
                            static_cast<int>(std::min(tile_rows, m - i)), cols, true);
       }
     }
-
-    for (int k = 0; k < size; ++k) {
-      T* row = a + (first + k) * m;
-      for (int64_t j = 0; j < first; ++j) row[j] = -y[k * m + j];
-      std::copy_n(inverse + k * size, k + 1, row + first);
-    }
+    for (int64_t k = 0; k < size; ++k) std::copy_n(panel + k * m, first + k + 1, a + (first + k) * m);
     for (int64_t i = last; i < m; ++i) {
-      for (int k = 0; k < size; ++k) a[i * m + first + k] = -y[k * m + i];
+      for (int64_t k = 0; k < size; ++k) a[i * m + first + k] = panel[k * m + i];
     }
   }
+  return clean;
+}
+
+// The order of the pivots of a pivoted Cholesky factorisation of a [m, m] down to `floor`; what is
+// below that comes last.
+template <typename T>
+std::vector<int64_t> pivot_order(const T* a, int64_t m, double floor) {
+  std::vector<int64_t> order;
+  std::vector<bool> taken(m, false);
+  std::vector<T> diagonal(m);
+  std::vector<Buffer<T>> factor;  // rows of L^T
+  for (int64_t i = 0; i < m; ++i) diagonal[i] = a[i * m + i];
+  while (static_cast<int64_t>(order.size()) < m) {
+    int64_t pivot = -1;
+    for (int64_t i = 0; i < m; ++i) {
+      if (!taken[i] && (pivot < 0 || diagonal[i] > diagonal[pivot])) pivot = i;
+    }
+    order.push_back(pivot);
+    taken[pivot] = true;
+    if (!(diagonal[pivot] > floor)) break;
+    const T* l = factor.emplace_back(m).get();
+    T* row = factor.back().get();
+    std::copy_n(a + pivot * m, m, row);
+    for (size_t j = 0; j + 1 < factor.size(); ++j) {
+      simd::kernels<T>().combine(T(1), row, -factor[j][pivot], factor[j].get(), row, m);
+    }
+    simd::kernels<T>().scale(row, T(1) / std::sqrt(diagonal[pivot]), row, m);
+    for (int64_t i = 0; i < m; ++i) diagonal[i] -= l[i] * l[i];
+  }
+  for (int64_t i = 0; i < m; ++i) {
+    if (!taken[i]) order.push_back(i);
+  }
+  return order;
+}
+
+// lower triangle of to [m, m] <- from[order, order], or the inverse of that.
+template <typename T>
+void permute(const T* from, const std::vector<int64_t>& order, T* to) {
+  const int64_t m = static_cast<int64_t>(order.size());
+  for (int64_t i = 0; i < m; ++i) {
+    for (int64_t j = 0; j <= i; ++j) {
+      to[i * m + j] = from[std::max(order[i], order[j]) * m + std::min(order[i], order[j])];
+    }
+  }
+}
+
+std::vector<int64_t> inverse_of(const std::vector<int64_t>& order) {
+  std::vector<int64_t> inverse(order.size());
+  for (size_t i = 0; i < order.size(); ++i) inverse[order[i]] = static_cast<int64_t>(i);
+  return inverse;
 }
 
 }  // namespace
@@ -122,15 +170,37 @@ void log_by_poles(const T* a, int64_t m, double shift, T* result) {
 
   for (int64_t first = 0; first < Table::kSize; first += wave) {
     const int64_t count = std::min<int64_t>(wave, Table::kSize - first);
+    const auto floor = [&](int64_t k) { return static_cast<T>(std::max(Table::kPoles[first + k].t / 2, noise)); };
+    const auto pole = [&](int64_t k) { return static_cast<T>(Table::kPoles[first + k].t); };
+
+    std::vector<char> clean(count);
     torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-      Workspace<T> work(m);
+      const Workspace<T> work(m);
       for (int64_t k = begin; k < end; ++k) {
-        const double t = Table::kPoles[first + k].t;
         T* matrix = &swept[k * size];
         for (int64_t i = 0; i < m; ++i) std::copy_n(a + i * m, i + 1, matrix + i * m);
-        sweep(matrix, m, static_cast<T>(t), static_cast<T>(std::max(t / 2, noise)), work);
+        clean[k] = sweep(matrix, m, pole(k), floor(k), IfRaised::kStop, work);
       }
     });
+
+    std::vector<int64_t> again;
+    for (int64_t k = 0; k < count; ++k) {
+      if (!clean[k]) again.push_back(k);
+    }
+    if (!again.empty()) {
+      const std::vector<int64_t> order = pivot_order(a, m, noise), back = inverse_of(order);
+      torch::stable::parallel_for(0, static_cast<int64_t>(again.size()), 1, [&](int64_t begin, int64_t end) {
+        const Workspace<T> work(m);
+        Buffer<T> permuted(size);
+        for (int64_t index = begin; index < end; ++index) {
+          const int64_t k = again[index];
+          permute(a, order, permuted.get());
+          sweep(permuted.get(), m, pole(k), floor(k), IfRaised::kGoOn, work);
+          permute(permuted.get(), back, &swept[k * size]);
+        }
+      });
+    }
+
     torch::stable::parallel_for(0, m, std::max<int64_t>(1, (1 << 14) / m), [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         T* row = result + i * m;

@@ -125,44 +125,58 @@ void pack(int64_t k, int cols, MatrixView<T> b, const T* row_scale, T* packed) {
   }
 }
 
-// Gauss-Jordan, one pivot at a time. With pivot p, the row r = d_k. / p but r_k = 1 + 1/p, and the
-// column c = d_.k but c_k = p - 1, the whole sweep is the rank-one update d -= c r^T (csrc/README.md).
-// kSize = 0: any size; otherwise it is known to the compiler, which keeps rows in registers.
-template <typename T, int kSize>
-void invert_sized(T* d, int64_t stride, int any_size, T floor) {
-  const int size = kSize > 0 ? kSize : any_size;
-  T row[kMaxBlock], column[kMaxBlock];
-  for (int k = 0; k < size; ++k) {
-    T* pivot_row = d + k * stride;
-    const T pivot = pivot_row[k] < floor ? floor : pivot_row[k];
-    pivot_row[k] = pivot;
-    const T inverse = T(1) / pivot;
-    for (int j = 0; j < size; ++j) row[j] = pivot_row[j] * inverse;
-    for (int i = 0; i < size; ++i) column[i] = d[i * stride + k];
-    row[k] = T(1) + inverse;
-    column[k] = pivot - T(1);
-    for (int i = 0; i < size; ++i) {
-      T* target = d + i * stride;
-      const T factor = column[i];
-      for (int j = 0; j < size; ++j) target[j] -= factor * row[j];
-    }
-    // 1/p, not p - (p - 1)(1 + 1/p), which cancels; likewise the rest of the row.
-    for (int j = 0; j < size; ++j) pivot_row[j] = row[j];
-    pivot_row[k] = inverse;
-  }
-}
-
 template <typename T>
-void invert_block(T* d, int64_t stride, int size, T floor) {
-  if (size == kMaxBlock && stride == kMaxBlock) {
-    invert_sized<T, kMaxBlock>(d, kMaxBlock, kMaxBlock, floor);
-  } else {
-    invert_sized<T, 0>(d, stride, size, floor);
-  }
+void combine(T a, const T* x, T b, const T* y, T* out, int64_t size) {
+  for (int64_t i = 0; i < size; ++i) out[i] = a * x[i] + b * y[i];
 }
 
-// Eight accumulators of partial sums: enough to hide latency, and a summation error that grows with
-// size / 8 instead of size.
+// The pivot to divide by: at least floor, and at least max c_i^2 / a_ii over the rows to come, below
+// which the matrix would violate the Cauchy-Schwarz inequality of a positive semidefinite one.
+template <typename T>
+T safe_pivot(T pivot, const T* c, const T* diagonal, int64_t begin, int64_t end, T floor) {
+  if (pivot < floor) pivot = floor;
+  int violations = 0;
+  for (int64_t i = begin; i < end; ++i) {
+    violations += c[i] * c[i] > pivot * (diagonal[i] < floor ? floor : diagonal[i]);
+  }
+  if (violations == 0) return pivot;
+  for (int64_t i = begin; i < end; ++i) {
+    const T least = c[i] * c[i] / (diagonal[i] < floor ? floor : diagonal[i]);
+    if (least > pivot) pivot = least;
+  }
+  return pivot;
+}
+
+// One pivot after the other, each applied to the whole panel before the next is read. An inverse of
+// the pivot block, multiplied on, would save half of the work and lose all accuracy where A is
+// rank deficient: its rounding is of the order of 1 / floor.
+template <typename T>
+int64_t sweep_panel(T* panel, T* diagonal, T* c, T* y, int64_t size, int64_t m, int64_t first, T floor) {
+  int64_t raised = 0;
+  for (int64_t k = 0; k < size; ++k) {
+    T* column = panel + k * m;
+    T* c_k = c + k * m;
+    T* y_k = y + k * m;
+    const T pivot = safe_pivot(column[first + k], column, diagonal, first + k + 1, m, floor);
+    raised += pivot != column[first + k];
+    const T inverse = T(1) / pivot;
+    for (int64_t i = 0; i < m; ++i) {
+      c_k[i] = column[i];
+      column[i] *= inverse;
+      y_k[i] = -column[i];
+      diagonal[i] += y_k[i] * c_k[i];
+    }
+    for (int64_t j = 0; j < size; ++j) {
+      if (j == k) continue;
+      combine(T(1), panel + j * m, y_k[first + j], c_k, panel + j * m, m);
+      panel[j * m + first + k] = column[first + j];
+    }
+    column[first + k] = -inverse;
+  }
+  return raised;
+}
+
+// Sixteen partial sums: enough to hide latency.
 template <typename T>
 double dot(const T* x, const T* y, int64_t size) {
   constexpr int kLanes = 16;
@@ -189,11 +203,6 @@ void scale(const T* x, T factor, T* out, int64_t size) {
   for (int64_t i = 0; i < size; ++i) out[i] = factor * x[i];
 }
 
-template <typename T>
-void combine(T a, const T* x, T b, const T* y, T* out, int64_t size) {
-  for (int64_t i = 0; i < size; ++i) out[i] = a * x[i] + b * y[i];
-}
-
 }  // namespace
 
 #define VNE_STRINGIZE_(name) #name
@@ -203,10 +212,10 @@ extern const Kernels<float> kFloat;
 extern const Kernels<double> kDouble;
 
 const Kernels<float> kFloat = {VNE_STRINGIZE(VNE_SIMD), kTileRows,    kTileCols<float>,       multiply_tile<float>,
-                               pack<float>,             invert_block<float>, sum_of_squares<float>,
+                               pack<float>,             sweep_panel<float>, sum_of_squares<float>,
                                dot<float>,              scale<float>,        combine<float>};
 const Kernels<double> kDouble = {VNE_STRINGIZE(VNE_SIMD), kTileRows, kTileCols<double>, multiply_tile<double>,
-                                 pack<double>,            invert_block<double>, sum_of_squares<double>,
+                                 pack<double>,            sweep_panel<double>, sum_of_squares<double>,
                                  dot<double>,             scale<double>,        combine<double>};
 
 }  // namespace vne::simd::VNE_SIMD

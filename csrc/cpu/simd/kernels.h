@@ -18,8 +18,6 @@ struct MatrixView {
   int64_t col_stride;
 };
 
-constexpr int kMaxBlock = 32;  // the largest matrix that invert_block takes, and its best size
-
 template <typename T>
 struct Kernels {
   const char* name;
@@ -35,8 +33,11 @@ struct Kernels {
   // multiplied by row_scale[i] unless that is null.
   void (*pack)(int64_t k, int cols, MatrixView<T> b, const T* row_scale, T* packed);
 
-  // Inverts D [size, size], size <= kMaxBlock, in place by Gauss-Jordan; pivots below floor are raised to it.
-  void (*invert_block)(T* d, int64_t stride, int size, T floor);
+  // Sweeps the pivots first .. first + size of a symmetric A [m, m] in its columns of that range,
+  // panel [size, m] (a column a row), and returns how many of them had to be raised (see poles.cpp).
+  // Gives for each pivot what the other columns need, A += y^T c: its column as it was when its turn
+  // came, c [size, m], and y = -c / pivot. diagonal [m] is that of A, kept up to date from there on.
+  int64_t (*sweep_panel)(T* panel, T* diagonal, T* c, T* y, int64_t size, int64_t m, int64_t first, T floor);
 
   double (*sum_of_squares)(const T* x, int64_t size);               // in double: no overflow in fp32
   double (*dot)(const T* x, const T* y, int64_t size);              // in double
