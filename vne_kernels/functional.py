@@ -47,7 +47,7 @@ def vn_entropy(
         weights: p, broadcastable to (..., n), not negative, used as given: they should sum to 1.
             A sample of weight 0 counts as absent. Default: 1/n each.
         method: "eigh", by an eigendecomposition; "poles", by the logarithm as a sum of inverses;
-            "auto", the faster one on the device of z (on a CPU "eigh").
+            "auto", the faster one for this size, dtype and number of threads.
         eps: the smallest norm a row is divided by.
 
     Returns:

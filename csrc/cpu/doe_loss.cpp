@@ -62,7 +62,7 @@ struct Forward {
 
 Forward forward(const Tensor& z1, const Tensor& z2, const std::string& method, double eps, bool with_grad) {
   const Problem problem = make_problem(z1, std::nullopt, true, eps);
-  const Method chosen = parse_method(method, Method::kEigh);
+  const Method chosen = parse_method(method, fastest_method(problem, z1.scalar_type(), with_grad));
   VNE_CHECK(same_sizes(z2, problem.sizes({problem.n, problem.d})) && z2.scalar_type() == z1.scalar_type(),
             "z1 and z2 must have the same shape and dtype");
   const ScalarType dtype = compute_dtype(z1.scalar_type());

@@ -65,6 +65,17 @@ void log_by_eigh(const T* a, int64_t m, double shift, T* result) {
 
 }  // namespace
 
+// The faster method on this CPU, from the measurements of bench/NOTES.md. The poles need 16 inverses
+// that threads share out; LAPACK's eigendecomposition gains little from threads below m = 512, and
+// nothing but eigenvalues is cheaper still. In float64 there are 50 poles: never.
+Method fastest_method(const Problem& problem, ScalarType dtype, bool with_grad) {
+  if (compute_dtype(dtype) == ScalarType::Double) return Method::kEigh;
+  const int64_t threads = torch::stable::get_num_threads();
+  const bool shared = problem.batch < threads;  // several threads for one sample
+  const int64_t largest = with_grad ? (shared ? 384 : 192) : (shared ? 192 : 0);
+  return problem.m() <= largest ? Method::kPoles : Method::kEigh;
+}
+
 template <typename T>
 double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* grad_z, T* grad_weights) {
   const int64_t m = problem.m();
@@ -109,7 +120,7 @@ namespace {
 Tensor vn_entropy(const Tensor& z, const std::optional<Tensor>& weights, bool normalize, const std::string& method,
                   double eps) {
   const Problem problem = make_problem(z, weights, normalize, eps);
-  const Method chosen = parse_method(method, Method::kEigh);
+  const Method chosen = parse_method(method, fastest_method(problem, z.scalar_type(), false));
   const Tensor result = empty(z, problem.batch_sizes, compute_dtype(z.scalar_type()));
   const Input input(z, problem);
   const std::optional<Tensor> p = contiguous(weights);
@@ -128,7 +139,7 @@ Tensor vn_entropy(const Tensor& z, const std::optional<Tensor>& weights, bool no
 std::tuple<Tensor, Tensor, Tensor> vn_entropy_grad(const Tensor& z, const std::optional<Tensor>& weights,
                                                    bool normalize, const std::string& method, double eps) {
   const Problem problem = make_problem(z, weights, normalize, eps);
-  const Method chosen = parse_method(method, Method::kEigh);
+  const Method chosen = parse_method(method, fastest_method(problem, z.scalar_type(), true));
   const ScalarType dtype = compute_dtype(z.scalar_type());
   const Tensor result = empty(z, problem.batch_sizes, dtype);
   const Tensor grad_z = empty(z, problem.sizes({problem.n, problem.d}), dtype);

@@ -91,6 +91,9 @@ template <typename T>
 void gradient(const Problem& problem, const Rows<T>& rows, const T* w, double factor, double identity, T* grad_z,
               T* grad_weights);
 
+// What method="auto" means here.
+Method fastest_method(const Problem& problem, ScalarType dtype, bool with_grad);
+
 // S, and unless grad_z is null its gradients: all stages of one sample.
 template <typename T>
 double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* grad_z, T* grad_weights);
