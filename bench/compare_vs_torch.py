@@ -100,6 +100,7 @@ PROVIDERS = (
     Provider("svd", lambda: reference.official_svd, batched=False),
     Provider(BASELINE, lambda: reference.gram, batched=True),
     Provider("gram+compile", _compiled_gram, batched=True),
+    Provider("ours", lambda: _ours("auto"), batched=True),
     Provider("ours-eigh", lambda: _ours("eigh"), batched=True),
     Provider("ours-poles", lambda: _ours("poles"), batched=True),
 )

@@ -25,6 +25,7 @@ LABELS = {
     "svd": "official svd form",
     "gram": "Gram + eigvalsh",
     "gram+compile": "Gram + eigvalsh, torch.compile",
+    "ours": "vne_kernels (auto)",
     "ours-eigh": "vne_kernels, eigh",
     "ours-poles": "vne_kernels, poles",
 }
@@ -34,8 +35,9 @@ STYLES = {
     "svd": ("#E69F00", "^", 1.2),
     "gram": ("#000000", "s", 1.2),
     "gram+compile": ("#56B4E9", "D", 1.2),
-    "ours-eigh": ("#D55E00", "o", 2.4),
-    "ours-poles": ("#009E73", "o", 2.4),
+    "ours": ("#0072B2", "*", 3.2),
+    "ours-eigh": ("#D55E00", "o", 1.8),
+    "ours-poles": ("#009E73", "o", 1.8),
 }
 QUANTITIES = {
     "speedup": ("speedup_vs_gram", "speed-up over Gram + eigvalsh\n(higher is better)"),

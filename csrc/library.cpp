@@ -1,15 +1,17 @@
-// Every operator of the package, its schema once. Backends register kernels at the foot of their own
-// files; fake kernels and autograd formulas are in vne_kernels/ops.py. No argument has a default:
-// vne_kernels/functional.py is the public face.
+// Every operator of the package, its schema once. Backends register kernels at the foot of their
+// own files; fake kernels and autograd formulas are in vne_kernels/ops.py. No argument has a
+// default: vne_kernels/functional.py is the public face.
 //
-// n samples of d features, m = min(n, d), leading dimensions are a batch. Half precisions are read as
-// they are; results are float32 for them and for float32, float64 for float64. `weights` is (..., n).
+// n samples of d features, m = min(n, d), leading dimensions are a batch. Half precisions are read
+// as they are; results are float32 for them and for float32, float64 for float64. `weights` is
+// (..., n).
 
 #include "common/stable.h"
 
 STABLE_TORCH_LIBRARY(vne_kernels, library) {
   // z (..., n, d) -> S (...)
-  library.def("vn_entropy(Tensor z, Tensor? weights, bool normalize, str method, float eps) -> Tensor");
+  library.def(
+      "vn_entropy(Tensor z, Tensor? weights, bool normalize, str method, float eps) -> Tensor");
 
   // z (..., n, d) -> S (...), dS/dz (..., n, d), dS/dweights (..., n), or (0,) without weights
   library.def(
@@ -18,7 +20,8 @@ STABLE_TORCH_LIBRARY(vne_kernels, library) {
 
   // z, direction (..., n, d) -> d/dt of dS/dz (z + t direction) at t = 0 (..., n, d)
   library.def(
-      "vn_entropy_hvp(Tensor z, Tensor direction, Tensor? weights, bool normalize, float eps) -> Tensor");
+      "vn_entropy_hvp(Tensor z, Tensor direction, Tensor? weights, bool normalize, float eps) -> "
+      "Tensor");
 
   // z (..., n, d) -> eigenvalues of rho (..., m), descending
   library.def("spectrum(Tensor z, Tensor? weights, bool normalize, float eps) -> Tensor");
@@ -30,11 +33,13 @@ STABLE_TORCH_LIBRARY(vne_kernels, library) {
 
   // grad (..., m) of the eigenvalues -> gradients of z (..., n, d) and of weights (..., n) or (0,)
   library.def(
-      "spectrum_backward(Tensor grad, Tensor z, Tensor eigenvectors, Tensor? weights, bool normalize, float eps)"
+      "spectrum_backward(Tensor grad, Tensor z, Tensor eigenvectors, Tensor? weights, bool "
+      "normalize, float eps)"
       " -> (Tensor grad_z, Tensor grad_weights)");
 
   // z1, z2 (..., n, d) -> S of z1 (...), mean cosine similarity (...)
-  library.def("doe_loss(Tensor z1, Tensor z2, str method, float eps) -> (Tensor entropy, Tensor cosine)");
+  library.def(
+      "doe_loss(Tensor z1, Tensor z2, str method, float eps) -> (Tensor entropy, Tensor cosine)");
 
   // The same, dS/dz1 (..., n, d), and what the gradient of the cosine needs of each row (..., 4, n)
   library.def(
@@ -43,6 +48,7 @@ STABLE_TORCH_LIBRARY(vne_kernels, library) {
 
   // grad_entropy, grad_cosine (...) -> gradients of z1 and z2 (..., n, d)
   library.def(
-      "doe_loss_backward(Tensor grad_entropy, Tensor grad_cosine, Tensor z1, Tensor z2, Tensor entropy_grad,"
+      "doe_loss_backward(Tensor grad_entropy, Tensor grad_cosine, Tensor z1, Tensor z2, Tensor "
+      "entropy_grad,"
       " Tensor row_stats) -> (Tensor grad_z1, Tensor grad_z2)");
 }

@@ -18,7 +18,7 @@ import torch
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 PNG = b"\x89PNG\r\n\x1a\n"
 HAS_C_COMPILER = any(map(shutil.which, (os.environ.get("CC", "cc"), "cc", "gcc", "clang")))
-PROVIDERS = ["algorithm1", "svd", "gram", "gram+compile", "ours-eigh", "ours-poles"]
+PROVIDERS = ["algorithm1", "svd", "gram", "gram+compile", "ours", "ours-eigh", "ours-poles"]
 
 
 def run(program: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

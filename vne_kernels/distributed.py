@@ -42,5 +42,5 @@ def gather(z: Tensor) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return z
-    gathered: Tensor = _Gather.apply(z)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _Gather.apply(z)
     return gathered

@@ -36,8 +36,8 @@ def vn_entropy(
 ) -> Tensor:
     """Von Neumann entropy of representations, in nats: equation (1) of csrc/README.md.
 
-    S = -tr(rho log rho) with rho = U^T diag(p) U, U the rows of z on the unit sphere. Between 0 (all
-    rows parallel) and log(min(n, d)) (all directions used alike).
+    S = -tr(rho log rho) with rho = U^T diag(p) U, U the rows of z on the unit sphere. Between 0
+    (all rows parallel) and log(min(n, d)) (all directions used alike).
 
     Args:
         z: (..., n, d), n samples of d features; float16, bfloat16, float32 or float64. Leading
@@ -165,9 +165,7 @@ def _check_dtype(name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in _DTYPES:
-        raise TypeError(
-            f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}"
-        )
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
 
 
 def _check_samples(name: str, z: Tensor) -> None:

@@ -23,9 +23,7 @@ class VNEntropy(nn.Module):
         >>> (-entropy(z)).backward()
     """
 
-    def __init__(
-        self, normalize: bool = True, method: str = "auto", eps: float = 1e-12
-    ) -> None:
+    def __init__(self, normalize: bool = True, method: str = "auto", eps: float = 1e-12) -> None:
         super().__init__()
         _check_method(method)
         _check_eps(eps)

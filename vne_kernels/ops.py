@@ -17,6 +17,18 @@ from vne_kernels import _load  # noqa: F401  (loads the library that defines the
 _NAMESPACE = "vne_kernels"
 _ops = torch.ops.vne_kernels
 
+_OPERATORS = (
+    "vn_entropy",
+    "vn_entropy_grad",
+    "vn_entropy_hvp",
+    "spectrum",
+    "spectrum_eigh",
+    "spectrum_backward",
+    "doe_loss",
+    "doe_loss_grad",
+    "doe_loss_backward",
+)
+
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of results: float64 for float64, float32 for float32 and the half precisions."""
@@ -24,7 +36,10 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    return torch.library.register_fake(f"{_NAMESPACE}::{name}")
+    register: Callable[[Callable[..., Any]], Callable[..., Any]] = torch.library.register_fake(
+        f"{_NAMESPACE}::{name}"
+    )
+    return register
 
 
 def _result(like: Tensor, *sizes: int | torch.SymInt) -> Tensor:
@@ -45,7 +60,7 @@ def _scaled(grad: Tensor, unit_grad: Tensor, like: Tensor) -> Tensor:
     return (grad.reshape(*grad.shape, *trailing) * unit_grad).to(like.dtype)
 
 
-# ---- vn_entropy -----------------------------------------------------------------------------------
+# ---- vn_entropy ----------------------------------------------------------------------------------
 
 
 @_fake("vn_entropy")
@@ -59,7 +74,7 @@ def _vn_entropy_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None
 
 
 def _vn_entropy_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    # Whoever expects a gradient calls vn_entropy_grad, as the public function does; this is for the rest.
+    # The public function takes vn_entropy_grad where a gradient is expected: this is for others.
     z, weights = ctx.saved_tensors
     _, unit_grad, weights_grad = _ops.vn_entropy_grad(z, weights, *ctx.options)
     of_weights = None if weights is None else _scaled(grad, weights_grad, weights)
@@ -71,11 +86,11 @@ torch.library.register_autograd(
 )
 
 
-# ---- vn_entropy_grad ------------------------------------------------------------------------------
+# ---- vn_entropy_grad -----------------------------------------------------------------------------
 # The gradient is a multiple of grad_output, so the forward computes it at once and the backward is
-# one scaling. The unit gradient is an output like S: autograd links its uses in the backward to this
-# node, and a gradient that arrives at it is the second order, a Hessian-vector product. That is
-# computed by an eigendecomposition whatever the method of the first order was.
+# one scaling. The unit gradient is an output like S: autograd links its uses in the backward to
+# this node, and a gradient that arrives at it is the second order, a Hessian-vector product. That
+# is computed by an eigendecomposition whatever the method of the first order was.
 
 
 @_fake("vn_entropy_grad")
@@ -100,10 +115,9 @@ def _vn_entropy_grad_backward(
     if grad is not None:
         of_z = _scaled(grad, unit_grad, z)
         of_weights = None if weights is None else _scaled(grad, weights_grad, weights)
-    second_order = grad_unit_grad is not None or grad_weights_grad is not None
-    if weights is not None and second_order:
-        if grad_weights_grad is not None or ctx.needs_input_grad[1]:
-            raise RuntimeError("vn_entropy has no second derivatives with respect to weights")
+    of_gradient = grad_unit_grad is not None and ctx.needs_input_grad[1]
+    if weights is not None and (of_gradient or grad_weights_grad is not None):
+        raise RuntimeError("vn_entropy has no second derivatives with respect to weights")
     if grad_unit_grad is not None:
         hvp = _ops.vn_entropy_hvp(z, grad_unit_grad, weights, ctx.normalize, ctx.eps).to(z.dtype)
         of_z = hvp if of_z is None else of_z + hvp
@@ -117,13 +131,11 @@ torch.library.register_autograd(
 )
 
 
-# ---- vn_entropy_hvp -------------------------------------------------------------------------------
+# ---- vn_entropy_hvp ------------------------------------------------------------------------------
 
 
 @_fake("vn_entropy_hvp")
-def _(
-    z: Tensor, direction: Tensor, weights: Tensor | None, normalize: bool, eps: float
-) -> Tensor:
+def _(z: Tensor, direction: Tensor, weights: Tensor | None, normalize: bool, eps: float) -> Tensor:
     return _result(z, *z.shape)
 
 
@@ -150,12 +162,16 @@ def _vn_entropy_hvp(
     d_inverse = -inverse.square() * along
 
     x, dx = root * u, root * du
-    small_x, small_dx = (x, dx) if n <= d else (x.mT, dx.mT)  # work on the smaller side, equation (2)
+    small_x, small_dx = (
+        (x, dx) if n <= d else (x.mT, dx.mT)
+    )  # work on the smaller side, equation (2)
     a = small_x @ small_x.mT
     da = small_dx @ small_x.mT
     da = da + da.mT
     finite = a.isfinite().all(-1).all(-1)[..., None, None]
-    lam, v = torch.linalg.eigh(torch.where(finite, a, torch.eye(a.shape[-1], dtype=dtype, device=a.device)))
+    lam, v = torch.linalg.eigh(
+        torch.where(finite, a, torch.eye(a.shape[-1], dtype=dtype, device=a.device))
+    )
     info = torch.finfo(dtype)
     lam = torch.maximum(lam, (info.eps * lam[..., -1:]).clamp_min(info.tiny))
     log_a = (v * lam.log().unsqueeze(-2)) @ v.mT
@@ -179,7 +195,7 @@ def _vn_entropy_hvp(
 torch.library.impl("vne_kernels::vn_entropy_hvp", "CompositeExplicitAutograd")(_vn_entropy_hvp)
 
 
-# ---- spectrum -------------------------------------------------------------------------------------
+# ---- spectrum ------------------------------------------------------------------------------------
 
 
 @_fake("spectrum")
@@ -205,9 +221,7 @@ torch.library.register_autograd(
 
 
 @_fake("spectrum_eigh")
-def _(
-    z: Tensor, weights: Tensor | None, normalize: bool, eps: float
-) -> tuple[Tensor, Tensor]:
+def _(z: Tensor, weights: Tensor | None, normalize: bool, eps: float) -> tuple[Tensor, Tensor]:
     m = _smaller(z)
     return _result(z, *z.shape[:-2], m), _result(z, *z.shape[:-2], m, m)
 
@@ -242,7 +256,7 @@ def _(
     return _result(z, *z.shape), _weights_grad(z, weights)
 
 
-# ---- doe_loss -------------------------------------------------------------------------------------
+# ---- doe_loss ------------------------------------------------------------------------------------
 
 
 @_fake("doe_loss")
@@ -316,10 +330,10 @@ def _(
     return _result(z1, *z1.shape), _result(z2, *z2.shape)
 
 
-# ---- once differentiable --------------------------------------------------------------------------
+# ---- once differentiable -------------------------------------------------------------------------
 
 
-def _register_once_differentiable(name: str, outputs: int, inputs: int, what: str) -> None:
+def _register_once_differentiable(name: str, what: str) -> None:
     """A gradient of this gradient operator is an error that says so, not a silent zero."""
 
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -328,12 +342,12 @@ def _register_once_differentiable(name: str, outputs: int, inputs: int, what: st
     torch.library.register_autograd(f"{_NAMESPACE}::{name}", backward)
 
 
-_register_once_differentiable("vn_entropy_hvp", 1, 5, "the gradient of vn_entropy")
-_register_once_differentiable("spectrum_backward", 2, 6, "spectrum")
-_register_once_differentiable("doe_loss_backward", 2, 6, "doe_loss")
+_register_once_differentiable("vn_entropy_hvp", "the gradient of vn_entropy")
+_register_once_differentiable("spectrum_backward", "spectrum")
+_register_once_differentiable("doe_loss_backward", "doe_loss")
 
 
-# ---- vmap -----------------------------------------------------------------------------------------
+# ---- vmap ----------------------------------------------------------------------------------------
 # Every operator takes leading batch dimensions: a mapped dimension becomes the first of them.
 
 
@@ -359,22 +373,12 @@ def _register_vmap(name: str) -> None:
     torch.library.register_vmap(f"{_NAMESPACE}::{name}", rule)
 
 
-for _name in (
-    "vn_entropy",
-    "vn_entropy_grad",
-    "vn_entropy_hvp",
-    "spectrum",
-    "spectrum_eigh",
-    "spectrum_backward",
-    "doe_loss",
-    "doe_loss_grad",
-    "doe_loss_backward",
-):
+for _name in _OPERATORS:
     _register_vmap(_name)
 
 
-# ---- devices without native kernels ---------------------------------------------------------------
-# The matrix is small and LAPACK is quick: a copy to the host is right everywhere and often not slow.
+# ---- devices without native kernels --------------------------------------------------------------
+# The matrix is small and LAPACK is quick: a copy to the host is right everywhere.
 
 
 def _register_on_host(name: str, device_key: str) -> None:
@@ -390,15 +394,7 @@ def _register_on_host(name: str, device_key: str) -> None:
     torch.library.impl(f"{_NAMESPACE}::{name}", device_key)(on_host)
 
 
-for _name in (
-    "vn_entropy",
-    "vn_entropy_grad",
-    "spectrum",
-    "spectrum_eigh",
-    "spectrum_backward",
-    "doe_loss",
-    "doe_loss_grad",
-    "doe_loss_backward",
-):
+for _name in _OPERATORS:
     for _device_key in ("CUDA", "MPS", "XPU"):
-        _register_on_host(_name, _device_key)
+        if _name != "vn_entropy_hvp":  # plain torch, runs anywhere
+            _register_on_host(_name, _device_key)

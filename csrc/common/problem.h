@@ -55,7 +55,8 @@ inline bool same_sizes(const Tensor& tensor, const std::vector<int64_t>& sizes) 
   return true;
 }
 
-inline Problem make_problem(const Tensor& z, const std::optional<Tensor>& weights, bool normalize, double eps) {
+inline Problem make_problem(const Tensor& z, const std::optional<Tensor>& weights, bool normalize,
+                            double eps) {
   VNE_CHECK(z.dim() >= 2, "z must be (..., n, d), got ", z.dim(), " dimensions");
   VNE_CHECK(is_supported(z.scalar_type()), "z must be float16, bfloat16, float32 or float64");
   VNE_CHECK(std::isfinite(eps) && eps >= 0, "eps must be finite and not negative, got ", eps);
@@ -68,10 +69,11 @@ inline Problem make_problem(const Tensor& z, const std::optional<Tensor>& weight
   problem.d = z.size(z.dim() - 1);
   problem.normalize = normalize;
   problem.eps = eps;
-  VNE_CHECK(problem.n >= 1 && problem.d >= 1, "z must be (..., n, d) with n, d >= 1, got n = ", problem.n,
-            ", d = ", problem.d);
+  VNE_CHECK(problem.n >= 1 && problem.d >= 1,
+            "z must be (..., n, d) with n, d >= 1, got n = ", problem.n, ", d = ", problem.d);
   if (weights) {
-    VNE_CHECK(same_sizes(*weights, problem.sizes({problem.n})), "weights must have the shape (..., n) of z");
+    VNE_CHECK(same_sizes(*weights, problem.sizes({problem.n})),
+              "weights must have the shape (..., n) of z");
     VNE_CHECK(weights->scalar_type() == compute_dtype(z.scalar_type()),
               "weights must be float64 for a float64 z, otherwise float32");
   }

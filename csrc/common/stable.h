@@ -1,7 +1,8 @@
 // The corner of libtorch's stable ABI that this package uses, and every quirk of it, in one place.
 //
 // * Errors raised here become RuntimeError in Python, whatever their type: arguments of the public
-//   functions are validated in Python, and VNE_CHECK guards only against misuse of the raw operators.
+//   functions are validated in Python, and VNE_CHECK guards only against misuse of the raw
+//   operators.
 // * There is no wrapper for linear algebra; linalg_eigh calls the dispatcher by name.
 
 #pragma once
@@ -21,8 +22,8 @@
 #include <tuple>
 #include <vector>
 
-#define VNE_CHECK(condition, ...)                                                   \
-  if (!(condition)) {                                                               \
+#define VNE_CHECK(condition, ...)                                                                 \
+  if (!(condition)) {                                                                             \
     throw std::runtime_error(torch::headeronly::detail::stdTorchCheckMsgImpl("", ##__VA_ARGS__)); \
   }
 
@@ -33,7 +34,8 @@ using torch::stable::Tensor;
 
 // Eigenvalues (ascending) of the symmetric a [m, m] and, if wanted, its eigenvectors as columns.
 inline std::tuple<Tensor, Tensor> linalg_eigh(const Tensor& a, bool vectors) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(std::string("L")),
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(a),
+                                    torch::stable::detail::from(std::string("L")),
                                     torch::stable::detail::from(vectors)};
   STABLE_TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::_linalg_eigh", "", stack.data(), TORCH_ABI_VERSION));

@@ -32,27 +32,29 @@ double cosine(const T* z1, const T* z2, int64_t size, double inverse_norm1, doub
 
 // Mean over i of cos(z1_i, z2_i). `row_stats` [kRowStats, n] may be null.
 template <typename T>
-double mean_cosine(const Problem& problem, const Rows<T>& rows1, const Input& z1, const Input& z2, int64_t sample,
-                   T* row_stats) {
+double mean_cosine(const Problem& problem, const Rows<T>& rows1, const Input& z1, const Input& z2,
+                   int64_t sample, T* row_stats) {
   const int64_t n = problem.n, d = problem.d;
   std::vector<double> cosines(n);
-  torch::stable::parallel_for(0, n, std::max<int64_t>(1, kGrainElements / d), [&](int64_t begin, int64_t end) {
-    Buffer<T> buffer1(d), buffer2(d);
-    for (int64_t i = begin; i < end; ++i) {
-      const T* z1_i = z1.row(sample, i, buffer1.get());
-      const T* z2_i = z2.row(sample, i, buffer2.get());
-      const Row &row1 = rows1.row[i], row2 = measure(problem, z2_i, row1.weight);
-      cosines[i] = cosine(z1_i, z2_i, d, row1.inverse_norm, row2.inverse_norm);
-      if (!row_stats) continue;
-      row_stats[kInverseNorm1 * n + i] = static_cast<T>(row1.inverse_norm);
-      row_stats[kInverseNorm2 * n + i] = static_cast<T>(row2.inverse_norm);
-      row_stats[kProjection1 * n + i] = static_cast<T>(row1.projected ? cosines[i] : 0);
-      row_stats[kProjection2 * n + i] = static_cast<T>(row2.projected ? cosines[i] : 0);
-    }
-  });
+  torch::stable::parallel_for(
+      0, n, std::max<int64_t>(1, kGrainElements / d), [&](int64_t begin, int64_t end) {
+        Buffer<T> buffer1(d), buffer2(d);
+        for (int64_t i = begin; i < end; ++i) {
+          const T* z1_i = z1.row(sample, i, buffer1.get());
+          const T* z2_i = z2.row(sample, i, buffer2.get());
+          const Row &row1 = rows1.row[i], row2 = measure(problem, z2_i, row1.weight);
+          cosines[i] = cosine(z1_i, z2_i, d, row1.inverse_norm, row2.inverse_norm);
+          if (!row_stats) continue;
+          row_stats[kInverseNorm1 * n + i] = static_cast<T>(row1.inverse_norm);
+          row_stats[kInverseNorm2 * n + i] = static_cast<T>(row2.inverse_norm);
+          row_stats[kProjection1 * n + i] = static_cast<T>(row1.projected ? cosines[i] : 0);
+          row_stats[kProjection2 * n + i] = static_cast<T>(row2.projected ? cosines[i] : 0);
+        }
+      });
   double sum = 0;
   for (const double value : cosines) sum += value;
-  if (row_stats && std::isnan(sum)) fill(row_stats, kRowStats * n, sum);  // NaN for the whole sample
+  if (row_stats && std::isnan(sum))
+    fill(row_stats, kRowStats * n, sum);  // NaN for the whole sample
   return sum / static_cast<double>(n);
 }
 
@@ -60,11 +62,13 @@ struct Forward {
   Tensor entropy, cosine, entropy_grad, row_stats;
 };
 
-Forward forward(const Tensor& z1, const Tensor& z2, const std::string& method, double eps, bool with_grad) {
+Forward forward(const Tensor& z1, const Tensor& z2, const std::string& method, double eps,
+                bool with_grad) {
   const Problem problem = make_problem(z1, std::nullopt, true, eps);
   const Method chosen = parse_method(method, fastest_method(problem, z1.scalar_type(), with_grad));
-  VNE_CHECK(same_sizes(z2, problem.sizes({problem.n, problem.d})) && z2.scalar_type() == z1.scalar_type(),
-            "z1 and z2 must have the same shape and dtype");
+  VNE_CHECK(
+      same_sizes(z2, problem.sizes({problem.n, problem.d})) && z2.scalar_type() == z1.scalar_type(),
+      "z1 and z2 must have the same shape and dtype");
   const ScalarType dtype = compute_dtype(z1.scalar_type());
   const std::vector<int64_t> none{0};
   const Forward result{empty(z1, problem.batch_sizes, dtype), empty(z1, problem.batch_sizes, dtype),
@@ -82,13 +86,15 @@ Forward forward(const Tensor& z1, const Tensor& z2, const std::string& method, d
       T* sample_grad = with_grad ? grads + sample * problem.n * problem.d : nullptr;
       T* sample_stats = with_grad ? stats + sample * kRowStats * problem.n : nullptr;
       entropies[sample] = static_cast<T>(entropy<T>(problem, rows1, chosen, sample_grad, nullptr));
-      cosines[sample] = static_cast<T>(mean_cosine(problem, rows1, input1, input2, sample, sample_stats));
+      cosines[sample] =
+          static_cast<T>(mean_cosine(problem, rows1, input1, input2, sample, sample_stats));
     });
   });
   return result;
 }
 
-std::tuple<Tensor, Tensor> doe_loss(const Tensor& z1, const Tensor& z2, const std::string& method, double eps) {
+std::tuple<Tensor, Tensor> doe_loss(const Tensor& z1, const Tensor& z2, const std::string& method,
+                                    double eps) {
   const Forward result = forward(z1, z2, method, eps, false);
   return {result.entropy, result.cosine};
 }
@@ -100,23 +106,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> doe_loss_grad(const Tensor& z1, const
 }
 
 // Gradients of grad_entropy S(z1) + grad_cosine mean_i cos_i in both views, in one pass.
-std::tuple<Tensor, Tensor> doe_loss_backward(const Tensor& grad_entropy, const Tensor& grad_cosine, const Tensor& z1,
-                                             const Tensor& z2, const Tensor& entropy_grad, const Tensor& row_stats) {
+std::tuple<Tensor, Tensor> doe_loss_backward(const Tensor& grad_entropy, const Tensor& grad_cosine,
+                                             const Tensor& z1, const Tensor& z2,
+                                             const Tensor& entropy_grad, const Tensor& row_stats) {
   const Problem problem = make_problem(z1, std::nullopt, true, 0);
   const int64_t n = problem.n, d = problem.d;
   const ScalarType dtype = compute_dtype(z1.scalar_type());
   VNE_CHECK(same_sizes(z2, problem.sizes({n, d})) && z2.scalar_type() == z1.scalar_type(),
             "z1 and z2 must have the same shape and dtype");
-  VNE_CHECK(same_sizes(grad_entropy, problem.batch_sizes) && same_sizes(grad_cosine, problem.batch_sizes) &&
-                same_sizes(entropy_grad, problem.sizes({n, d})) && same_sizes(row_stats, problem.sizes({kRowStats, n})),
+  VNE_CHECK(same_sizes(grad_entropy, problem.batch_sizes) &&
+                same_sizes(grad_cosine, problem.batch_sizes) &&
+                same_sizes(entropy_grad, problem.sizes({n, d})) &&
+                same_sizes(row_stats, problem.sizes({kRowStats, n})),
             "doe_loss_backward takes what doe_loss_grad gave");
   VNE_CHECK(grad_entropy.scalar_type() == dtype && grad_cosine.scalar_type() == dtype &&
                 entropy_grad.scalar_type() == dtype && row_stats.scalar_type() == dtype,
             "doe_loss_backward takes what doe_loss_grad gave, in its dtype");
-  const Tensor grad_z1 = empty(z1, problem.sizes({n, d}), dtype), grad_z2 = empty(z1, problem.sizes({n, d}), dtype);
+  const Tensor grad_z1 = empty(z1, problem.sizes({n, d}), dtype),
+               grad_z2 = empty(z1, problem.sizes({n, d}), dtype);
   const Input input1(z1, problem), input2(z2, problem);
-  const Tensor g_entropy = torch::stable::contiguous(grad_entropy), g_cosine = torch::stable::contiguous(grad_cosine);
-  const Tensor s_grad = torch::stable::contiguous(entropy_grad), stats = torch::stable::contiguous(row_stats);
+  const Tensor g_entropy = torch::stable::contiguous(grad_entropy),
+               g_cosine = torch::stable::contiguous(grad_cosine);
+  const Tensor s_grad = torch::stable::contiguous(entropy_grad),
+               stats = torch::stable::contiguous(row_stats);
   dispatch_compute(z1.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const T* g_entropy_data = static_cast<const T*>(g_entropy.const_data_ptr());
@@ -126,7 +138,8 @@ std::tuple<Tensor, Tensor> doe_loss_backward(const Tensor& grad_entropy, const T
     T* out1 = static_cast<T*>(grad_z1.mutable_data_ptr());
     T* out2 = static_cast<T*>(grad_z2.mutable_data_ptr());
     torch::stable::parallel_for(
-        0, problem.batch * n, std::max<int64_t>(1, kGrainElements / d), [&](int64_t begin, int64_t end) {
+        0, problem.batch * n, std::max<int64_t>(1, kGrainElements / d),
+        [&](int64_t begin, int64_t end) {
           Buffer<T> buffer1(d), buffer2(d);
           for (int64_t index = begin; index < end; ++index) {
             const int64_t sample = index / n, i = index % n;

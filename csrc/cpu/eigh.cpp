@@ -1,4 +1,5 @@
-// The eigendecomposition, by LAPACK's syevd behind torch's dispatcher, and functions of a matrix by it.
+// The eigendecomposition, by LAPACK's syevd behind torch's dispatcher, and functions of a matrix by
+// it.
 
 #include "cpu/stages.h"
 
@@ -16,8 +17,8 @@ Eigen eigh(const T* a, int64_t m, bool vectors) {
 
 template <typename T>
 void spectral_function(const Eigen& eigen, const T* f, int64_t m, T* result) {
-  const MatrixView<T> v = {static_cast<const T*>(eigen.vectors.const_data_ptr()), eigen.vectors.stride(0),
-                           eigen.vectors.stride(1)};
+  const MatrixView<T> v = {static_cast<const T*>(eigen.vectors.const_data_ptr()),
+                           eigen.vectors.stride(0), eigen.vectors.stride(1)};
   multiply<T>(m, m, m, v, f, transposed(v), result, Result::kSymmetric);
 }
 

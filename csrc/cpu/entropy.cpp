@@ -44,7 +44,8 @@ double trace(const T* a, int64_t m) {
 template <typename T>
 double entropy_by_eigenvalues(const T* a, int64_t m) {
   constexpr double kSmallEntropy = 1;
-  const double value = entropy_of_eigenvalues(static_cast<const T*>(eigh(a, m, false).values.const_data_ptr()), m);
+  const double value =
+      entropy_of_eigenvalues(static_cast<const T*>(eigh(a, m, false).values.const_data_ptr()), m);
   if (std::is_same_v<T, double> || value >= kSmallEntropy) return value;
   Buffer<double> wide(m * m);
   std::copy_n(a, m * m, wide.get());
@@ -59,15 +60,16 @@ void log_by_eigh(const T* a, int64_t m, double shift, T* result) {
   const T* values = static_cast<const T*>(eigen.values.const_data_ptr());
   const double floor = resolution(values, m);
   Buffer<T> logs(m);
-  for (int64_t k = 0; k < m; ++k) logs[k] = static_cast<T>(std::log(std::max<double>(values[k], floor)) + shift);
+  for (int64_t k = 0; k < m; ++k)
+    logs[k] = static_cast<T>(std::log(std::max<double>(values[k], floor)) + shift);
   spectral_function(eigen, logs.get(), m, result);
 }
 
 }  // namespace
 
-// The faster method on this CPU, from the measurements of bench/NOTES.md. The poles need 16 inverses
-// that threads share out; LAPACK's eigendecomposition gains little from threads below m = 512, and
-// nothing but eigenvalues is cheaper still. In float64 there are 50 poles: never.
+// The faster method on this CPU, from the measurements of bench/NOTES.md. The poles need 16
+// inverses that threads share out; LAPACK's eigendecomposition gains little from threads below m =
+// 512, and nothing but eigenvalues is cheaper still. In float64 there are 50 poles: never.
 Method fastest_method(const Problem& problem, ScalarType dtype, bool with_grad) {
   if (compute_dtype(dtype) == ScalarType::Double) return Method::kEigh;
   const int64_t threads = torch::stable::get_num_threads();
@@ -77,7 +79,8 @@ Method fastest_method(const Problem& problem, ScalarType dtype, bool with_grad) 
 }
 
 template <typename T>
-double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* grad_z, T* grad_weights) {
+double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* grad_z,
+               T* grad_weights) {
   const int64_t m = problem.m();
   if (!rows.valid || rows.empty()) {
     const double value = rows.valid ? 0 : kNaN;
@@ -99,14 +102,18 @@ double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* gr
     } else {
       log_by_poles(a.get(), m, shift, log_a.get());
     }
-    // (5): S = -<A^, log A^>. By eigenvectors these are Rayleigh quotients, better than eigenvalues.
+    // (5): S = -<A^, log A^>. By eigenvectors these are Rayleigh quotients, better than
+    // eigenvalues.
     value = shift * trace(a.get(), m) - simd::kernels<T>().dot(a.get(), log_a.get(), m * m);
     // (3): dS/dX = -2 (log A + I) X with log A = log A^ + log(tau) I
-    if (grad_z) gradient(problem, rows, log_a.get(), -2, std::log(rows.trace) + 1 - shift, grad_z, grad_weights);
+    if (grad_z)
+      gradient(problem, rows, log_a.get(), -2, std::log(rows.trace) + 1 - shift, grad_z,
+               grad_weights);
   }
   value = std::clamp(value, 0.0, shift);
 
-  // S(tau A^) = tau S(A^) - tau log tau. A trace that is one but for the rounding of the weights is one.
+  // S(tau A^) = tau S(A^) - tau log tau. A trace that is one but for the rounding of the weights is
+  // one.
   const double tolerance = 8 * static_cast<double>(std::numeric_limits<T>::epsilon());
   if (std::abs(rows.trace - 1) <= tolerance) return value;
   return rows.trace * (value - std::log(rows.trace));
@@ -117,49 +124,50 @@ template double entropy(const Problem&, const Rows<double>&, Method, double*, do
 
 namespace {
 
-Tensor vn_entropy(const Tensor& z, const std::optional<Tensor>& weights, bool normalize, const std::string& method,
-                  double eps) {
+struct Forward {
+  Tensor entropy, grad_z, grad_weights;
+};
+
+Forward forward(const Tensor& z, const std::optional<Tensor>& weights, bool normalize,
+                const std::string& method, double eps, bool with_grad) {
   const Problem problem = make_problem(z, weights, normalize, eps);
-  const Method chosen = parse_method(method, fastest_method(problem, z.scalar_type(), false));
-  const Tensor result = empty(z, problem.batch_sizes, compute_dtype(z.scalar_type()));
+  const int64_t n = problem.n, d = problem.d;
+  const Method chosen = parse_method(method, fastest_method(problem, z.scalar_type(), with_grad));
+  const ScalarType dtype = compute_dtype(z.scalar_type());
+  const std::vector<int64_t> none{0};
+  const Forward result{empty(z, problem.batch_sizes, dtype),
+                       empty(z, with_grad ? problem.sizes({n, d}) : none, dtype),
+                       empty(z, with_grad && weights ? problem.sizes({n}) : none, dtype)};
   const Input input(z, problem);
   const std::optional<Tensor> p = contiguous(weights);
   dispatch_compute(z.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    T* values = static_cast<T*>(result.mutable_data_ptr());
+    T* values = static_cast<T*>(result.entropy.mutable_data_ptr());
+    T* z_grads = static_cast<T*>(result.grad_z.mutable_data_ptr());
+    T* p_grads = static_cast<T*>(result.grad_weights.mutable_data_ptr());
     const T* p_data = data_or_null<T>(p);
     for_each_sample(problem, [&](int64_t sample) {
-      const Rows<T> rows = vne::normalize<T>(problem, input, sample, p_data ? p_data + sample * problem.n : nullptr);
-      values[sample] = static_cast<T>(entropy<T>(problem, rows, chosen, nullptr, nullptr));
+      const Rows<T> rows =
+          vne::normalize<T>(problem, input, sample, p_data ? p_data + sample * n : nullptr);
+      values[sample] = static_cast<T>(
+          entropy<T>(problem, rows, chosen, with_grad ? z_grads + sample * n * d : nullptr,
+                     with_grad && p_data ? p_grads + sample * n : nullptr));
     });
   });
   return result;
 }
 
-std::tuple<Tensor, Tensor, Tensor> vn_entropy_grad(const Tensor& z, const std::optional<Tensor>& weights,
-                                                   bool normalize, const std::string& method, double eps) {
-  const Problem problem = make_problem(z, weights, normalize, eps);
-  const Method chosen = parse_method(method, fastest_method(problem, z.scalar_type(), true));
-  const ScalarType dtype = compute_dtype(z.scalar_type());
-  const Tensor result = empty(z, problem.batch_sizes, dtype);
-  const Tensor grad_z = empty(z, problem.sizes({problem.n, problem.d}), dtype);
-  const Tensor grad_weights = empty(z, weights ? problem.sizes({problem.n}) : std::vector<int64_t>{0}, dtype);
-  const Input input(z, problem);
-  const std::optional<Tensor> p = contiguous(weights);
-  dispatch_compute(z.scalar_type(), [&](auto type) {
-    using T = decltype(type);
-    T* values = static_cast<T*>(result.mutable_data_ptr());
-    T* z_grads = static_cast<T*>(grad_z.mutable_data_ptr());
-    T* p_grads = static_cast<T*>(grad_weights.mutable_data_ptr());
-    const T* p_data = data_or_null<T>(p);
-    for_each_sample(problem, [&](int64_t sample) {
-      const Rows<T> rows = vne::normalize<T>(problem, input, sample, p_data ? p_data + sample * problem.n : nullptr);
-      values[sample] =
-          static_cast<T>(entropy<T>(problem, rows, chosen, z_grads + sample * problem.n * problem.d,
-                                    p_data ? p_grads + sample * problem.n : nullptr));
-    });
-  });
-  return {result, grad_z, grad_weights};
+Tensor vn_entropy(const Tensor& z, const std::optional<Tensor>& weights, bool normalize,
+                  const std::string& method, double eps) {
+  return forward(z, weights, normalize, method, eps, false).entropy;
+}
+
+std::tuple<Tensor, Tensor, Tensor> vn_entropy_grad(const Tensor& z,
+                                                   const std::optional<Tensor>& weights,
+                                                   bool normalize, const std::string& method,
+                                                   double eps) {
+  const Forward result = forward(z, weights, normalize, method, eps, true);
+  return {result.entropy, result.grad_z, result.grad_weights};
 }
 
 }  // namespace

@@ -7,8 +7,8 @@ namespace {
 
 constexpr int64_t kPanelBytes = 32 * 1024;  // a packed panel of B stays in the L1 cache
 
-// C is computed by tiles, numbered down the columns of tiles: the first `skipped(column)` tiles of a
-// column lie wholly above the diagonal and are left out of a symmetric result.
+// C is computed by tiles, numbered down the columns of tiles: the first `skipped(column)` tiles of
+// a column lie wholly above the diagonal and are left out of a symmetric result.
 struct Tiling {
   int64_t rows, cols, tile_rows, tile_cols;
   Result result;
@@ -20,7 +20,8 @@ struct Tiling {
   }
   int64_t count() const {
     int64_t total = 0;
-    for (int64_t column = 0; column < tile_col_count(); ++column) total += tile_row_count() - skipped(column);
+    for (int64_t column = 0; column < tile_col_count(); ++column)
+      total += tile_row_count() - skipped(column);
     return total;
   }
 };
@@ -40,15 +41,17 @@ void mirror_lower(T* c, int64_t size) {
 }
 
 template <typename T>
-void multiply(int64_t rows, int64_t cols, int64_t k, MatrixView<T> a, const T* scale, MatrixView<T> b, T* c,
-              Result result) {
+void multiply(int64_t rows, int64_t cols, int64_t k, MatrixView<T> a, const T* scale,
+              MatrixView<T> b, T* c, Result result) {
   const simd::Kernels<T>& simd = simd::kernels<T>();
   const Tiling tiling{rows, cols, simd.tile_rows, simd.tile_cols, result};
   const int64_t depth = kPanelBytes / (simd.tile_cols * static_cast<int64_t>(sizeof(T)));
   const int64_t panel_cols = tiling.tile_col_count();
   const int64_t panel_rows = ceil_div(k, depth);
   const auto panel_of = [&](T* packed, int64_t panel_row, int64_t panel_col) {
-    return packed + (panel_row * panel_cols * depth + panel_col * std::min(depth, k - panel_row * depth)) * tiling.tile_cols;
+    return packed +
+           (panel_row * panel_cols * depth + panel_col * std::min(depth, k - panel_row * depth)) *
+               tiling.tile_cols;
   };
 
   Buffer<T> packed(k * panel_cols * tiling.tile_cols);
@@ -56,17 +59,19 @@ void multiply(int64_t rows, int64_t cols, int64_t k, MatrixView<T> a, const T* s
     for (int64_t panel = begin; panel < end; ++panel) {
       const int64_t panel_row = panel / panel_cols, panel_col = panel % panel_cols;
       const int64_t first_k = panel_row * depth, first_col = panel_col * tiling.tile_cols;
-      const MatrixView<T> part = {b.data + first_k * b.row_stride + first_col * b.col_stride, b.row_stride,
-                                  b.col_stride};
-      simd.pack(std::min(depth, k - first_k), static_cast<int>(std::min(tiling.tile_cols, cols - first_col)), part,
+      const MatrixView<T> part = {b.data + first_k * b.row_stride + first_col * b.col_stride,
+                                  b.row_stride, b.col_stride};
+      simd.pack(std::min(depth, k - first_k),
+                static_cast<int>(std::min(tiling.tile_cols, cols - first_col)), part,
                 scale ? scale + first_k : nullptr, panel_of(packed.get(), panel_row, panel_col));
     }
   };
 
-  // Each thread runs through all of k for its own tiles: no two threads write to the same place, and
-  // the order of summation does not depend on their number.
+  // Each thread runs through all of k for its own tiles: no two threads write to the same place,
+  // and the order of summation does not depend on their number.
   const auto compute = [&](int64_t begin, int64_t end) {
-    int64_t first_column = 0, before = 0;  // the column of the tile `begin`, and the tiles before that column
+    int64_t first_column = 0,
+            before = 0;  // the column of the tile `begin`, and the tiles before that column
     while (begin - before >= tiling.tile_row_count() - tiling.skipped(first_column)) {
       before += tiling.tile_row_count() - tiling.skipped(first_column++);
     }
@@ -76,9 +81,11 @@ void multiply(int64_t rows, int64_t cols, int64_t k, MatrixView<T> a, const T* s
       for (int64_t tile = begin; tile < end; ++tile, ++row) {
         if (row == tiling.tile_row_count()) row = tiling.skipped(++column);
         const int64_t i = row * tiling.tile_rows, j = column * tiling.tile_cols;
-        const MatrixView<T> part = {a.data + i * a.row_stride + first_k * a.col_stride, a.row_stride, a.col_stride};
-        simd.multiply_tile(std::min(depth, k - first_k), part, panel_of(packed.get(), panel_row, column),
-                           c + i * cols + j, cols, static_cast<int>(std::min(tiling.tile_rows, rows - i)),
+        const MatrixView<T> part = {a.data + i * a.row_stride + first_k * a.col_stride,
+                                    a.row_stride, a.col_stride};
+        simd.multiply_tile(std::min(depth, k - first_k), part,
+                           panel_of(packed.get(), panel_row, column), c + i * cols + j, cols,
+                           static_cast<int>(std::min(tiling.tile_rows, rows - i)),
                            static_cast<int>(std::min(tiling.tile_cols, cols - j)), panel_row > 0);
       }
     }
@@ -88,15 +95,18 @@ void multiply(int64_t rows, int64_t cols, int64_t k, MatrixView<T> a, const T* s
   constexpr int64_t kGrainFlops = 1 << 20;
   const int64_t tile_flops = 2 * k * tiling.tile_rows * tiling.tile_cols;
   const int64_t panel_elements = depth * tiling.tile_cols;
-  torch::stable::parallel_for(0, panel_rows * panel_cols, std::max<int64_t>(1, (1 << 16) / panel_elements), pack);
-  torch::stable::parallel_for(0, tiling.count(), std::max<int64_t>(1, kGrainFlops / tile_flops), compute);
+  torch::stable::parallel_for(0, panel_rows * panel_cols,
+                              std::max<int64_t>(1, (1 << 16) / panel_elements), pack);
+  torch::stable::parallel_for(0, tiling.count(), std::max<int64_t>(1, kGrainFlops / tile_flops),
+                              compute);
   if (result == Result::kSymmetric) mirror_lower(c, rows);
 }
 
 template void mirror_lower(float*, int64_t);
 template void mirror_lower(double*, int64_t);
-template void multiply(int64_t, int64_t, int64_t, MatrixView<float>, const float*, MatrixView<float>, float*, Result);
-template void multiply(int64_t, int64_t, int64_t, MatrixView<double>, const double*, MatrixView<double>, double*,
-                       Result);
+template void multiply(int64_t, int64_t, int64_t, MatrixView<float>, const float*,
+                       MatrixView<float>, float*, Result);
+template void multiply(int64_t, int64_t, int64_t, MatrixView<double>, const double*,
+                       MatrixView<double>, double*, Result);
 
 }  // namespace vne

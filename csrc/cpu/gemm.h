@@ -1,7 +1,7 @@
 // C = A B on the CPU, threaded, over the tiles of simd/kernels.h.
 //
-// Why not the BLAS behind torch: a product of which only one triangle is wanted costs half here, the
-// views of transposed operands are free, no dispatcher call is paid, and a process-wide matmul
+// Why not the BLAS behind torch: a product of which only one triangle is wanted costs half here,
+// the views of transposed operands are free, no dispatcher call is paid, and a process-wide matmul
 // precision below float32 (torch.set_float32_matmul_precision) cannot reach in.
 
 #pragma once
@@ -21,7 +21,8 @@ using simd::MatrixView;
 template <typename T>
 class Buffer {
  public:
-  explicit Buffer(int64_t size) : data_(static_cast<T*>(::operator new(size * sizeof(T), kAlignment))) {}
+  explicit Buffer(int64_t size)
+      : data_(static_cast<T*>(::operator new(size * sizeof(T), kAlignment))) {}
   T* get() const { return data_.get(); }
   T& operator[](int64_t i) const { return data_.get()[i]; }
 
@@ -49,8 +50,8 @@ enum class Result { kFull, kSymmetric };  // symmetric: compute one triangle, mi
 
 // c [rows, cols], row-major = a [rows, k] diag(scale) b [k, cols]; scale may be null.
 template <typename T>
-void multiply(int64_t rows, int64_t cols, int64_t k, MatrixView<T> a, const T* scale, MatrixView<T> b, T* c,
-              Result result);
+void multiply(int64_t rows, int64_t cols, int64_t k, MatrixView<T> a, const T* scale,
+              MatrixView<T> b, T* c, Result result);
 
 // Copies the lower triangle of c [size, size] to the upper one.
 template <typename T>

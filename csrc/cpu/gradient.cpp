@@ -15,8 +15,8 @@
 namespace vne {
 
 template <typename T>
-void gradient(const Problem& problem, const Rows<T>& rows, const T* w, double factor, double identity, T* grad_z,
-              T* grad_weights) {
+void gradient(const Problem& problem, const Rows<T>& rows, const T* w, double factor,
+              double identity, T* grad_z, T* grad_weights) {
   const int64_t n = problem.n, d = problem.d;
   const MatrixView<T> x = row_major<T>(rows.x.get(), d), w_view = row_major<T>(w, problem.m());
   if (problem.gram_side()) {
@@ -47,14 +47,16 @@ void gradient(const Problem& problem, const Rows<T>& rows, const T* w, double fa
       }
       if (grad_weights) {
         // d/dp_i = factor / 2 * u_i^T (W + identity I) u_i
-        grad_weights[i] =
-            static_cast<T>(factor / 2 * (radial * rows.trace / row.weight + identity * row.square_norm));
+        grad_weights[i] = static_cast<T>(
+            factor / 2 * (radial * rows.trace / row.weight + identity * row.square_norm));
       }
     }
   });
 }
 
-template void gradient(const Problem&, const Rows<float>&, const float*, double, double, float*, float*);
-template void gradient(const Problem&, const Rows<double>&, const double*, double, double, double*, double*);
+template void gradient(const Problem&, const Rows<float>&, const float*, double, double, float*,
+                       float*);
+template void gradient(const Problem&, const Rows<double>&, const double*, double, double, double*,
+                       double*);
 
 }  // namespace vne

@@ -1,4 +1,5 @@
-// Rows to the unit sphere, and the Gram matrix or covariance of the smaller side: equations (1), (2).
+// Rows to the unit sphere, and the Gram matrix or covariance of the smaller side: equations (1),
+// (2).
 //
 // Norms are summed in double: for float32 input nothing can overflow or vanish. The rows are scaled
 // once, by sqrt(p_i / tau) / |z_i|, so that the matrix product needs no factor and has trace one.
@@ -52,8 +53,10 @@ void scale_row(const T* from, double factor, T* to, int64_t size) {
 template <typename T>
 const T* Input::row(int64_t sample, int64_t i, T* buffer) const {
   const int64_t offset = (sample * problem_.n + i) * problem_.d;
-  if (dtype_ == ScalarType::Half) return convert<torch::headeronly::Half>(data_, offset, problem_.d, buffer);
-  if (dtype_ == ScalarType::BFloat16) return convert<torch::headeronly::BFloat16>(data_, offset, problem_.d, buffer);
+  if (dtype_ == ScalarType::Half)
+    return convert<torch::headeronly::Half>(data_, offset, problem_.d, buffer);
+  if (dtype_ == ScalarType::BFloat16)
+    return convert<torch::headeronly::BFloat16>(data_, offset, problem_.d, buffer);
   return static_cast<const T*>(data_) + offset;
 }
 
@@ -77,7 +80,8 @@ Rows<T> normalize(const Problem& problem, const Input& z, int64_t sample, const 
   const int64_t grain = std::max<int64_t>(1, kGrainElements / d);
   torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
-      const double weight = weights ? static_cast<double>(weights[i]) : 1.0 / static_cast<double>(n);
+      const double weight =
+          weights ? static_cast<double>(weights[i]) : 1.0 / static_cast<double>(n);
       rows.row[i] = measure(problem, z.row(sample, i, &rows.x[i * d]), weight);
     }
   });
@@ -94,7 +98,8 @@ Rows<T> normalize(const Problem& problem, const Input& z, int64_t sample, const 
       const Row& row = rows.row[i];
       T* x = &rows.x[i * d];
       // A half-precision row was already converted into x.
-      scale_row(z.is_half() ? x : z.row(sample, i, x), std::sqrt(row.weight / rows.trace) * row.inverse_norm, x, d);
+      scale_row(z.is_half() ? x : z.row(sample, i, x),
+                std::sqrt(row.weight / rows.trace) * row.inverse_norm, x, d);
     }
   });
   return rows;
@@ -111,7 +116,8 @@ void gram(const Problem& problem, const Rows<T>& rows, T* a) {
 }
 
 void for_each_sample(const Problem& problem, const std::function<void(int64_t)>& f) {
-  constexpr int64_t kThreadedSize = 512;  // from here on, the products of one sample fill the threads
+  constexpr int64_t kThreadedSize =
+      512;  // from here on, the products of one sample fill the threads
   if (problem.batch < torch::stable::get_num_threads() && problem.m() > kThreadedSize) {
     for (int64_t sample = 0; sample < problem.batch; ++sample) f(sample);
     return;

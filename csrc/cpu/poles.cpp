@@ -1,17 +1,18 @@
 // log A^ = c0 I - sum_k w_k (A^ + t_k I)^-1: equation (6), for a trace-one A^.
 //
-// The poles are independent: threads share them out, and their sum is taken in a fixed order, so the
-// result does not depend on the number of threads. One inverse is a symmetric sweep, pivot by pivot,
+// The poles are independent: threads share them out, and their sum is taken in a fixed order, so
+// the result does not depend on the number of threads. One inverse is a symmetric sweep, pivot by
+// pivot,
 //
 //   a_ij <- a_ij - a_ik a_kj / a_kk,   a_ik <- a_ik / a_kk,   a_kk <- -1 / a_kk,
 //
-// after which A is -A^-1. Pivots are taken in panels: the columns of a panel are swept at once, what
-// they add to the rest of the matrix is one product, on its lower triangle only.
+// after which A is -A^-1. Pivots are taken in panels: the columns of a panel are swept at once,
+// what they add to the rest of the matrix is one product, on its lower triangle only.
 //
 // A pivot is a Schur complement of A^ + t I, so exactly it is at least t, and the column c below it
-// has c_i^2 <= pivot a_ii. Where A^ has low rank, rounding breaks both: a pivot that is only rounding
-// has a column that is rounding too, which its reciprocal makes larger from pivot to pivot, without
-// end for one random matrix in five of rank 8 with m = 17. So
+// has c_i^2 <= pivot a_ii. Where A^ has low rank, rounding breaks both: a pivot that is only
+// rounding has a column that is rounding too, which its reciprocal makes larger from pivot to
+// pivot, without end for one random matrix in five of rank 8 with m = 17. So
 //  - a pivot is raised to max(t / 2, 4 u |A^|_F, max_i c_i^2 / a_ii), u the unit roundoff;
 //  - a pole that needs that is done again with the pivots in the order of a pivoted Cholesky
 //    factorisation, largest first: then all that is left once a pivot is rounding is rounding.
@@ -48,7 +49,11 @@ struct PoleTable<double> {
 template <typename T>
 struct Workspace {
   explicit Workspace(int64_t m)
-      : panel(kPanel * m), c(kPanel * m), y(kPanel * m), diagonal(m), packed(kPanel * simd::kernels<T>().tile_cols) {}
+      : panel(kPanel * m),
+        c(kPanel * m),
+        y(kPanel * m),
+        diagonal(m),
+        packed(kPanel * simd::kernels<T>().tile_cols) {}
   Buffer<T> panel, c, y, diagonal;
   Buffer<T> packed;  // part of c as the tile kernel wants it
 };
@@ -79,7 +84,8 @@ bool sweep(T* a, int64_t m, T shift, T floor, IfRaised if_raised, const Workspac
     fill(work.diagonal.get(), first, 0);
     for (int64_t i = first; i < m; ++i) work.diagonal[i] = a[i * m + i];
 
-    if (simd.sweep_panel(panel, work.diagonal.get(), work.c.get(), work.y.get(), size, m, first, floor) > 0) {
+    if (simd.sweep_panel(panel, work.diagonal.get(), work.c.get(), work.y.get(), size, m, first,
+                         floor) > 0) {
       clean = false;
       if (if_raised == IfRaised::kStop) return false;
     }
@@ -92,7 +98,8 @@ bool sweep(T* a, int64_t m, T shift, T floor, IfRaised if_raised, const Workspac
                            static_cast<int>(std::min(tile_rows, m - i)), cols, true);
       }
     }
-    for (int64_t k = 0; k < size; ++k) std::copy_n(panel + k * m, first + k + 1, a + (first + k) * m);
+    for (int64_t k = 0; k < size; ++k)
+      std::copy_n(panel + k * m, first + k + 1, a + (first + k) * m);
     for (int64_t i = last; i < m; ++i) {
       for (int64_t k = 0; k < size; ++k) a[i * m + first + k] = panel[k * m + i];
     }
@@ -156,7 +163,8 @@ void log_by_poles(const T* a, int64_t m, double shift, T* result) {
   using Table = PoleTable<T>;
   const int64_t size = m * m;
   const double frobenius = std::sqrt(simd::kernels<T>().sum_of_squares(a, size));
-  const double noise = 2 * static_cast<double>(std::numeric_limits<T>::epsilon()) * frobenius;  // epsilon = 2 u
+  const double noise =
+      2 * static_cast<double>(std::numeric_limits<T>::epsilon()) * frobenius;  // epsilon = 2 u
 
   // A wave of inverses at a time bounds the workspace; it has the same poles on any machine.
   constexpr int64_t kWaveBytes = int64_t{256} << 20;
@@ -170,7 +178,9 @@ void log_by_poles(const T* a, int64_t m, double shift, T* result) {
 
   for (int64_t first = 0; first < Table::kSize; first += wave) {
     const int64_t count = std::min<int64_t>(wave, Table::kSize - first);
-    const auto floor = [&](int64_t k) { return static_cast<T>(std::max(Table::kPoles[first + k].t / 2, noise)); };
+    const auto floor = [&](int64_t k) {
+      return static_cast<T>(std::max(Table::kPoles[first + k].t / 2, noise));
+    };
     const auto pole = [&](int64_t k) { return static_cast<T>(Table::kPoles[first + k].t); };
 
     std::vector<char> clean(count);
@@ -189,27 +199,29 @@ void log_by_poles(const T* a, int64_t m, double shift, T* result) {
     }
     if (!again.empty()) {
       const std::vector<int64_t> order = pivot_order(a, m, noise), back = inverse_of(order);
-      torch::stable::parallel_for(0, static_cast<int64_t>(again.size()), 1, [&](int64_t begin, int64_t end) {
-        const Workspace<T> work(m);
-        Buffer<T> permuted(size);
-        for (int64_t index = begin; index < end; ++index) {
-          const int64_t k = again[index];
-          permute(a, order, permuted.get());
-          sweep(permuted.get(), m, pole(k), floor(k), IfRaised::kGoOn, work);
-          permute(permuted.get(), back, &swept[k * size]);
-        }
-      });
+      torch::stable::parallel_for(
+          0, static_cast<int64_t>(again.size()), 1, [&](int64_t begin, int64_t end) {
+            const Workspace<T> work(m);
+            Buffer<T> permuted(size);
+            for (int64_t index = begin; index < end; ++index) {
+              const int64_t k = again[index];
+              permute(a, order, permuted.get());
+              sweep(permuted.get(), m, pole(k), floor(k), IfRaised::kGoOn, work);
+              permute(permuted.get(), back, &swept[k * size]);
+            }
+          });
     }
 
-    torch::stable::parallel_for(0, m, std::max<int64_t>(1, (1 << 14) / m), [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        T* row = result + i * m;
-        for (int64_t k = 0; k < count; ++k) {
-          const T w = static_cast<T>(Table::kPoles[first + k].w);
-          simd::kernels<T>().combine(T(1), row, w, &swept[k * size + i * m], row, i + 1);
-        }
-      }
-    });
+    torch::stable::parallel_for(
+        0, m, std::max<int64_t>(1, (1 << 14) / m), [&](int64_t begin, int64_t end) {
+          for (int64_t i = begin; i < end; ++i) {
+            T* row = result + i * m;
+            for (int64_t k = 0; k < count; ++k) {
+              const T w = static_cast<T>(Table::kPoles[first + k].w);
+              simd::kernels<T>().combine(T(1), row, w, &swept[k * size + i * m], row, i + 1);
+            }
+          }
+        });
   }
   mirror_lower(result, m);
 }

@@ -1,4 +1,5 @@
-// The eigenvalues of rho and their gradient: the operators spectrum, spectrum_eigh, spectrum_backward.
+// The eigenvalues of rho and their gradient: the operators spectrum, spectrum_eigh,
+// spectrum_backward.
 
 #include <algorithm>
 #include <limits>
@@ -10,7 +11,8 @@ namespace {
 
 // `eigenvectors`, if not null, [m, m], row-major, in the order of `eigenvalues` [m].
 template <typename T>
-void spectrum_of_sample(const Problem& problem, const Rows<T>& rows, T* eigenvalues, T* eigenvectors) {
+void spectrum_of_sample(const Problem& problem, const Rows<T>& rows, T* eigenvalues,
+                        T* eigenvectors) {
   const int64_t m = problem.m();
   if (!rows.valid || rows.empty()) {
     const double value = rows.valid ? 0 : std::numeric_limits<double>::quiet_NaN();
@@ -35,13 +37,14 @@ void spectrum_of_sample(const Problem& problem, const Rows<T>& rows, T* eigenval
   }
 }
 
-std::tuple<Tensor, Tensor> compute(const Tensor& z, const std::optional<Tensor>& weights, bool normalize, double eps,
-                                   bool want_vectors) {
+std::tuple<Tensor, Tensor> compute(const Tensor& z, const std::optional<Tensor>& weights,
+                                   bool normalize, double eps, bool want_vectors) {
   const Problem problem = make_problem(z, weights, normalize, eps);
   const int64_t m = problem.m();
   const ScalarType dtype = compute_dtype(z.scalar_type());
   const Tensor eigenvalues = empty(z, problem.sizes({m}), dtype);
-  const Tensor eigenvectors = empty(z, want_vectors ? problem.sizes({m, m}) : std::vector<int64_t>{0}, dtype);
+  const Tensor eigenvectors =
+      empty(z, want_vectors ? problem.sizes({m, m}) : std::vector<int64_t>{0}, dtype);
   const Input input(z, problem);
   const std::optional<Tensor> p = contiguous(weights);
   dispatch_compute(z.scalar_type(), [&](auto type) {
@@ -50,8 +53,10 @@ std::tuple<Tensor, Tensor> compute(const Tensor& z, const std::optional<Tensor>&
     T* vectors = want_vectors ? static_cast<T*>(eigenvectors.mutable_data_ptr()) : nullptr;
     const T* p_data = data_or_null<T>(p);
     for_each_sample(problem, [&](int64_t sample) {
-      const Rows<T> rows = vne::normalize<T>(problem, input, sample, p_data ? p_data + sample * problem.n : nullptr);
-      spectrum_of_sample(problem, rows, values + sample * m, vectors ? vectors + sample * m * m : nullptr);
+      const Rows<T> rows =
+          vne::normalize<T>(problem, input, sample, p_data ? p_data + sample * problem.n : nullptr);
+      spectrum_of_sample(problem, rows, values + sample * m,
+                         vectors ? vectors + sample * m * m : nullptr);
     });
   });
   return {eigenvalues, eigenvectors};
@@ -61,14 +66,16 @@ Tensor spectrum(const Tensor& z, const std::optional<Tensor>& weights, bool norm
   return std::get<0>(compute(z, weights, normalize, eps, false));
 }
 
-std::tuple<Tensor, Tensor> spectrum_eigh(const Tensor& z, const std::optional<Tensor>& weights, bool normalize,
-                                         double eps) {
+std::tuple<Tensor, Tensor> spectrum_eigh(const Tensor& z, const std::optional<Tensor>& weights,
+                                         bool normalize, double eps) {
   return compute(z, weights, normalize, eps, true);
 }
 
 // d lambda_k = v_k^T dA v_k, so W = V diag(grad) V^T takes the place of -(log A + I).
-std::tuple<Tensor, Tensor> spectrum_backward(const Tensor& grad, const Tensor& z, const Tensor& eigenvectors,
-                                             const std::optional<Tensor>& weights, bool normalize, double eps) {
+std::tuple<Tensor, Tensor> spectrum_backward(const Tensor& grad, const Tensor& z,
+                                             const Tensor& eigenvectors,
+                                             const std::optional<Tensor>& weights, bool normalize,
+                                             double eps) {
   const Problem problem = make_problem(z, weights, normalize, eps);
   const int64_t m = problem.m();
   const ScalarType dtype = compute_dtype(z.scalar_type());
@@ -77,7 +84,8 @@ std::tuple<Tensor, Tensor> spectrum_backward(const Tensor& grad, const Tensor& z
   VNE_CHECK(same_sizes(eigenvectors, problem.sizes({m, m})) && eigenvectors.scalar_type() == dtype,
             "eigenvectors must be (..., m, m) in the dtype of the eigenvalues");
   const Tensor grad_z = empty(z, problem.sizes({problem.n, problem.d}), dtype);
-  const Tensor grad_weights = empty(z, weights ? problem.sizes({problem.n}) : std::vector<int64_t>{0}, dtype);
+  const Tensor grad_weights =
+      empty(z, weights ? problem.sizes({problem.n}) : std::vector<int64_t>{0}, dtype);
   const Input input(z, problem);
   const std::optional<Tensor> p = contiguous(weights);
   const Tensor g = torch::stable::contiguous(grad), v = torch::stable::contiguous(eigenvectors);
@@ -91,7 +99,8 @@ std::tuple<Tensor, Tensor> spectrum_backward(const Tensor& grad, const Tensor& z
     for_each_sample(problem, [&](int64_t sample) {
       T* sample_grad = z_grads + sample * problem.n * problem.d;
       T* sample_p_grad = p_data ? p_grads + sample * problem.n : nullptr;
-      const Rows<T> rows = vne::normalize<T>(problem, input, sample, p_data ? p_data + sample * problem.n : nullptr);
+      const Rows<T> rows =
+          vne::normalize<T>(problem, input, sample, p_data ? p_data + sample * problem.n : nullptr);
       if (!rows.valid || rows.empty()) {
         const double value = rows.valid ? 0 : std::numeric_limits<double>::quiet_NaN();
         fill(sample_grad, problem.n * problem.d, value);
@@ -100,7 +109,8 @@ std::tuple<Tensor, Tensor> spectrum_backward(const Tensor& grad, const Tensor& z
       }
       Buffer<T> w(m * m);
       const MatrixView<T> vectors = row_major<T>(v_data + sample * m * m, m);
-      multiply<T>(m, m, m, vectors, g_data + sample * m, transposed(vectors), w.get(), Result::kSymmetric);
+      multiply<T>(m, m, m, vectors, g_data + sample * m, transposed(vectors), w.get(),
+                  Result::kSymmetric);
       gradient<T>(problem, rows, w.get(), 2, 0, sample_grad, sample_p_grad);
     });
   });

@@ -25,7 +25,10 @@ namespace vne {
 class Input {
  public:
   Input(const Tensor& z, const Problem& problem)
-      : z_(torch::stable::contiguous(z)), data_(z_.const_data_ptr()), dtype_(z_.scalar_type()), problem_(problem) {}
+      : z_(torch::stable::contiguous(z)),
+        data_(z_.const_data_ptr()),
+        dtype_(z_.scalar_type()),
+        problem_(problem) {}
 
   // Row i of a sample as T: in place, or converted into `buffer` [d].
   template <typename T>
@@ -88,15 +91,16 @@ void log_by_poles(const T* a, int64_t m, double shift, T* result);
 // gradient of a scalar whose gradient in X is factor (W + identity I) X.
 //   grad_z [n, d], grad_weights [n] or null.
 template <typename T>
-void gradient(const Problem& problem, const Rows<T>& rows, const T* w, double factor, double identity, T* grad_z,
-              T* grad_weights);
+void gradient(const Problem& problem, const Rows<T>& rows, const T* w, double factor,
+              double identity, T* grad_z, T* grad_weights);
 
 // What method="auto" means here.
 Method fastest_method(const Problem& problem, ScalarType dtype, bool with_grad);
 
 // S, and unless grad_z is null its gradients: all stages of one sample.
 template <typename T>
-double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* grad_z, T* grad_weights);
+double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* grad_z,
+               T* grad_weights);
 
 // Calls f(sample) for each sample of the batch, in parallel where that uses the threads better than
 // the products within one sample do.

@@ -1,9 +1,9 @@
 // Chooses the kernels of the widest instruction set that this processor has.
 
-#include "cpu/simd/kernels.h"
-
 #include <cstdlib>
 #include <cstring>
+
+#include "cpu/simd/kernels.h"
 
 namespace vne::simd {
 
@@ -38,9 +38,9 @@ Level limit() {
 Level detect() {
 #ifdef VNE_SIMD_X86
   __builtin_cpu_init();
-  if (limit() >= Level::kAvx512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("fma")) {
+  if (limit() >= Level::kAvx512 && __builtin_cpu_supports("avx512f") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma")) {
     return Level::kAvx512;
   }
   if (limit() >= Level::kAvx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {

@@ -84,8 +84,8 @@ void multiply_rows(int64_t k, MatrixView<T> a, const T* packed_b, T* c, int64_t 
 }
 
 template <typename T>
-void multiply_tile(int64_t k, MatrixView<T> a, const T* packed_b, T* c, int64_t c_stride, int rows, int cols,
-                   bool accumulate) {
+void multiply_tile(int64_t k, MatrixView<T> a, const T* packed_b, T* c, int64_t c_stride, int rows,
+                   int cols, bool accumulate) {
   switch (rows) {
     case 1:
       return multiply_rows<T, 1>(k, a, packed_b, c, c_stride, cols, accumulate);
@@ -130,8 +130,9 @@ void combine(T a, const T* x, T b, const T* y, T* out, int64_t size) {
   for (int64_t i = 0; i < size; ++i) out[i] = a * x[i] + b * y[i];
 }
 
-// The pivot to divide by: at least floor, and at least max c_i^2 / a_ii over the rows to come, below
-// which the matrix would violate the Cauchy-Schwarz inequality of a positive semidefinite one.
+// The pivot to divide by: at least floor, and at least max c_i^2 / a_ii over the rows to come,
+// below which the matrix would violate the Cauchy-Schwarz inequality of a positive semidefinite
+// one.
 template <typename T>
 T safe_pivot(T pivot, const T* c, const T* diagonal, int64_t begin, int64_t end, T floor) {
   if (pivot < floor) pivot = floor;
@@ -151,7 +152,8 @@ T safe_pivot(T pivot, const T* c, const T* diagonal, int64_t begin, int64_t end,
 // the pivot block, multiplied on, would save half of the work and lose all accuracy where A is
 // rank deficient: its rounding is of the order of 1 / floor.
 template <typename T>
-int64_t sweep_panel(T* panel, T* diagonal, T* c, T* y, int64_t size, int64_t m, int64_t first, T floor) {
+int64_t sweep_panel(T* panel, T* diagonal, T* c, T* y, int64_t size, int64_t m, int64_t first,
+                    T floor) {
   int64_t raised = 0;
   for (int64_t k = 0; k < size; ++k) {
     T* column = panel + k * m;
@@ -211,11 +213,13 @@ void scale(const T* x, T factor, T* out, int64_t size) {
 extern const Kernels<float> kFloat;
 extern const Kernels<double> kDouble;
 
-const Kernels<float> kFloat = {VNE_STRINGIZE(VNE_SIMD), kTileRows,    kTileCols<float>,       multiply_tile<float>,
-                               pack<float>,             sweep_panel<float>, sum_of_squares<float>,
-                               dot<float>,              scale<float>,        combine<float>};
-const Kernels<double> kDouble = {VNE_STRINGIZE(VNE_SIMD), kTileRows, kTileCols<double>, multiply_tile<double>,
-                                 pack<double>,            sweep_panel<double>, sum_of_squares<double>,
-                                 dot<double>,             scale<double>,        combine<double>};
+const Kernels<float> kFloat = {VNE_STRINGIZE(VNE_SIMD), kTileRows,   kTileCols<float>,
+                               multiply_tile<float>,    pack<float>, sweep_panel<float>,
+                               sum_of_squares<float>,   dot<float>,  scale<float>,
+                               combine<float>};
+const Kernels<double> kDouble = {VNE_STRINGIZE(VNE_SIMD), kTileRows,    kTileCols<double>,
+                                 multiply_tile<double>,   pack<double>, sweep_panel<double>,
+                                 sum_of_squares<double>,  dot<double>,  scale<double>,
+                                 combine<double>};
 
 }  // namespace vne::simd::VNE_SIMD

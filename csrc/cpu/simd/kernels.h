@@ -1,8 +1,8 @@
 // The vectorised inner loops of the CPU backend, and how one is chosen at run time.
 //
-// kernels.cpp is compiled once per instruction set (VNE_SIMD = baseline, avx2, avx512) and gives one
-// Kernels table each; dispatch.cpp hands out the best one that the processor runs. Everything above
-// this folder is ordinary C++ that calls through the table.
+// kernels.cpp is compiled once per instruction set (VNE_SIMD = baseline, avx2, avx512) and gives
+// one Kernels table each; dispatch.cpp hands out the best one that the processor runs. Everything
+// above this folder is ordinary C++ that calls through the table.
 
 #pragma once
 
@@ -26,22 +26,24 @@ struct Kernels {
 
   // One tile: C[rows, cols] (+)= A[rows, k] B[k, cols]. rows <= tile_rows, cols <= tile_cols.
   // B comes packed: k rows of tile_cols numbers.
-  void (*multiply_tile)(int64_t k, MatrixView<T> a, const T* packed_b, T* c, int64_t c_stride, int rows,
-                        int cols, bool accumulate);
+  void (*multiply_tile)(int64_t k, MatrixView<T> a, const T* packed_b, T* c, int64_t c_stride,
+                        int rows, int cols, bool accumulate);
 
   // Packs B[k, cols], cols <= tile_cols, into rows of tile_cols numbers, padded by zeros; row i is
   // multiplied by row_scale[i] unless that is null.
   void (*pack)(int64_t k, int cols, MatrixView<T> b, const T* row_scale, T* packed);
 
   // Sweeps the pivots first .. first + size of a symmetric A [m, m] in its columns of that range,
-  // panel [size, m] (a column a row), and returns how many of them had to be raised (see poles.cpp).
-  // Gives for each pivot what the other columns need, A += y^T c: its column as it was when its turn
-  // came, c [size, m], and y = -c / pivot. diagonal [m] is that of A, kept up to date from there on.
-  int64_t (*sweep_panel)(T* panel, T* diagonal, T* c, T* y, int64_t size, int64_t m, int64_t first, T floor);
+  // panel [size, m] (a column a row), and returns how many of them had to be raised (see
+  // poles.cpp). Gives for each pivot what the other columns need, A += y^T c: its column as it was
+  // when its turn came, c [size, m], and y = -c / pivot. diagonal [m] is that of A, kept up to date
+  // from there on.
+  int64_t (*sweep_panel)(T* panel, T* diagonal, T* c, T* y, int64_t size, int64_t m, int64_t first,
+                         T floor);
 
-  double (*sum_of_squares)(const T* x, int64_t size);               // in double: no overflow in fp32
-  double (*dot)(const T* x, const T* y, int64_t size);              // in double
-  void (*scale)(const T* x, T factor, T* out, int64_t size);        // out = factor x
+  double (*sum_of_squares)(const T* x, int64_t size);         // in double: no overflow in fp32
+  double (*dot)(const T* x, const T* y, int64_t size);        // in double
+  void (*scale)(const T* x, T factor, T* out, int64_t size);  // out = factor x
   void (*combine)(T a, const T* x, T b, const T* y, T* out, int64_t size);  // out = a x + b y
 };
 

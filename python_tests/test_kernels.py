@@ -1,0 +1,96 @@
+"""The native kernels beyond the public functions: every instruction set, any number of threads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from cases import gaussian, generator, gradient, relative_error
+
+from vne_kernels import doe_loss, reference, spectrum, vn_entropy
+
+# Sizes around every tile and panel: rows of 4, 6, 8, columns of 8, 16, 32, panels of 16.
+SHAPES = ((3, 5), (16, 40), (17, 33), (31, 95), (64, 64), (97, 50), (129, 260))
+
+ERRORS = """
+import sys
+import torch
+sys.path.insert(0, sys.argv[1])
+from test_kernels import SHAPES, worst_errors
+value, grad = worst_errors()
+print(value, grad)
+"""
+
+
+def worst_errors() -> tuple[float, float]:
+    """Largest relative errors of S and of its gradient, float32, over shapes and methods."""
+    values, grads = [], []
+    for n, d in SHAPES:
+        z = gaussian(n, d, generator(0)).float()
+        for method in ("eigh", "poles"):
+            values.append(relative_error(vn_entropy(z, method=method), reference.oracle(z)))
+            grad = gradient(vn_entropy, z, method=method)
+            grads.append(relative_error(grad, reference.oracle_grad(z)))
+    return max(map(float, values)), max(map(float, grads))
+
+
+@pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
+def test_every_instruction_set(level: str) -> None:
+    """A processor without the level runs the best it has: then this repeats another case."""
+    done = subprocess.run(
+        [sys.executable, "-c", ERRORS, os.path.dirname(__file__)],
+        env={**os.environ, "VNE_KERNELS_SIMD": level},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    value, grad = map(float, done.stdout.split())
+    assert value <= 1e-5
+    assert grad <= 2e-4  # (64, 64) is not well conditioned
+
+
+@pytest.fixture
+def restore_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.parametrize("shape", [(128, 512), (3, 40, 90), (300, 100)])
+def test_threads_do_not_change_a_bit(shape: tuple[int, ...]) -> None:
+    z = torch.randn(*shape, generator=generator(1))
+    results = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        value = vn_entropy(z, method="poles")
+        results.append((value, gradient(vn_entropy, z, method="poles")))
+    for value, grad in results[1:]:
+        assert torch.equal(value, results[0][0])
+        assert torch.equal(grad, results[0][1])
+
+
+@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shape", [(8, 30, 70), (20, 30), (200, 400), (520, 560)])
+def test_auto_is_one_of_the_methods(shape: tuple[int, ...], threads: int) -> None:
+    torch.set_num_threads(threads)
+    z = torch.randn(*shape, generator=generator(2))
+    auto = gradient(vn_entropy, z)
+    both = [gradient(vn_entropy, z, method=method) for method in ("eigh", "poles")]
+    assert any(torch.equal(auto, grad) for grad in both)
+
+
+def test_sizes_beyond_a_tile_of_everything() -> None:
+    """Large enough that every loop of the products and sweeps runs several times over."""
+    z = torch.randn(700, 1100, generator=generator(3))
+    exact, exact_grad = reference.oracle(z), reference.oracle_grad(z)
+    for method in ("eigh", "poles"):
+        assert relative_error(vn_entropy(z, method=method), exact) <= 1e-5
+        assert relative_error(gradient(vn_entropy, z, method=method), exact_grad) <= 2e-5
+    assert relative_error(spectrum(z).sum(), torch.ones(())) <= 1e-5
+    assert relative_error(-doe_loss(z, z, beta=0.0), exact) <= 1e-5
