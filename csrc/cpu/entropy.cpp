@@ -74,7 +74,7 @@ Method fastest_method(const Problem& problem, ScalarType dtype, bool with_grad) 
   if (compute_dtype(dtype) == ScalarType::Double) return Method::kEigh;
   const int64_t threads = torch::stable::get_num_threads();
   const bool shared = problem.batch < threads;  // several threads for one sample
-  const int64_t largest = with_grad ? (shared ? 384 : 192) : (shared ? 192 : 0);
+  const int64_t largest = with_grad ? (shared ? 512 : 192) : (shared ? 192 : 0);
   return problem.m() <= largest ? Method::kPoles : Method::kEigh;
 }
 

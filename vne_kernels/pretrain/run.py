@@ -258,7 +258,7 @@ def _evaluate(
     """Scores of the pixels themselves (of small images), the untrained and the trained encoder.
 
     The untrained encoder keeps its batch norms as initialised: with the images' own statistics its
-    scores are far worse (digits, all labels: 37 % against 95 %), and it is to be a fair rival.
+    scores are far worse, and it is to be a fair rival.
     """
     untrained = _seeded_module(config, module.total_steps).encoder
     encoders: dict[str, nn.Module] = {"untrained": untrained, "trained": module.encoder}
