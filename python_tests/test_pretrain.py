@@ -18,9 +18,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-pytest.importorskip("lightning", reason="needs vne_kernels[pretrain]")
-
 from PIL import Image
 
 from vne_kernels.pretrain import augment, evaluate, files

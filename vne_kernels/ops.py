@@ -269,15 +269,26 @@ def _doe_loss_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Ten
     ctx.save_for_backward(z1, z2)
 
 
+def _doe_gradients(
+    grad_entropy: Tensor,
+    grad_cosine: Tensor,
+    z1: Tensor,
+    z2: Tensor,
+    entropy_grad: Tensor,
+    row_stats: Tensor,
+) -> tuple[Tensor | None, ...]:
+    of_z1, of_z2 = _ops.doe_loss_backward(
+        grad_entropy, grad_cosine, z1, z2, entropy_grad, row_stats
+    )
+    return of_z1.to(z1.dtype), of_z2.to(z2.dtype), None, None
+
+
 def _doe_loss_backward(
     ctx: Any, grad_entropy: Tensor, grad_cosine: Tensor
 ) -> tuple[Tensor | None, ...]:
     z1, z2 = ctx.saved_tensors
     _, _, entropy_grad, row_stats = _ops.doe_loss_grad(z1, z2, *ctx.options)
-    of_z1, of_z2 = _ops.doe_loss_backward(
-        grad_entropy, grad_cosine, z1, z2, entropy_grad, row_stats
-    )
-    return of_z1.to(z1.dtype), of_z2.to(z2.dtype), None, None
+    return _doe_gradients(grad_entropy, grad_cosine, z1, z2, entropy_grad, row_stats)
 
 
 torch.library.register_autograd(
@@ -307,10 +318,7 @@ def _doe_loss_grad_backward(
     ctx: Any, grad_entropy: Tensor, grad_cosine: Tensor, *_: Tensor
 ) -> tuple[Tensor | None, ...]:
     z1, z2, entropy_grad, row_stats = ctx.saved_tensors
-    of_z1, of_z2 = _ops.doe_loss_backward(
-        grad_entropy, grad_cosine, z1, z2, entropy_grad, row_stats
-    )
-    return of_z1.to(z1.dtype), of_z2.to(z2.dtype), None, None
+    return _doe_gradients(grad_entropy, grad_cosine, z1, z2, entropy_grad, row_stats)
 
 
 torch.library.register_autograd(

@@ -6,7 +6,6 @@
 
 #pragma once
 
-#include <cstdlib>
 #include <memory>
 #include <new>
 

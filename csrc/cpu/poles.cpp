@@ -12,7 +12,7 @@
 // A pivot is a Schur complement of A^ + t I, so exactly it is at least t, and the column c below it
 // has c_i^2 <= pivot a_ii. Where A^ has low rank, rounding breaks both: a pivot that is only
 // rounding has a column that is rounding too, which its reciprocal makes larger from pivot to
-// pivot, without end for one random matrix in five of rank 8 with m = 17. So
+// pivot, for some matrices without end (bench/pivoting.py counts them). So
 //  - a pivot is raised to max(t / 2, 4 u |A^|_F, max_i c_i^2 / a_ii), u the unit roundoff;
 //  - a pole that needs that is done again with the pivots in the order of a pivoted Cholesky
 //    factorisation, largest first: then all that is left once a pivot is rounding is rounding.
@@ -60,7 +60,7 @@ struct Workspace {
 
 enum class IfRaised { kStop, kGoOn };
 
-// Lower triangle of a [m, m] <- -(a + shift I)^-1; the upper triangle is neither read nor set.
+// Lower triangle of a [m, m] <- -(a + shift I)^-1; the upper triangle is scratch.
 // False if a pivot had to be raised; with kStop a is then left half done.
 template <typename T>
 bool sweep(T* a, int64_t m, T shift, T floor, IfRaised if_raised, const Workspace<T>& work) {
