@@ -5,7 +5,13 @@
 //   operators.
 // * There is no wrapper for linear algebra; linalg_eigh calls the dispatcher by name.
 
+// In the emulation of CUDA (csrc/emulation), stand-ins take the place of libtorch.
+
 #pragma once
+
+#ifdef VNE_EMULATION
+#include "emulation/tensor.h"
+#else
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -48,3 +54,5 @@ inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, Scala
 }
 
 }  // namespace vne
+
+#endif  // VNE_EMULATION

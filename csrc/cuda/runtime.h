@@ -1,0 +1,97 @@
+// What a kernel needs of CUDA beyond its language: launching, shared memory, sums over threads.
+//
+// A source that includes only this compiles twice: by nvcc, and as plain C++ against the stand-in
+// for the runtime in csrc/emulation, where every CUDA thread is a fibre.
+
+#pragma once
+
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "common/stable.h"
+
+#ifdef VNE_EMULATION
+#include "emulation/emulator.h"
+#endif
+
+// Static shared memory. `Type` is trivial; an array type gets a name first:
+//   using Tile = float[32][33];
+//   VNE_SHARED(Tile, tile);
+#ifdef VNE_EMULATION
+#define VNE_SHARED(Type, name)     \
+  static const char name##_site{}; \
+  Type& name = *vne::emulation::shared<Type>(&name##_site)
+#else
+#define VNE_SHARED(Type, name) __shared__ Type name
+#endif
+
+namespace vne {
+
+constexpr unsigned kFullMask = 0xffffffffu;
+constexpr int kWarpSize = 32;
+
+template <typename T>
+__host__ __device__ constexpr T ceil_div(T a, T b) {
+  return (a + b - 1) / b;
+}
+
+// Runs kernel<<<grid, block, 0, stream>>>(arguments...), the arguments converted to the kernel's
+// parameters. A grid with a zero dimension launches nothing.
+template <typename... Parameters, typename... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
+            cudaStream_t stream, Arguments&&... arguments) {
+  static_assert(sizeof...(Parameters) == sizeof...(Arguments));
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+#ifdef VNE_EMULATION
+  const std::tuple<Parameters...> parameters(static_cast<Parameters>(arguments)...);
+  emulation::launch(name, grid, block, stream, [&] { std::apply(kernel, parameters); });
+#else
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.stream = stream;
+  const cudaError_t error =
+      cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
+  VNE_CHECK(error == cudaSuccess, "CUDA kernel ", name, ": ", cudaGetErrorString(error));
+#endif
+}
+
+// ---- over the 32 lanes of a warp, the result in all of them ----------------------------------
+// Partners add the same two numbers, so that all lanes hold the same bits.
+
+template <typename T>
+__device__ __forceinline__ T warp_sum(T value) {
+#pragma unroll
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(kFullMask, value, offset);
+  }
+  return value;
+}
+
+// As fmax, it takes the other argument for a NaN.
+template <typename T>
+__device__ __forceinline__ T warp_max(T value) {
+#if __CUDA_ARCH__ >= 800
+  if constexpr (std::is_same_v<T, unsigned>) return __reduce_max_sync(kFullMask, value);
+#endif
+#pragma unroll
+  for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
+    value = max(value, __shfl_xor_sync(kFullMask, value, offset));
+  }
+  return value;
+}
+
+// ---- over a one-dimensional block of whole warps, the result in all threads ------------------
+
+// `scratch` [32] is shared memory; nothing may be in it that another thread still reads.
+template <typename T>
+__device__ __forceinline__ T block_sum(T value, T* scratch) {
+  const unsigned lane = threadIdx.x % kWarpSize, warp = threadIdx.x / kWarpSize;
+  value = warp_sum(value);
+  __syncthreads();  // the previous sum has been read from scratch
+  if (lane == 0) scratch[warp] = value;
+  __syncthreads();
+  return warp_sum(lane < blockDim.x / kWarpSize ? scratch[lane] : T(0));
+}
+
+}  // namespace vne

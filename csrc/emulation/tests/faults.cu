@@ -1,0 +1,168 @@
+// Kernels right and wrong, for python_tests/test_emulation.py: what the emulator has to find.
+
+#include "cuda/runtime.h"
+#include "emulation/context.h"
+
+namespace vne {
+namespace {
+
+constexpr int kThreads = 128;
+using Values = float[kThreads];
+using Scratch = float[32];
+
+// Every thread takes its value from its neighbour's place.
+template <bool with_barrier>
+__global__ void rotate(const float* input, float* output) {
+  VNE_SHARED(Values, values);
+  const unsigned i = threadIdx.x, block = blockIdx.x * kThreads;
+  values[i] = input[block + i];
+  if constexpr (with_barrier) __syncthreads();
+  output[block + i] = values[(i + 1) % kThreads];
+}
+
+// The same within a warp, 16 lanes to 16 lanes.
+template <bool with_barrier>
+__global__ void rotate_in_warp(const float* input, float* output) {
+  VNE_SHARED(Values, values);
+  const unsigned i = threadIdx.x, block = blockIdx.x * kThreads;
+  values[i] = input[block + i];
+  if constexpr (with_barrier) __syncwarp();
+  output[block + i] = values[i ^ 16];
+}
+
+// Blocks that depend on each other.
+__global__ void add_previous_block(const float* input, float* output) {
+  const unsigned i = blockIdx.x * kThreads + threadIdx.x;
+  output[i] = input[i] + (i >= kThreads ? output[i - kThreads] : 0);
+}
+
+__global__ void beyond_shared(const float* input, float* output, int distance) {
+  VNE_SHARED(Values, values);
+  const unsigned i = threadIdx.x;
+  values[i] = input[i];
+  __syncthreads();
+  output[i] = values[i + distance];
+}
+
+__global__ void beyond_global(const float* input, float* output, int distance) {
+  output[threadIdx.x] = input[threadIdx.x + distance];
+}
+
+__global__ void misaligned(const float* input, float* output) {
+  const float4 four = *reinterpret_cast<const float4*>(input + 1);
+  output[threadIdx.x] = four.x;
+}
+
+// Nothing was written to shared memory: every block reads NaN, not what the last one left.
+__global__ void leftovers(const float* input, float* output) {
+  VNE_SHARED(Values, values);
+  const unsigned i = threadIdx.x, block = blockIdx.x * kThreads;
+  output[block + i] = values[i];
+  __syncthreads();
+  values[i] = input[block + i];
+}
+
+__global__ void divergent_return(const float* input, float* output) {
+  if (threadIdx.x == 5) return;
+  __syncthreads();
+  output[threadIdx.x] = input[threadIdx.x];
+}
+
+__global__ void divergent_branch(const float* input, float* output) {
+  if (threadIdx.x < 32) {
+    __syncthreads();
+    output[threadIdx.x] = input[threadIdx.x];
+  } else {
+    __syncthreads();
+  }
+}
+
+__global__ void divergent_shuffle(const float* input, float* output) {
+  const unsigned i = threadIdx.x;
+  if (i % 32 == 31) return;
+  output[i] = __shfl_sync(kFullMask, input[i], 31);
+}
+
+__global__ void partial_mask(const float* input, float* output) {
+  const unsigned i = threadIdx.x;
+  output[i] = __shfl_sync(0xffffu, input[i], 0);
+}
+
+__global__ void too_much_shared(const float* input, float* output) {
+  using Large = float[8 << 10];
+  VNE_SHARED(Large, first);
+  VNE_SHARED(Large, second);
+  first[threadIdx.x] = second[threadIdx.x] = input[threadIdx.x];
+  output[threadIdx.x] = first[threadIdx.x];
+}
+
+// Everything that exchanges values, by one block: rows of the output [8, threads].
+__global__ void exchanges(const float* input, float* output) {
+  VNE_SHARED(Scratch, scratch);
+  const unsigned i = threadIdx.x;
+  const float x = input[i];
+  const float results[8] = {
+      __shfl_sync(kFullMask, x, 3),
+      __shfl_xor_sync(kFullMask, x, 5),
+      __shfl_down_sync(kFullMask, x, 4),
+      warp_sum(x),
+      warp_max(x),
+      static_cast<float>(warp_max(static_cast<unsigned>(x))),
+      block_sum(x, scratch),
+      __syncthreads_or(x == 77) ? 1.0f : 0.0f,
+  };
+  for (int row = 0; row < 8; ++row) output[row * kThreads + i] = results[row];
+}
+
+__global__ void halves(const __half* input, float* output) {
+  const unsigned i = blockIdx.x * kThreads + threadIdx.x;
+  output[i] = __half2float(input[i]);
+}
+
+// Runs `kernel` over blocks of kThreads; the output is NaN where it writes nothing.
+template <typename T, typename... Parameters, typename... Arguments>
+Tensor run(const char* name, void (*kernel)(const T*, float*, Parameters...), const Tensor& input,
+           int64_t rows, Arguments... arguments) {
+  const Context context(input);
+  const Tensor output = empty(input, {rows * input.size(0)}, ScalarType::Float);
+  launch(name, kernel, dim3(ceil_div<int64_t>(input.size(0), kThreads)), kThreads, context.stream,
+         static_cast<const T*>(input.const_data_ptr()),
+         static_cast<float*>(output.mutable_data_ptr()), arguments...);
+  return output;
+}
+
+Tensor run_halves(const Tensor& input) { return run("halves", halves, input, 1); }
+Tensor run_exchanges(const Tensor& input) { return run("exchanges", exchanges, input, 8); }
+
+template <void (*kernel)(const float*, float*)>
+Tensor run_plain(const Tensor& input) {
+  return run("faulty", kernel, input, 1);
+}
+
+template <void (*kernel)(const float*, float*, int)>
+Tensor run_beyond(const Tensor& input, double distance) {
+  return run("faulty", kernel, input, 1, distance);
+}
+
+}  // namespace
+}  // namespace vne
+
+STABLE_TORCH_LIBRARY_IMPL(vne_faults, CUDA, library) {
+  using namespace vne;
+  library.impl("rotate", TORCH_BOX(&run_plain<rotate<true>>));
+  library.impl("rotate_without_barrier", TORCH_BOX(&run_plain<rotate<false>>));
+  library.impl("rotate_in_warp", TORCH_BOX(&run_plain<rotate_in_warp<true>>));
+  library.impl("rotate_in_warp_without_barrier", TORCH_BOX(&run_plain<rotate_in_warp<false>>));
+  library.impl("add_previous_block", TORCH_BOX(&run_plain<add_previous_block>));
+  library.impl("beyond_shared", TORCH_BOX(&run_beyond<beyond_shared>));
+  library.impl("beyond_global", TORCH_BOX(&run_beyond<beyond_global>));
+  library.impl("misaligned", TORCH_BOX(&run_plain<misaligned>));
+  library.impl("leftovers", TORCH_BOX(&run_plain<leftovers>));
+  library.impl("divergent_return", TORCH_BOX(&run_plain<divergent_return>));
+  library.impl("divergent_branch", TORCH_BOX(&run_plain<divergent_branch>));
+  library.impl("divergent_shuffle", TORCH_BOX(&run_plain<divergent_shuffle>));
+  library.impl("partial_mask", TORCH_BOX(&run_plain<partial_mask>));
+  library.impl("too_much_shared", TORCH_BOX(&run_plain<too_much_shared>));
+  library.impl("exchanges", TORCH_BOX(&run_exchanges));
+  library.impl("halves", TORCH_BOX(&run_halves));
+}

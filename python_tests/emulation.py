@@ -1,0 +1,99 @@
+"""The CUDA kernels on the host: builds the emulation of csrc/emulation and imports it.
+
+By hand, `python python_tests/emulation.py [--sanitize] [TARGET ...]` builds and prints the paths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import importlib.util
+import os
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parent.parent
+KERNELS, FAULTS = "vne_emulation", "vne_emulation_faults"
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return done.stdout.strip()
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+@cache
+def build(target: str = KERNELS, *, sanitize: bool = False) -> Path:
+    """The module, up to date with csrc. A folder per compiler and Python is kept below build/, so
+    that only what was changed is compiled again.
+    """
+    torch = importlib.util.find_spec("torch")
+    assert torch is not None
+    assert torch.origin is not None
+    torch_folder = str(Path(torch.origin).parent)
+    key = "\n".join([_run(_compiler(), "--version"), sys.executable, torch_folder])
+    flavour = "sanitized" if sanitize else "fast"
+    digest = hashlib.sha256(key.encode()).hexdigest()[:12]
+    folder = ROOT / "build" / "emulation" / f"{flavour}-{digest}"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until closed: two test runs may want to build at once
+        _run(
+            *("cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"),
+            *("-DVNE_EMULATION=ON", f"-DVNE_SANITIZE={'ON' if sanitize else 'OFF'}"),
+            *(f"-DVNE_TORCH={torch_folder}", f"-DPython3_EXECUTABLE={sys.executable}"),
+            *(f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_CXX_COMPILER={_compiler()}"),
+        )
+        _run("cmake", "--build", str(folder), "--target", target)
+    return folder / f"{target}{sysconfig.get_config_var('EXT_SUFFIX')}"
+
+
+def import_module(path: Path) -> ModuleType:
+    """The built module, without its folder in the path where modules are looked for."""
+    spec = importlib.util.spec_from_file_location(path.name.partition(".")[0], path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def load(target: str = KERNELS) -> ModuleType:
+    return import_module(build(target))
+
+
+def sanitizer_environment() -> Mapping[str, str]:
+    """What a Python that loads a sanitized module has to be started with.
+
+    AddressSanitizer must come first, and with it the C++ library, whose exceptions it watches.
+    """
+    libraries = [
+        _run(_compiler(), f"-print-file-name={name}") for name in ("libasan.so", "libstdc++.so")
+    ]
+    return {
+        **os.environ,
+        "LD_PRELOAD": " ".join(str(Path(library).resolve()) for library in libraries),
+        "ASAN_OPTIONS": "detect_leaks=0",  # Python frees little when it ends
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--sanitize", action="store_true", help="Address- and UBSanitizer")
+    parser.add_argument("target", nargs="*", default=[KERNELS, FAULTS])
+    options = parser.parse_args()
+    for target in options.target:
+        print(build(target, sanitize=options.sanitize))
