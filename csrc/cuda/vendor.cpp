@@ -1,8 +1,10 @@
-// Matrix products by cuBLAS and eigendecompositions by cuSOLVER. Host code: no kernels here.
+// Matrix products by cuBLAS and eigendecompositions by cuSOLVER.
 //
 // Both libraries are column-major. A row-major C = A B is a column-major C^T = B^T A^T, so products
 // are asked for with operands exchanged. A symmetric matrix is its own transpose, and eigenvectors
 // that cuSOLVER writes as columns are rows here.
+
+#include "cuda/vendor.h"
 
 #include <cublas_v2.h>
 #include <cusolverDn.h>
@@ -11,8 +13,6 @@
 #include <mutex>
 #include <unordered_map>
 #include <vector>
-
-#include "cuda/vendor.h"
 
 namespace vne {
 namespace {
