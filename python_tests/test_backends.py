@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import vne_kernels
-from vne_kernels import available_backends, doe_loss, spectrum, vn_entropy
+from vne_kernels import _load, available_backends, doe_loss, spectrum, vn_entropy
 
 
 def test_backends_are_usable_or_say_why_not() -> None:
@@ -21,9 +22,17 @@ def test_backends_are_usable_or_say_why_not() -> None:
         assert reason is None or (isinstance(reason, str) and len(reason.split()) >= 3)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="about a machine without a CUDA device")
-def test_cuda_without_a_device_gives_a_reason() -> None:
-    assert available_backends()["cuda"]
+def test_cuda_is_usable_where_kernels_meet_a_gpu() -> None:
+    usable = _load.cuda_reason is None and torch.cuda.is_available()
+    assert (available_backends()["cuda"] is None) == usable
+
+
+def test_kernels_without_a_gpu_give_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_load, "cuda_reason", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "finds no usable GPU" in (available_backends()["cuda"] or "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert available_backends()["cuda"] is None
 
 
 def test_the_answer_is_the_callers_own() -> None:
@@ -58,6 +67,13 @@ def test_meta_tensors_have_shapes_and_dtypes(function: object, shape: tuple[int,
 def test_every_device_has_a_kernel_its_own_or_the_hosts(name: str, device_key: str) -> None:
     has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
     assert has_kernel(f"vne_kernels::{name}", device_key)
+
+
+@pytest.mark.parametrize("name", ["vn_entropy_grad", "spectrum_eigh", "doe_loss_backward"])
+def test_cuda_kernels_are_native_exactly_where_their_module_is_loaded(name: str) -> None:
+    kernels = torch._C._dispatch_dump(f"vne_kernels::{name}")
+    (source,) = re.findall(r"^CUDA: registered at (\S+):\d+", kernels, re.M)
+    assert ("csrc/cuda/" in source) == (_load.cuda_reason is None)
 
 
 def test_importing_is_quiet_and_does_not_initialise_cuda() -> None:

@@ -51,7 +51,15 @@ def _load_cuda(folder: Path, torch_cuda: str | None) -> str | None:
 
 
 _load_cpu(Path(__file__).parent)
-_cuda_reason = _load_cuda(Path(__file__).parent, torch.version.cuda)
+cuda_reason = _load_cuda(Path(__file__).parent, torch.version.cuda)
+"""Why this process has no CUDA kernels; None if it has them, be there a GPU or not."""
+
+
+def _no_gpu() -> str | None:
+    """Why torch cannot use a GPU, or None if it can."""
+    if torch.cuda.is_available():
+        return None
+    return "the CUDA kernels are there, but torch.cuda.is_available() finds no usable GPU"
 
 
 def available_backends() -> dict[str, str | None]:
@@ -61,5 +69,4 @@ def available_backends() -> dict[str, str | None]:
         >>> available_backends()["cpu"] is None
         True
     """
-    no_kernels = "this version has no CUDA kernels yet; CUDA tensors are computed on the host"
-    return {"cpu": None, "cuda": _cuda_reason or no_kernels}
+    return {"cpu": None, "cuda": cuda_reason or _no_gpu()}

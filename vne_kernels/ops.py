@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vne_kernels import _load  # noqa: F401  (loads the library that defines the operators)
+from vne_kernels import _load
 
 _NAMESPACE = "vne_kernels"
 _ops = torch.ops.vne_kernels
@@ -402,7 +402,9 @@ def _register_on_host(name: str, device_key: str) -> None:
     torch.library.impl(f"{_NAMESPACE}::{name}", device_key)(on_host)
 
 
+# A second kernel for one key would replace the first: the CUDA module's own stay.
+_HOST_KEYS = ("MPS", "XPU") if _load.cuda_reason is None else ("CUDA", "MPS", "XPU")
 for _name in _OPERATORS:
-    for _device_key in ("CUDA", "MPS", "XPU"):
+    for _device_key in _HOST_KEYS:
         if _name != "vn_entropy_hvp":  # plain torch, runs anywhere
             _register_on_host(_name, _device_key)
