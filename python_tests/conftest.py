@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import backends
 import pytest
 import torch
 from cases import METHODS
@@ -17,6 +18,35 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("suite")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--backend",
+        choices=("cpu", "emulated", "cuda"),
+        default="cpu",
+        help="the kernels below the public functions: the CPU's, or the CUDA kernels on the host "
+        "or on a GPU",
+    )
+
+
+_backend = pytest.StashKey[torch.library.Library]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "cpu_only(reason): about the CPU kernels, deselected for another --backend"
+    )
+    backend = config.getoption("--backend")
+    if backend != "cpu":
+        config.stash[_backend] = backends.install(backend)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--backend") != "cpu":
+        cpu_only = [item for item in items if item.get_closest_marker("cpu_only")]
+        config.hook.pytest_deselected(items=cpu_only)
+        items[:] = [item for item in items if item not in cpu_only]
 
 
 @pytest.fixture(params=METHODS)

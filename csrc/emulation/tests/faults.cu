@@ -41,7 +41,8 @@ __global__ void beyond_shared(const float* input, float* output, int distance) {
   const unsigned i = threadIdx.x;
   values[i] = input[i];
   __syncthreads();
-  output[i] = values[i + distance];
+  const float* first = values;
+  output[i] = first[i + distance];
 }
 
 __global__ void beyond_global(const float* input, float* output, int distance) {

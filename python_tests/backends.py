@@ -1,0 +1,73 @@
+"""Other kernels in the place of the CPU's, so that one suite serves them all (`--backend`).
+
+Tests call the public functions on CPU tensors. Here the operators below them are given another CPU
+implementation: the CUDA kernels, emulated or on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import emulation
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import vne_kernels
+
+OPERATORS = (
+    "vn_entropy",
+    "vn_entropy_grad",
+    "spectrum",
+    "spectrum_eigh",
+    "spectrum_backward",
+    "doe_loss",
+    "doe_loss_grad",
+    "doe_loss_backward",
+)
+"""Those with kernels of their own; vn_entropy_hvp is plain torch."""
+
+
+def _map_tensors(function: Callable[[Any], Any], values: Any) -> Any:
+    if isinstance(values, tuple):
+        return tuple(_map_tensors(function, value) for value in values)
+    return function(values) if isinstance(values, Tensor | np.ndarray) else values
+
+
+def to_array(tensor: Tensor) -> np.ndarray:
+    """What the emulation takes; the bits of bfloat16, which NumPy lacks."""
+    tensor = tensor.detach()
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def emulated(name: str) -> Callable[..., Any]:
+    """An operator on CPU tensors, by the emulated CUDA kernels."""
+    operator = getattr(emulation.load(), name)
+
+    def call(*args: Any) -> Any:
+        return _map_tensors(torch.from_numpy, operator(*_map_tensors(to_array, args)))
+
+    return call
+
+
+def on_cuda(name: str) -> Callable[..., Any]:
+    """An operator on CPU tensors, by way of the GPU."""
+    operator = getattr(torch.ops.vne_kernels, name)
+
+    def call(*args: Any) -> Any:
+        return _map_tensors(Tensor.cpu, operator(*_map_tensors(Tensor.cuda, args)))
+
+    return call
+
+
+def install(backend: str) -> torch.library.Library:
+    """Replaces the CPU kernels of OPERATORS for as long as the result lives."""
+    if backend == "cuda" and (reason := vne_kernels.available_backends()["cuda"]):
+        raise pytest.UsageError(f"--backend cuda: {reason}")
+    implement = {"emulated": emulated, "cuda": on_cuda}[backend]
+    library = torch.library.Library("vne_kernels", "IMPL")
+    for name in OPERATORS:
+        library.impl(name, implement(name), "CPU", allow_override=True)
+    return library
