@@ -42,7 +42,7 @@ def build(target: str = KERNELS, *, sanitize: bool = False) -> Path:
     assert torch is not None
     assert torch.origin is not None
     torch_folder = str(Path(torch.origin).parent)
-    key = "\n".join([_run(_compiler(), "--version"), sys.executable, torch_folder])
+    key = "\n".join([_run(_compiler(), "--version"), sys.prefix, torch_folder])
     flavour = "sanitized" if sanitize else "fast"
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
     folder = ROOT / "build" / "emulation" / f"{flavour}-{digest}"

@@ -2,7 +2,6 @@
 // settings. bfloat16 comes as uint16, its bits.
 
 #include <pybind11/numpy.h>
-#include <pybind11/stl.h>
 
 #include "common/stable.h"
 #include "emulation/emulator.h"
