@@ -71,14 +71,19 @@ __device__ __forceinline__ T warp_sum(T value) {
 // As fmax, it takes the other argument for a NaN.
 template <typename T>
 __device__ __forceinline__ T warp_max(T value) {
-#if __CUDA_ARCH__ >= 800
-  if constexpr (std::is_same_v<T, unsigned>) return __reduce_max_sync(kFullMask, value);
-#endif
 #pragma unroll
   for (int offset = kWarpSize / 2; offset > 0; offset /= 2) {
     value = max(value, __shfl_xor_sync(kFullMask, value, offset));
   }
   return value;
+}
+
+__device__ __forceinline__ unsigned warp_max(unsigned value) {
+#if __CUDA_ARCH__ >= 800
+  return __reduce_max_sync(kFullMask, value);
+#else
+  return warp_max<unsigned>(value);
+#endif
 }
 
 // ---- over a one-dimensional block of whole warps, the result in all threads ------------------
