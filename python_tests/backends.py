@@ -69,5 +69,5 @@ def install(backend: str) -> torch.library.Library:
     implement = {"emulated": emulated, "cuda": on_cuda}[backend]
     library = torch.library.Library("vne_kernels", "IMPL")
     for name in OPERATORS:
-        library.impl(name, implement(name), "CPU", allow_override=True)
+        library.impl(name, implement(name), "CPU")
     return library

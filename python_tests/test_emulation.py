@@ -6,6 +6,8 @@ stage has to give the same bits in three orders.
 
 from __future__ import annotations
 
+import itertools
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,34 @@ from types import ModuleType
 import emulation
 import numpy as np
 import pytest
+import torch
+from backends import to_array
+from cases import (
+    DEFICIENT_SPECTRA,
+    DEGENERATE,
+    DTYPES,
+    GRADIENT_FLOAT64,
+    GRADIENT_WELL_CONDITIONED,
+    METHODS,
+    SHAPES,
+    SPECTRA,
+    VALUE,
+    VALUE_DEFICIENT,
+    absolute_error,
+    assert_value,
+    degenerate_case,
+    gaussian,
+    generator,
+    gradient_floor,
+    gradient_scale,
+    is_well_conditioned,
+    relative_error,
+    spectrum_case,
+    views,
+)
+from torch import Tensor
+
+from vne_kernels import reference
 
 ORDERS = ("forward", "backward", "shuffled")
 THREADS = 128  # of a block of the kernels in csrc/emulation/tests/faults.cu
@@ -29,7 +59,7 @@ def faults() -> ModuleType:
     return emulation.load(emulation.FAULTS)
 
 
-def in_every_order(module: ModuleType, name: str, *arguments: object) -> list[np.ndarray]:
+def in_every_order(module: ModuleType, name: str, *arguments: object) -> list:
     results = []
     for order in ORDERS:
         module.set_order(order)
@@ -156,3 +186,191 @@ def test_sanitizers_find(sanitized_faults: Path, expression: str, error: str) ->
     assert done.returncode != 0
     assert error in done.stderr
     assert "faults.cu" in done.stderr
+
+
+# ---------------------------------------------------------------------------------------------
+# The operators
+# ---------------------------------------------------------------------------------------------
+
+EPS = 1e-12
+FLOAT32, FLOAT64 = torch.float32, torch.float64
+
+
+@pytest.fixture(scope="module")
+def kernels() -> ModuleType:
+    return emulation.load()
+
+
+def call(kernels: ModuleType, name: str, *arguments: object) -> tuple[Tensor, ...]:
+    """An operator's outputs, which are the same bits in every order of the threads."""
+    arrays = [to_array(a) if isinstance(a, Tensor) else a for a in arguments]
+    results = in_every_order(kernels, name, *arrays)
+    outputs = [result if isinstance(result, tuple) else (result,) for result in results]
+    for each in zip(*outputs, strict=True):
+        assert agree(list(each))
+    return tuple(torch.from_numpy(output) for output in outputs[0])
+
+
+def assert_gradient(grad: Tensor, z: Tensor, **options: object) -> None:
+    """Near the exact one, in a measure that a single draw keeps; the suite at large is stricter."""
+    error = absolute_error(grad, reference.oracle_grad(z, **options))
+    scale = gradient_scale(z)
+    if z.dtype == FLOAT64:
+        assert error <= GRADIENT_FLOAT64 * scale
+    elif is_well_conditioned(z):
+        exact = reference.oracle_grad(z, **options)
+        assert error <= GRADIENT_WELL_CONDITIONED * exact.norm() + gradient_floor(z)
+    else:
+        assert error <= 0.05 * scale
+
+
+def entropy_cases() -> list[tuple[str, tuple[int, int], str]]:
+    """Every spectrum at every shape up to m = 33; beyond, where a thread block is busy for a while,
+    each shape and each spectrum at least once a method."""
+    large = itertools.cycle(SPECTRA)
+    names = {shape: SPECTRA if min(shape) <= 33 else [next(large)] for shape in SHAPES}
+    return [
+        (name, shape, method) for shape in SHAPES for name in names[shape] for method in METHODS
+    ]
+
+
+@pytest.mark.parametrize(("name", "shape", "method"), entropy_cases())
+def test_entropy(kernels: ModuleType, name: str, shape: tuple[int, int], method: str) -> None:
+    z = spectrum_case(name, shape, FLOAT32)
+    value, grad, of_weights = call(kernels, "vn_entropy_grad", z, None, True, method, EPS)
+    tolerance = (VALUE_DEFICIENT if name in DEFICIENT_SPECTRA else VALUE)[FLOAT32]
+    assert_value(value, reference.oracle(z), tolerance)
+    assert_gradient(grad, z)
+    assert of_weights.shape == (0,)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(5, 3), (12, 40), (40, 12), (33, 33)])
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_degenerate(kernels: ModuleType, name: str, shape: tuple[int, int], method: str) -> None:
+    z = degenerate_case(name, shape, FLOAT32)
+    value, grad, _ = call(kernels, "vn_entropy_grad", z, None, True, method, EPS)
+    assert_value(value, reference.oracle(z), VALUE_DEFICIENT[FLOAT32])
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("shape", [(2, 17, 33), (3, 40, 12), (2, 1, 1, 8), (2, 65, 40)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dtypes_batches_and_weights(
+    kernels: ModuleType, dtype: torch.dtype, shape: tuple[int, ...], normalize: bool, method: str
+) -> None:
+    z = (spectrum_case("iid", shape, FLOAT64) / shape[-1] ** 0.5).to(dtype)
+    compute = FLOAT64 if dtype == FLOAT64 else FLOAT32
+    weights = torch.rand(shape[:-1], generator=generator(1), dtype=compute)
+    weights[..., 2::5] = 0
+    weights /= weights.sum(dim=-1, keepdim=True)
+    options = {"weights": weights, "normalize": normalize}
+    value, grad, of_weights = call(kernels, "vn_entropy_grad", z, weights, normalize, method, EPS)
+    (alone,) = call(kernels, "vn_entropy", z, weights, normalize, method, EPS)
+    assert_value(value, reference.oracle(z, **options), VALUE[dtype])
+    assert_value(alone, value, VALUE[dtype])
+    assert grad.dtype == of_weights.dtype == compute
+    tolerance = GRADIENT_FLOAT64 if dtype == FLOAT64 else GRADIENT_WELL_CONDITIONED
+    exact, exact_of_weights = (
+        oracle(z, **options) for oracle in (reference.oracle_grad, reference.oracle_weights_grad)
+    )
+    assert absolute_error(grad, exact) <= tolerance * exact.norm() + gradient_floor(z)
+    assert relative_error(of_weights, exact_of_weights) <= tolerance
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_strided_and_badly_aligned_input(kernels: ModuleType, method: str) -> None:
+    base = torch.randn(4, 18, 36, generator=generator(0))
+    for z in (
+        base[1:3, 1:, ::2],
+        base.mT,
+        base.flatten()[1:-7].view(8, -1),
+        base[:1].expand(3, -1, -1),
+    ):
+        assert_value(
+            call(kernels, "vn_entropy", z, None, True, method, EPS)[0],
+            reference.oracle(z),
+            VALUE[FLOAT32],
+        )
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("shape", [(1, 8), (17, 33), (65, 64)])
+def test_nan_stays_in_its_sample(kernels: ModuleType, shape: tuple[int, int], method: str) -> None:
+    z = spectrum_case("iid", (3, *shape), FLOAT32)
+    z[1, shape[0] // 2, shape[1] // 2] = math.nan
+    value, grad, _ = call(kernels, "vn_entropy_grad", z, None, True, method, EPS)
+    assert value[1].isnan()
+    assert grad[1].isnan().all()
+    assert_value(value[::2], reference.oracle(z[::2]), VALUE[FLOAT32])
+    assert grad[::2].isfinite().all()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 17, 33), (33, 17), (128, 65)])
+def test_spectrum(
+    kernels: ModuleType, shape: tuple[int, ...], dtype: torch.dtype, weighted: bool
+) -> None:
+    """The eigenvalues' sum of -l log l has the entropy's gradient, and the weights theirs."""
+    z = spectrum_case("iid", shape, dtype)
+    compute = FLOAT64 if dtype == FLOAT64 else FLOAT32
+    weights = torch.full(shape[:-1], 1 / shape[-2], dtype=compute) if weighted else None
+    (values,) = call(kernels, "spectrum", z, weights, True, EPS)
+    same_values, vectors = call(kernels, "spectrum_eigh", z, weights, True, EPS)
+    assert_value(torch.special.entr(values).sum(dim=-1), reference.oracle(z), VALUE[dtype])
+    assert_value(same_values, values, VALUE[dtype])
+    grad, of_weights = call(
+        kernels, "spectrum_backward", -values.log() - 1, z, vectors, weights, True, EPS
+    )
+    tolerance = GRADIENT_FLOAT64 if dtype == FLOAT64 else 4 * GRADIENT_WELL_CONDITIONED
+    assert relative_error(grad, reference.oracle_grad(z)) <= tolerance
+    assert of_weights.shape == (weights.shape if weighted else (0,))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64, torch.float16])
+@pytest.mark.parametrize("shape", [(2, 17, 33), (33, 17), (65, 128)])
+def test_doe_loss(
+    kernels: ModuleType, shape: tuple[int, ...], dtype: torch.dtype, method: str
+) -> None:
+    z1, z2 = views("iid", shape, dtype)
+    for name in ("doe_loss", "doe_loss_grad"):
+        entropy, mean_cosine, *rest = call(kernels, name, z1, z2, method, EPS)
+        assert_value(entropy, reference.oracle(z1), VALUE[dtype])
+        assert_value(mean_cosine, reference.oracle_cosine(z1, z2), VALUE[dtype])
+    ones = torch.ones_like(entropy)
+    grads = call(kernels, "doe_loss_backward", -ones, -2.5 * ones, z1, z2, *rest)
+    leaves = [z.double().requires_grad_() for z in (z1, z2)]
+    exact = torch.autograd.grad(reference.oracle_doe(*leaves, 2.5).sum(), leaves)
+    tolerance = GRADIENT_FLOAT64 if dtype == FLOAT64 else 4 * GRADIENT_WELL_CONDITIONED
+    for grad, expected in zip(grads, exact, strict=True):
+        assert relative_error(grad, expected) <= tolerance
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 20, 132])
+@pytest.mark.parametrize("shape", [(17, 33), (3, 40, 60), (40, 12, 9)])
+def test_auto_is_one_of_the_methods_on_a_gpu_of_any_size(
+    kernels: ModuleType, shape: tuple[int, ...], multiprocessors: int
+) -> None:
+    z = to_array(gaussian(math.prod(shape[:-1]), shape[-1], generator(0)).float().view(shape))
+    kernels.set_multiprocessors(multiprocessors)
+    results = [kernels.vn_entropy(z, None, True, method, EPS) for method in ("auto", *METHODS)]
+    kernels.set_multiprocessors(80)
+    assert any(agree([results[0], result]) for result in results[1:])
+
+
+def test_launches_of_one_forward_and_backward(kernels: ModuleType) -> None:
+    """What a training step queues on the GPU at the size of the paper's loss."""
+    z1, z2 = (to_array(z) for z in views("relu", (128, 512), FLOAT32))
+    kernels.clear_launches()
+    kernels.vn_entropy_grad(z1, None, True, "poles", EPS)
+    of_entropy = [name for name, *_ in kernels.launches()]
+    kernels.clear_launches()
+    entropy, cosine, *rest = kernels.doe_loss_grad(z1, z2, "poles", EPS)
+    kernels.doe_loss_backward(np.ones_like(entropy), np.ones_like(cosine), z1, z2, *rest)
+    of_loss = [name for name, *_ in kernels.launches()]
+    assert len(of_entropy) <= 4, of_entropy
+    assert len(of_loss) <= 5, of_loss

@@ -38,6 +38,7 @@ def worst_errors() -> tuple[float, float]:
     return max(map(float, values)), max(map(float, grads))
 
 
+@pytest.mark.cpu_only("instruction sets of the CPU")
 @pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(level: str) -> None:
     """A processor without the level runs the best it has: then this repeats another case."""
