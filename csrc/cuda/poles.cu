@@ -1,0 +1,169 @@
+// log A^ = c0 I - sum_k w_k (A^ + t_k I)^-1, equation (6), for m <= 256: one block a pole.
+//
+// The poles do not depend on each other, and one sample of 16 poles occupies 16 multiprocessors for
+// the time of one inverse, m pivots that do depend on each other: see sweep.h. Each block writes
+// its term -w_k (A^ + t_k I)^-1 and what S needs of it, <A^, term>; summing the terms is left to
+// the kernel that multiplies with them. The inverse never leaves the registers before it is done,
+// so a block reads m^2 and writes m^2 numbers.
+
+#include "common/pole_table.h"
+#include "cuda/pole_list.h"
+#include "cuda/sweep.h"
+
+namespace vne {
+namespace {
+
+// t/2 is below every pivot that exact arithmetic meets, 4 u |A^|_F below all that rounding hides.
+constexpr int kNoise = 4;
+
+// The same number, as far as the compiler knows another: what is computed from it after the sweep
+// it cannot compute before, and keep in registers all the while.
+__device__ __forceinline__ int forget(int value) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
+// Where a thread's tile lies in a matrix [m, m].
+struct Place {
+  template <typename Sweep>
+  __device__ __forceinline__ Place(const Sweep& sweep, int m, int tile)
+      : rows(sweep.has_tile ? m - sweep.tile_row * tile : 0),
+        cols(m - sweep.tile_col * tile),
+        offset(sweep.tile_row * tile * m + sweep.tile_col * tile),
+        mirrored(sweep.tile_col * tile * m + sweep.tile_row * tile) {}
+  __device__ __forceinline__ bool has(int i, int j) const { return i < rows && j < cols; }
+  int rows, cols;
+  int offset, mirrored;
+};
+
+template <typename T, int kSize, int kTile>
+__global__ void __launch_bounds__(SweepShape<kSize, kTile>::kThreads,
+                                  kSize == 128 && sizeof(T) == 4 ? 3 : 1)
+    sweep_poles(const T* matrices, int m, const double* trace,
+                const __grid_constant__ PoleList<T> poles, T* terms, double* inner,
+                Sample* samples) {
+  using S = Sweep<T, kSize, kTile>;
+  using Shared = typename S::Shared;
+  using Scratch = double[32];
+  VNE_SHARED(Shared, s);
+  VNE_SHARED(Scratch, scratch);
+  const int lane = threadIdx.x % 32;
+  const int64_t sample = blockIdx.x / PoleList<T>::kCount;
+  const int pole = blockIdx.x % PoleList<T>::kCount;
+  const T* a = matrices + sample * m * m;
+
+  S sweep(s);
+  double sum = 0;
+#pragma unroll
+  for (int i = 0; i < S::kOfLane; ++i) {
+    const int place = S::kOfLane * lane + i;
+    sweep.diagonal(i) = place < m ? a[place * m + place] : T(0);
+    sum += sweep.diagonal(i);
+  }
+  const double a_trace = warp_sum(sum);
+  const double tau = trace ? trace[sample] * a_trace : a_trace;
+  const T scale = static_cast<T>(1 / a_trace);
+  T squares = 0;
+  const Place tile(sweep, m, kTile);
+#pragma unroll
+  for (int i = 0; i < kTile; ++i) {
+    __syncwarp();  // or all rows' loads would be in flight at once, and registers short
+#pragma unroll
+    for (int j = 0; j < kTile; ++j) {
+      sweep.a[i][j] = tile.has(i, j) ? a[tile.offset + i * m + j] * scale : T(0);
+      squares += sweep.a[i][j] * sweep.a[i][j];
+    }
+  }
+  const double norm = sqrt(block_sum(static_cast<double>(squares * sweep.count()), scratch));
+  const Sample known{tau, 1 / a_trace, norm};
+  if (pole == 0 && threadIdx.x == 0) samples[sample] = known;
+  if (!is_regular(known)) return;  // the same for the whole block; nobody will read the terms
+
+  const T t = poles.t[pole], w = poles.w[pole];
+#pragma unroll
+  for (int i = 0; i < S::kOfLane; ++i) sweep.diagonal(i) = sweep.diagonal(i) * scale + t;
+  constexpr double kRoundoff = sizeof(T) == 8 ? 0x1p-53 : 0x1p-24;
+  const T noise = static_cast<T>(kNoise * kRoundoff * norm);
+  sweep.run(m, max(t / 2, noise), noise, NoRecord());
+  sweep.restore_diagonal();
+
+  const int width = forget(m);
+  const Place place(sweep, width, kTile);
+  const int block = forget(blockIdx.x);
+  a = matrices + block / PoleList<T>::kCount * (static_cast<int64_t>(width) * width);
+  T* term = terms + block * (static_cast<int64_t>(width) * width);
+  T product = 0;
+#pragma unroll
+  for (int i = 0; i < kTile; ++i) {
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < kTile; ++j) {
+      sweep.a[i][j] *= w;
+      if (place.has(i, j)) {
+        product += a[place.offset + i * width + j] * sweep.a[i][j];
+        term[place.offset + i * width + j] = sweep.a[i][j];
+      }
+    }
+  }
+  // The same entries above the diagonal. A tile on it writes its own once more.
+  const int height = forget(m);
+  const Place mirror(sweep, height, kTile);
+#pragma unroll
+  for (int j = 0; j < kTile; ++j) {
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < kTile; ++i) {
+      if (mirror.has(i, j)) term[mirror.mirrored + j * height + i] = sweep.a[i][j];
+    }
+  }
+  const double total = block_sum(static_cast<double>(product * sweep.count()), scratch);
+  if (threadIdx.x == 0) inner[blockIdx.x] = total;
+}
+
+template <typename T, int kSize, int kTile>
+void launch_sweep(const Context& context, const Problem& problem, const Normalized<T>& normalized,
+                  const MatrixFunction<T>& w) {
+  launch("sweep_poles", sweep_poles<T, kSize, kTile>,
+         dim3(static_cast<unsigned>(problem.batch * PoleList<T>::kCount)),
+         dim3(SweepShape<kSize, kTile>::kThreads), context.stream, normalized.a.data,
+         static_cast<int>(problem.m()), normalized.trace.data, pole_list<T>(), w.terms.data,
+         w.inner.data, w.samples.data);
+}
+
+}  // namespace
+
+template <typename T>
+MatrixFunction<T> log_by_poles(const Context& context, const Problem& problem, const Tensor& like,
+                               const Normalized<T>& normalized, double shift) {
+  constexpr int kCount = PoleList<T>::kCount;
+  const int64_t m = problem.m(), batch = problem.batch;
+  if (m > kLargestSweep<T>) {
+    return log_by_blocked_poles(context, problem, like, normalized, shift);
+  }
+  MatrixFunction<T> w;
+  w.count = kCount;
+  w.identity = w.terms_identity = pole_constant<T>() + shift;
+  w.terms = Workspace<T>(like, batch * kCount * m * m);
+  w.inner = Workspace<double>(like, batch * kCount);
+  w.parts = kCount;
+  w.samples = Workspace<Sample>(like, batch);
+  if (m <= 32) {
+    launch_sweep<T, 32, 4>(context, problem, normalized, w);
+  } else if (m <= 64) {
+    launch_sweep<T, 64, 4>(context, problem, normalized, w);
+  } else if (m <= 128) {
+    launch_sweep<T, 128, 8>(context, problem, normalized, w);
+  } else if constexpr (kLargestSweep<T> > 128) {
+    launch_sweep<T, 256, 8>(context, problem, normalized, w);
+  }
+  return w;
+}
+
+template MatrixFunction<float> log_by_poles(const Context&, const Problem&, const Tensor&,
+                                            const Normalized<float>&, double);
+template MatrixFunction<double> log_by_poles(const Context&, const Problem&, const Tensor&,
+                                             const Normalized<double>&, double);
+
+}  // namespace vne

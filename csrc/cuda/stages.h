@@ -1,0 +1,224 @@
+// The stages that every CUDA operator is made of, in the order they run:
+//
+//   normalize   z -> A^ = X^ X^T on the smaller side, what is known of rows   normalize.cu
+//   poles       A^ -> the terms whose sum is log A^: m <= 256, one block each  poles.cu
+//               the same in panels, beyond                                     blocked.cu
+//   eigh        A^ -> eigenvalues, eigenvectors, V f(L) V^T                    eigh.cu
+//   gradient    S; (log A^) X^ -> dS/dz, dS/dp                                 gradient.cu
+//
+// and the operators: entropy.cu, spectrum.cu, doe_loss.cu. Equation numbers: csrc/README.md.
+//
+// Every stage works on a whole batch, in T = float or double. X^ = X / sqrt(tau), tau = tr A, as on
+// the CPU: A = tau A^, log A = log A^ + log(tau) I. Nothing is read back to the host: what depends
+// on the data (a sample that is not finite, a trace of zero) is decided on the device.
+
+#pragma once
+
+#include <optional>
+#include <utility>
+
+#include "common/problem.h"
+#include "cuda/context.h"
+#include "cuda/load.h"
+#include "cuda/runtime.h"
+
+namespace vne {
+
+// A contiguous z, (batch, n, d), in the dtype it came in.
+struct Input {
+  explicit Input(const Tensor& z)
+      : tensor(torch::stable::contiguous(z)),
+        data(tensor.const_data_ptr()),
+        dtype(tensor.scalar_type()) {}
+  Tensor tensor;
+  const void* data;
+  ScalarType dtype;
+};
+
+// Device memory for `count` elements, from torch's allocator. It is given back with the tensor,
+// which is safe while kernels still run: the allocator reuses it on the same stream only.
+template <typename Element>
+struct Workspace {
+  Workspace() = default;
+  Workspace(const Tensor& like, int64_t count)
+      : tensor(empty(like, {ceil_div(count * static_cast<int64_t>(sizeof(Element)), int64_t{8})},
+                     ScalarType::Double)),
+        data(static_cast<Element*>(tensor->mutable_data_ptr())) {}
+  std::optional<Tensor> tensor;
+  Element* data = nullptr;
+};
+
+// What is remembered of row i: u_i = inverse_norm z_i.
+struct Row {
+  double inverse_norm;  // 1 / max(|z_i|, eps); 1 without normalisation; 0 for a zero row
+  double root_weight;   // sqrt(p_i)
+  double square_norm;   // |u_i|^2
+  bool projected;       // u_i moves on the sphere: equation (4) applies
+};
+
+// What is known of a sample once its A has been seen.
+struct Sample {
+  double trace;  // tau of the weighted rows; 0 if all are zero, not finite if an entry is not
+  double scale;  // A^ = scale A has trace one
+  double norm;   // |A^|_F
+};
+
+// Whether a sample has an entropy to speak of; otherwise S = 0, or NaN.
+__device__ __forceinline__ bool is_regular(const Sample& sample) {
+  return isfinite(sample.trace) && sample.trace > 0;
+}
+
+// What the backward of the DoE loss needs of row i. With u = inverse_norm z,
+//   d cos_i / d z1 = inverse_norm_1 (u2 - projection_1 u1), and the same with 1 and 2 exchanged;
+// projection is cos_i, or 0 for a row shorter than eps, which is divided by a constant.
+enum RowStat { kInverseNorm1, kInverseNorm2, kProjection1, kProjection2, kRowStats };
+
+constexpr int64_t kLargestSide = 32767;  // of A: its rows and columns are counted in int
+
+// The second view of the DoE loss and what is wanted of it.
+template <typename T>
+struct SecondView {
+  const Input* z = nullptr;
+  double* cosines = nullptr;  // [batch, n]
+  T* row_stats = nullptr;     // [batch, 4, n] or null
+};
+
+template <typename T>
+struct Normalized {
+  Workspace<Row> rows;         // [batch, n]
+  Workspace<Scale<T>> scales;  // [batch, n]: row i of X (of X^ where `trace` is given) over z_i
+  Workspace<double> trace;     // [batch]: the tau that the scales already contain; null: none
+  Workspace<T> a;              // [batch, m, m]
+};
+
+// Equations (1), (2). `weights` [batch, n] may be null: 1/n each.
+template <typename T>
+Normalized<T> normalize(const Context& context, const Problem& problem, const Input& z,
+                        const T* weights, const SecondView<T>& second = {});
+
+// Trace and norm of each A. The register sweeps compute them themselves.
+template <typename T>
+Workspace<Sample> measure_matrices(const Context& context, const Problem& problem,
+                                   const Tensor& like, const Normalized<T>& normalized);
+
+// A symmetric W = identity I + sum of terms, for each sample, and <A, sum of terms>.
+template <typename T>
+struct MatrixFunction {
+  Workspace<T> terms;         // [batch, count, m, m]
+  int count = 0;              // terms of a sample
+  double identity = 0;        // see above
+  double terms_identity = 0;  // the part of it that the terms do not contain yet
+  Workspace<double> inner;    // [batch, parts]: their sum is <A, sum of terms>
+  int64_t parts = 0;
+  Workspace<Sample> samples;  // [batch]
+};
+
+// Equation (6): log A^ + shift I.
+template <typename T>
+MatrixFunction<T> log_by_poles(const Context& context, const Problem& problem, const Tensor& like,
+                               const Normalized<T>& normalized, double shift);
+template <typename T>
+MatrixFunction<T> log_by_blocked_poles(const Context& context, const Problem& problem,
+                                       const Tensor& like, const Normalized<T>& normalized,
+                                       double shift);
+template <typename T>
+MatrixFunction<T> log_by_eigh(const Context& context, const Problem& problem, const Tensor& like,
+                              const Normalized<T>& normalized, double shift);
+
+template <typename T>
+struct Eigen {
+  Workspace<T> values;   // [batch, m], ascending, of A^
+  Workspace<T> vectors;  // [batch, m, m], as rows
+  Workspace<Sample> samples;
+};
+template <typename T>
+Eigen<T> eigh(const Context& context, const Problem& problem, const Tensor& like,
+              const Normalized<T>& normalized);
+
+// V diag(f) V^T [batch, m, m], for f [batch, m] and eigenvectors as rows or as columns.
+template <typename T>
+Workspace<T> spectral_function(const Context& context, const Problem& problem, const Tensor& like,
+                               const T* vectors, bool as_rows, const T* f);
+
+// w [batch, m, m] <- identity I + sum of terms [batch, count, m, m], each times its pole's weight
+// if `weighted`; of the terms only the lower triangle is read. inner [batch, inner_parts(m)].
+template <typename T>
+void sum_terms_of(const Context& context, int64_t batch, int64_t m, const T* a, const T* terms,
+                  int count, double identity, bool weighted, const Sample* samples, T* w,
+                  double* inner);
+int64_t inner_parts(int64_t m);
+
+// One term, the sum of all with the identity, instead of many.
+template <typename T>
+void combine(const Context& context, const Problem& problem, const Tensor& like,
+             const Normalized<T>& normalized, MatrixFunction<T>& w);
+
+// Where results go; any of them may be null.
+template <typename T>
+struct Outputs {
+  T* entropy = nullptr;       // [batch]
+  T* cosine = nullptr;        // [batch]
+  T* grad_z = nullptr;        // [batch, n, d]
+  T* grad_weights = nullptr;  // [batch, n]
+};
+
+// S and, unless grad_z is null, its gradients: W = log A^ + shift I.
+template <typename T>
+void entropy_from_log(const Context& context, const Problem& problem, const Input& z,
+                      const Normalized<T>& normalized, MatrixFunction<T>& w, double shift,
+                      const SecondView<T>& second, const Outputs<T>& out);
+
+// Equation (4) and its like: the gradients of a scalar whose gradient in X is factor W X.
+template <typename T>
+void gradient(const Context& context, const Problem& problem, const Input& z,
+              const Normalized<T>& normalized, MatrixFunction<T>& w, double factor,
+              const Outputs<T>& out);
+
+// S and its gradients by the method, from a normalised z.
+template <typename T>
+void entropy(const Context& context, const Problem& problem, const Input& z,
+             const Normalized<T>& normalized, Method method, const SecondView<T>& second,
+             const Outputs<T>& out);
+
+// What method="auto" means on this device.
+Method fastest_method(const Context& context, const Problem& problem, ScalarType dtype);
+
+template <typename T>
+const T* data_or_null(const std::optional<Tensor>& tensor) {
+  return tensor ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
+}
+
+inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
+}
+
+// Runs f(In{}) with the type of the elements of z.
+template <typename F>
+void dispatch_input(ScalarType dtype, F f) {
+  switch (dtype) {
+    case ScalarType::Half:
+      return f(__half{});
+    case ScalarType::BFloat16:
+      return f(bfloat16{});
+    case ScalarType::Double:
+      return f(double{});
+    default:
+      return f(float{});
+  }
+}
+
+// Runs f(T{}) with the type that z is computed in.
+template <typename F>
+auto dispatch_compute(ScalarType dtype, F f) {
+  return dtype == ScalarType::Double ? f(double{}) : f(float{});
+}
+
+// Row and column of the t-th tile of a lower triangle, counted row by row.
+__host__ __device__ __forceinline__ int triangle_row(int t) {
+  int row = static_cast<int>((sqrtf(8.0f * static_cast<float>(t) + 1.0f) - 1.0f) / 2.0f);
+  while (row * (row + 1) / 2 > t) --row;  // the square root was rounded
+  while ((row + 1) * (row + 2) / 2 <= t) ++row;
+  return row;
+}
+
+}  // namespace vne

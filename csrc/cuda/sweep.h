@@ -1,0 +1,214 @@
+// The inverse of a symmetric positive definite matrix by pivots, in the registers of one block:
+// "symmetric sweep" of csrc/README.md, (7).
+//
+// Thread t < kTiles owns a kTile x kTile tile (I, J), I >= J, of the lower triangle; with c the
+// column of the pivot k and p = a_kk, a sweep is the rank-one update
+//
+//   a_ij <- a_ij - c'_i c'_j / p,   c'_k = p - 1, otherwise c' = c:
+//
+// row and column k come out as c / p by themselves, without a select, and the diagonal, which would
+// not, is kept apart. Each warp keeps the whole diagonal, spread over its lanes, and updates it
+// redundantly: so every warp knows the next pivot, its place and value, before the tiles are done
+// and without a barrier. The only barrier of a pivot is the one between publishing its column to
+// shared memory and reading it; two buffers take turns. For 256 rows, 17 warps of which one part of
+// the multiprocessor holds five, registers are short: there the copies of the diagonal are in
+// shared memory, each entry still read and written by its own lane only.
+//
+// Pivots are taken largest first, and one that is only rounding is raised: csrc/README.md says why
+// a floor alone does not do.
+
+#pragma once
+
+#include "cuda/runtime.h"
+#include "cuda/stages.h"
+
+namespace vne {
+
+template <int kSize, int kTile>
+struct SweepShape {
+  static constexpr int kSide = kSize / kTile;               // tiles along a side
+  static constexpr int kTiles = kSide * (kSide + 1) / 2;    // threads that own one
+  static constexpr int kThreads = (kTiles + 31) / 32 * 32;  // of a block
+  static constexpr int kOfLane = kSize / 32;                // diagonal entries of a lane
+  static constexpr bool kInShared = kOfLane > 4;            // they are
+};
+
+template <typename T, int kSize, int kTile>
+struct SweepShared {
+  using Shape = SweepShape<kSize, kTile>;
+  alignas(16) T column[2][kSize];
+  T diagonal[Shape::kInShared ? Shape::kThreads / 32 : 1][Shape::kInShared ? kSize : 1];
+};
+
+// 1 / x for x of ordinary size. The division operator brings a subroutine for the others along, and
+// its registers; this is as accurate but for one rounding.
+template <typename T>
+__device__ __forceinline__ T reciprocal(T x) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(T) == 4) {
+    const T estimate = __fdividef(1.0f, x);
+    return fmaf(estimate, fmaf(-x, estimate, 1.0f), estimate);
+  }
+#endif
+  return 1 / x;
+}
+
+// Records nothing of the pivots.
+struct NoRecord {
+  template <typename T>
+  __device__ __forceinline__ void operator()(int, int, T, const T*) const {}
+};
+
+template <typename T, int kSize, int kTile>
+struct Sweep {
+  using Shape = SweepShape<kSize, kTile>;
+  using Shared = SweepShared<T, kSize, kTile>;
+  static constexpr int kOfLane = Shape::kOfLane;
+
+  T a[kTile][kTile];  // zero beyond the matrix, as for a thread without a tile
+  int tile_row, tile_col;
+  bool has_tile;
+
+  __device__ __forceinline__ explicit Sweep(Shared& shared) : s(shared) {
+    has_tile = threadIdx.x < Shape::kTiles;
+    tile_row = has_tile ? triangle_row(threadIdx.x) : 0;
+    tile_col = has_tile ? static_cast<int>(threadIdx.x) - tile_row * (tile_row + 1) / 2 : 0;
+  }
+
+  // Entry kOfLane lane + i of the diagonal. What the tiles hold of it is void.
+  __device__ __forceinline__ T& diagonal(int i) {
+    if constexpr (Shape::kInShared) {
+      return s.diagonal[threadIdx.x / 32][kOfLane * (threadIdx.x % 32) + i];
+    } else {
+      return own_diagonal[i];
+    }
+  }
+
+  // How often an entry of the tile counts in a sum over the whole matrix.
+  __device__ __forceinline__ T count() const { return tile_row == tile_col ? T(1) : T(2); }
+
+  // a and diagonal <- of -(matrix)^-1, rows and columns from `size` on left as they are. `noise`:
+  // what rounding may have put into an entry; `floor` >= noise: the least pivot.
+  // record(step, k, 1 / p, column): called by every thread after the barrier of each pivot.
+  template <typename Record>
+  __device__ __forceinline__ void run(int size, T floor, T noise, const Record& record) {
+    const int lane = threadIdx.x % 32;
+    unsigned swept = 0;  // bit i: entry i of this lane's diagonal
+    T pivot;
+    int k = next_pivot(size, swept, pivot);
+    for (int step = 0; step < size; ++step) {
+      T* column = s.column[step % 2];
+      publish(column, k, pivot);
+      __syncthreads();
+
+      const T* c = column + kOfLane * lane;
+      T least = floor;
+      if (pivot < 16 * noise) {  // the same in all threads of the block
+        T bound = 0;             // c_i^2 <= p a_ii holds exactly for what has not been swept
+#pragma unroll
+        for (int i = 0; i < kOfLane; ++i) {
+          const bool open = (swept >> i & 1u) == 0 && kOfLane * lane + i < size;
+          if (open && kOfLane * lane + i != k)
+            bound = max(bound, c[i] * c[i] * reciprocal(max(diagonal(i), floor)));
+        }
+        least = max(least, warp_max(bound));
+      }
+      // Not max(): a NaN has to stay one.
+      const T inverse = reciprocal(pivot < least ? least : pivot);
+      record(step, k, inverse, column);
+#pragma unroll
+      for (int i = 0; i < kOfLane; ++i) {
+        const bool is_pivot = kOfLane * lane + i == k;
+        diagonal(i) = is_pivot ? -inverse : diagonal(i) - c[i] * inverse * c[i];
+        if (is_pivot) swept |= 1u << i;
+      }
+      k = next_pivot(size, swept, pivot);
+
+      if (has_tile) {
+        T y[kTile];
+#pragma unroll
+        for (int j = 0; j < kTile; j += 4) {
+          const Quad<T> c_j = *reinterpret_cast<const Quad<T>*>(column + tile_col * kTile + j);
+#pragma unroll
+          for (int q = 0; q < 4; ++q) y[j + q] = c_j.v[q] * inverse;
+        }
+#pragma unroll
+        for (int i = 0; i < kTile; i += 4) {
+          const Quad<T> c_i = *reinterpret_cast<const Quad<T>*>(column + tile_row * kTile + i);
+#pragma unroll
+          for (int q = 0; q < 4; ++q)
+#pragma unroll
+            for (int j = 0; j < kTile; ++j) a[i + q][j] -= c_i.v[q] * y[j];
+        }
+      }
+    }
+  }
+
+  // The diagonal back into the tiles.
+  __device__ __forceinline__ void restore_diagonal() {
+    __syncthreads();
+    if (threadIdx.x < 32) {
+#pragma unroll
+      for (int i = 0; i < kOfLane; ++i) s.column[0][kOfLane * threadIdx.x + i] = diagonal(i);
+    }
+    __syncthreads();
+    if (has_tile && tile_row == tile_col) {
+#pragma unroll
+      for (int i = 0; i < kTile; ++i) a[i][i] = s.column[0][tile_row * kTile + i];
+    }
+  }
+
+ private:
+  Shared& s;
+  T own_diagonal[Shape::kInShared ? 1 : kOfLane];
+
+  // The largest entry of the diagonal not swept yet, its place and value: the same in all warps.
+  // The comparison rounds entries to 15 bits of mantissa, and counts the place in the others.
+  __device__ __forceinline__ int next_pivot(int size, unsigned swept, T& value) {
+    constexpr unsigned kPlaceMask = 0xff, kOpen = 0x100;
+    static_assert(kSize <= 256);
+    const int lane = threadIdx.x % 32;
+    unsigned best = 0;
+    T best_value = 0;
+#pragma unroll
+    for (int i = 0; i < kOfLane; ++i) {
+      const int place = kOfLane * lane + i;
+      const unsigned bits = __float_as_uint(fmaxf(static_cast<float>(diagonal(i)), 0.0f));
+      const bool open = (swept >> i & 1u) == 0 && place < size;
+      const unsigned key =
+          open ? (max(bits, kOpen) & ~kPlaceMask) | static_cast<unsigned>(place) : 0;
+      if (key > best || i == 0) {
+        best = key;
+        best_value = diagonal(i);
+      }
+    }
+    const int k = static_cast<int>(warp_max(best) & kPlaceMask);
+    value = __shfl_sync(kFullMask, best_value, k / kOfLane);
+    return k;
+  }
+
+  // column <- c', from the tiles that hold a part of row or column k.
+  __device__ __forceinline__ void publish(T* column, int k, T pivot) const {
+    if (!has_tile) return;
+    const int tile = k / kTile, at = k % kTile;
+    if (tile_col == tile) {
+#pragma unroll
+      for (int q = 0; q < kTile; ++q) {
+        if (q != at) continue;
+#pragma unroll
+        for (int i = 0; i < kTile; ++i) {
+          column[tile_row * kTile + i] = tile_row == tile && i == q ? pivot - 1 : a[i][q];
+        }
+      }
+    } else if (tile_row == tile) {
+#pragma unroll
+      for (int q = 0; q < kTile; ++q) {
+        if (q != at) continue;
+#pragma unroll
+        for (int j = 0; j < kTile; ++j) column[tile_col * kTile + j] = a[q][j];
+      }
+    }
+  }
+};
+
+}  // namespace vne
