@@ -170,7 +170,10 @@ int64_t matrices_per_call(Routine routine, int64_t m) {
   return std::clamp<int64_t>(kElements / (m * m), 1, kMatrices);
 }
 
-Tensor bytes(const Tensor& like, int64_t size) { return empty(like, {size}, ScalarType::Byte); }
+// Never empty, so that its address is one.
+Tensor bytes(const Tensor& like, int64_t size) {
+  return empty(like, {std::max<int64_t>(size, 1)}, ScalarType::Byte);
+}
 
 constexpr cusolverEigMode_t kVectors = CUSOLVER_EIG_MODE_VECTOR;
 constexpr cublasFillMode_t kHalf = CUBLAS_FILL_MODE_LOWER;
