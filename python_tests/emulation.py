@@ -1,6 +1,7 @@
 """The CUDA kernels on the host: builds the emulation of csrc/emulation and imports it.
 
-By hand, `python python_tests/emulation.py [--sanitize] [TARGET ...]` builds and prints the paths.
+By hand, `python python_tests/emulation.py [--sanitize]` builds it and prints where it is, and
+`python python_tests/emulation.py --sanitize pytest ...` runs a command under the sanitizers.
 """
 
 from __future__ import annotations
@@ -22,8 +23,12 @@ ROOT = Path(__file__).resolve().parent.parent
 KERNELS, FAULTS = "vne_emulation", "vne_emulation_faults"
 
 
+_SANITIZE = "VNE_EMULATION_SANITIZE"  # set where load() has to take the sanitized module
+
+
 def _run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True)
+    environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     return done.stdout.strip()
@@ -71,7 +76,7 @@ def import_module(path: Path) -> ModuleType:
 
 @cache
 def load(target: str = KERNELS) -> ModuleType:
-    return import_module(build(target))
+    return import_module(build(target, sanitize=_SANITIZE in os.environ))
 
 
 def sanitizer_environment() -> Mapping[str, str]:
@@ -84,6 +89,7 @@ def sanitizer_environment() -> Mapping[str, str]:
     ]
     return {
         **os.environ,
+        _SANITIZE: "1",
         "LD_PRELOAD": " ".join(str(Path(library).resolve()) for library in libraries),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python frees little when it ends
         "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -93,7 +99,11 @@ def sanitizer_environment() -> Mapping[str, str]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sanitize", action="store_true", help="Address- and UBSanitizer")
-    parser.add_argument("target", nargs="*", default=[KERNELS, FAULTS])
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="to run under the sanitizers")
     options = parser.parse_args()
-    for target in options.target:
-        print(build(target, sanitize=options.sanitize))
+    for target in (KERNELS, FAULTS):
+        print(build(target, sanitize=options.sanitize), flush=True)
+    if options.command:
+        if not options.sanitize:
+            parser.error("a command is for --sanitize")
+        os.execvpe(options.command[0], options.command, sanitizer_environment())
