@@ -29,7 +29,7 @@ namespace {
 
 constexpr int kPanel = 64;
 constexpr int kThreads = 128;
-constexpr int kNoise = 16;  // a pivot below 16 u |A^|_F is rounding, in whatever order it came
+constexpr int kNoise = 4;  // a pivot below 4 u |A^|_F is rounding
 
 // What a panel's pivots did, and for the product c and c / p of every row: [matrices, kPanel, m].
 template <typename T>
