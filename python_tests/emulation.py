@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -28,7 +29,10 @@ _SANITIZE = "VNE_EMULATION_SANITIZE"  # set where load() has to take the sanitiz
 
 def _run(*command: str) -> str:
     environment = {key: value for key, value in os.environ.items() if key != "LD_PRELOAD"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    # cmake and ninja are there where pip installed them, whether or not that is in the PATH.
+    environment["PATH"] = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
+    program = shutil.which(command[0], path=environment["PATH"]) or command[0]
+    done = subprocess.run([program, *command[1:]], capture_output=True, text=True, env=environment)
     if done.returncode != 0:
         raise RuntimeError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
     return done.stdout.strip()
