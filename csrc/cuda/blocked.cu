@@ -41,18 +41,18 @@ struct Panels {
   T* y;
 };
 
-// matrices [batch, poles, m, m] <- A^ + t I.
+// matrices [batch, poles, ld, ld] <- A^ + t I.
 template <typename T>
 __global__ void __launch_bounds__(256)
     shift_poles(const T* a, int m, const Sample* samples, const __grid_constant__ PoleList<T> poles,
                 int64_t count, T* matrices) {
   const int64_t index = blockIdx.x * int64_t{256} + threadIdx.x;
   if (index >= count) return;
-  const int64_t size = static_cast<int64_t>(m) * m, matrix = index / size, at = index % size;
+  const int64_t ld = leading(m), size = ld * ld, matrix = index / size, at = index % size;
   const int64_t sample = matrix / PoleList<T>::kCount;
   const Sample known = samples[sample];
   // Without a finite A^ the identity: nobody reads what becomes of it.
-  const bool regular = is_regular(known), diagonal = at / m == at % m;
+  const bool regular = is_regular(known), diagonal = at / ld == at % ld;
   const T value = regular ? a[sample * size + at] * static_cast<T>(known.scale) : T(diagonal);
   matrices[index] = value + (diagonal ? poles.t[matrix % PoleList<T>::kCount] : T(0));
 }
@@ -88,7 +88,8 @@ __global__ void __launch_bounds__(SweepShape<kPanel, 4>::kThreads)
   VNE_SHARED(Shared, s);
   const int64_t matrix = blockIdx.x;
   const int size = min(kPanel, m - first), lane = threadIdx.x % 32;
-  const T* corner = matrices + matrix * m * m + static_cast<int64_t>(first) * m + first;
+  const int64_t ld = leading(m);
+  T* corner = matrices + (matrix * ld + first) * ld + first;
   S sweep(s);
   const int row = sweep.tile_row * kTile, col = sweep.tile_col * kTile;
 #pragma unroll
@@ -97,12 +98,12 @@ __global__ void __launch_bounds__(SweepShape<kPanel, 4>::kThreads)
     for (int j = 0; j < kTile; ++j) {
       // Of a tile on the diagonal, too, only the lower triangle is in memory.
       const int64_t low = max(row + i, col + j), left = min(row + i, col + j);
-      sweep.a[i][j] = sweep.has_tile && low < size ? corner[low * m + left] : T(0);
+      sweep.a[i][j] = sweep.has_tile && low < size ? corner[low * ld + left] : T(0);
     }
 #pragma unroll
   for (int i = 0; i < S::kOfLane; ++i) {
-    const int64_t place = S::kOfLane * lane + i;
-    sweep.diagonal(i) = place < size ? corner[place * m + place] : T(0);
+    const int64_t place = 32 * i + lane;
+    sweep.diagonal(i) = place < size ? corner[place * ld + place] : T(0);
   }
   const T noise = noise_of<T>(samples[matrix / PoleList<T>::kCount]);
   const T half_t = poles.t[matrix % PoleList<T>::kCount] / 2;
@@ -111,13 +112,12 @@ __global__ void __launch_bounds__(SweepShape<kPanel, 4>::kThreads)
   sweep.run(size, max(half_t, noise), noise, recorder);
   sweep.restore_diagonal();
 
-  T* to = matrices + matrix * m * m + static_cast<int64_t>(first) * m + first;
 #pragma unroll
   for (int i = 0; i < kTile; ++i)
 #pragma unroll
     for (int j = 0; j < kTile; ++j) {
       const int64_t at = row + i;
-      if (sweep.has_tile && at < size && col + j <= at) to[at * m + col + j] = sweep.a[i][j];
+      if (sweep.has_tile && at < size && col + j <= at) corner[at * ld + col + j] = sweep.a[i][j];
     }
   // The panel's own rows take no part in the product; a short panel has no further pivots.
   for (int i = threadIdx.x; i < kPanel * size; i += blockDim.x) {
@@ -163,15 +163,16 @@ __global__ void __launch_bounds__(kThreads)
   // The row's entries in the panel, in the order of the pivots. Swept rows, above the panel, are
   // columns of the triangle in memory.
   const bool open = row > first;
-  T* a = matrices + matrix * m * m;
+  const int64_t ld = leading(m);
+  T* a = matrices + matrix * ld * ld;
   const auto place = [&](int k) {
     const int64_t in_panel_row = first + s.order[k];
-    return open ? static_cast<int64_t>(row) * m + in_panel_row : in_panel_row * m + row;
+    return open ? row * ld + in_panel_row : in_panel_row * ld + row;
   };
   T x[kPanel];
 #pragma unroll
   for (int k = 0; k < kPanel; ++k) x[k] = k < size ? a[place(k)] : T(0);
-  T diagonal = open ? max(a[static_cast<int64_t>(row) * m + row], T(0)) : T(0);
+  T diagonal = open ? max(a[row * ld + row], T(0)) : T(0);
 
   // Each pivot moves all entries one register down: the next one is always in x[0].
   int64_t at = matrix * kPanel * m + row;
@@ -206,7 +207,7 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T>
 void sweep_matrices(const Context& context, int m, int64_t count, const Sample* samples,
                     const Panels<T>& panels, T* matrices) {
-  const int64_t size = static_cast<int64_t>(m) * m, panel_size = int64_t{kPanel} * m;
+  const int64_t ld = leading(m), panel_size = int64_t{kPanel} * m;
   // The product is done on rectangles that cover the lower triangle.
   const int64_t width = std::max<int64_t>(512, ceil_div(m, 8 * kPanel) * kPanel);
   for (int first = 0; first < m; first += kPanel) {
@@ -219,7 +220,7 @@ void sweep_matrices(const Context& context, int m, int64_t count, const Sample* 
     for (int64_t col = 0; col < m; col += width) {
       gemm<T>(context, m - col, std::min<int64_t>(width, m - col), kPanel, T(-1),
               {panels.c + col, m, panel_size, true}, {panels.y + col, m, panel_size, false}, T(1),
-              matrices + col * m + col, m, size, count);
+              matrices + col * ld + col, ld, ld * ld, count);
     }
   }
 }
@@ -233,7 +234,7 @@ MatrixFunction<T> log_by_blocked_poles(const Context& context, const Problem& pr
   constexpr int kCount = PoleList<T>::kCount;
   constexpr int64_t kWorkspaceBytes = int64_t{1} << 30;
   const int m = static_cast<int>(problem.m());
-  const int64_t size = static_cast<int64_t>(m) * m, batch = problem.batch;
+  const int64_t ld = leading(m), size = ld * ld, batch = problem.batch;
   const int64_t sample_bytes = kCount * size * static_cast<int64_t>(sizeof(T));
   const int64_t wave = std::clamp<int64_t>(kWorkspaceBytes / sample_bytes, 1, batch);
 

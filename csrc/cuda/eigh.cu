@@ -15,14 +15,14 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 
-// squares [batch, m] <- of each row of A, a warp each.
+// squares [batch, ld] <- of each row of A, a warp each.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    square_rows(const T* a, int m, int64_t count, double* squares) {
+    square_rows(const T* a, int64_t ld, int64_t count, double* squares) {
   const int64_t row = blockIdx.x * static_cast<int64_t>(kWarps) + threadIdx.x / 32;
   if (row >= count) return;
   T sum = 0;
-  for (int j = threadIdx.x % 32; j < m; j += 32) sum += a[row * m + j] * a[row * m + j];
+  for (int64_t j = threadIdx.x % 32; j < ld; j += 32) sum += a[row * ld + j] * a[row * ld + j];
   sum = warp_sum(sum);
   if (threadIdx.x % 32 == 0) squares[row] = sum;
 }
@@ -34,27 +34,28 @@ __global__ void __launch_bounds__(kThreads)
   using Scratch = double[32];
   VNE_SHARED(Scratch, scratch);
   const int64_t sample = blockIdx.x;
-  a += sample * m * m;
+  const int64_t ld = leading(m);
+  a += sample * ld * ld;
   double diagonal = 0, square = 0;
   for (int i = threadIdx.x; i < m; i += kThreads) {
-    diagonal += a[static_cast<int64_t>(i) * m + i];
-    square += squares[sample * m + i];
+    diagonal += a[i * ld + i];
+    square += squares[sample * ld + i];
   }
   const double a_trace = block_sum(diagonal, scratch), sum = block_sum(square, scratch);
   if (threadIdx.x != 0) return;
   samples[sample] = {trace ? trace[sample] * a_trace : a_trace, 1 / a_trace, sqrt(sum) / a_trace};
 }
 
-// to <- A^, or the identity.
+// to [batch, m, m] <- A^, or the identity.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     copy_regular(const T* a, int m, int64_t count, const Sample* samples, T* to) {
   const int64_t index = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   if (index >= count) return;
-  const int64_t size = static_cast<int64_t>(m) * m, in_matrix = index % size;
-  const Sample known = samples[index / size];
-  const T identity = in_matrix / m == in_matrix % m ? T(1) : T(0);
-  to[index] = is_regular(known) ? a[index] * static_cast<T>(known.scale) : identity;
+  const int64_t sample = index / m / m, row = index / m % m, col = index % m, ld = leading(m);
+  const Sample known = samples[sample];
+  const T entry = a[(sample * ld + row) * ld + col] * static_cast<T>(known.scale);
+  to[index] = is_regular(known) ? entry : row == col ? T(1) : T(0);
 }
 
 // logs <- log of the eigenvalues + shift. The smallest that is told from the rounding of the
@@ -89,11 +90,12 @@ template <typename T>
 Workspace<Sample> measure_matrices(const Context& context, const Problem& problem,
                                    const Tensor& like, const Normalized<T>& normalized) {
   const int m = static_cast<int>(problem.m());
-  const Workspace<double> squares(like, problem.batch * m);
+  const int64_t ld = leading(m);
+  const Workspace<double> squares(like, problem.batch * ld);
   Workspace<Sample> samples(like, problem.batch);
   launch("square_rows", square_rows<T>,
-         dim3(static_cast<unsigned>(ceil_div(problem.batch * m, int64_t{kWarps}))), dim3(kThreads),
-         context.stream, normalized.a.data, m, problem.batch * m, squares.data);
+         dim3(static_cast<unsigned>(ceil_div(problem.batch * ld, int64_t{kWarps}))), dim3(kThreads),
+         context.stream, normalized.a.data, ld, problem.batch * ld, squares.data);
   launch("measure_samples", measure_samples<T>, dim3(static_cast<unsigned>(problem.batch)),
          dim3(kThreads), context.stream, normalized.a.data, squares.data, normalized.trace.data, m,
          samples.data);
@@ -121,9 +123,10 @@ Workspace<T> spectral_function(const Context& context, const Problem& problem, c
   const Workspace<T> scaled(like, count);
   launch("scale_vectors", scale_vectors<T>, blocks_of(count), dim3(kThreads), context.stream,
          vectors, as_rows, f, static_cast<int>(m), count, scaled.data);
-  Workspace<T> result(like, count);
+  const int64_t ld = leading(m);
+  Workspace<T> result(like, problem.batch * ld * ld);
   gemm<T>(context, m, m, m, T(1), {scaled.data, m, size, as_rows}, {vectors, m, size, !as_rows},
-          T(0), result.data, m, size, problem.batch);
+          T(0), result.data, ld, ld * ld, problem.batch);
   return result;
 }
 

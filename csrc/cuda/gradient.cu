@@ -88,8 +88,8 @@ __global__ void __launch_bounds__(kThreads) finish_samples(FinishArgs<T> args) {
 
 constexpr int kCombineTile = 32;
 
-// w [batch, m, m] <- identity I + sum of terms, each times its pole's weight if `weighted`; of the
-// terms only the lower triangle is read. inner [batch, tiles] <- a tile's part in <A, sum of
+// w [batch, ld, ld] <- identity I + sum of terms, each times its pole's weight if `weighted`; of
+// the terms only the lower triangle is read. inner [batch, tiles] <- a tile's part in <A, sum of
 // terms>.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(kThreads)
   const int tile = blockIdx.x % tiles;
   const int tile_row = triangle_row(tile), tile_col = tile - tile_row * (tile_row + 1) / 2;
   if (!is_regular(samples[sample])) return;
-  const int64_t size = static_cast<int64_t>(m) * m;
+  const int64_t ld = leading(m), size = ld * ld;
   a += sample * size;
   terms += sample * count * size;
   w += sample * size;
@@ -115,7 +115,7 @@ __global__ void __launch_bounds__(kThreads)
     const int row = tile_row * kCombineTile + i, col = tile_col * kCombineTile + threadIdx.x % 32;
     T sum = 0;
     if (row < m && col <= row) {
-      const int64_t at = static_cast<int64_t>(row) * m + col;
+      const int64_t at = row * ld + col;
       for (int k = 0; k < count; ++k)
         sum += weighted ? poles.w[k] * terms[k * size + at] : terms[k * size + at];
       product += (row == col ? T(1) : T(2)) * a[at] * sum;
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   for (int i = threadIdx.x / 32; i < kCombineTile; i += kWarps) {  // above the diagonal
     const int row = tile_col * kCombineTile + i, col = tile_row * kCombineTile + threadIdx.x % 32;
-    if (col < m && row < col) w[static_cast<int64_t>(row) * m + col] = sums[threadIdx.x % 32][i];
+    if (col < m && row < col) w[row * ld + col] = sums[threadIdx.x % 32][i];
   }
   const double total = block_sum(static_cast<double>(product), scratch);
   if (threadIdx.x == 0) inner[blockIdx.x] = total;
@@ -145,7 +145,7 @@ struct GradientArgs {
   const Scale<T>* scales;
   const Sample* samples;
   const T* a;
-  const T* terms;  // [batch, count, m, m]
+  const T* terms;  // [batch, count, ld, ld]
   int count;
   T terms_identity;  // W = sum of terms + terms_identity I
   double factor, identity;
@@ -235,9 +235,9 @@ __global__ void __launch_bounds__(kThreads)
 
   // The rows of W, a warp each, and what the projection of each needs.
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, own_row = first_row + warp;
-  const int64_t size = static_cast<int64_t>(m) * m;
-  const T* a_row = args.a + sample * size + static_cast<int64_t>(own_row) * m;
-  const T* term_row = args.terms + sample * args.count * size + static_cast<int64_t>(own_row) * m;
+  const int64_t ld = leading(m), size = ld * ld;
+  const T* a_row = args.a + sample * size + own_row * ld;
+  const T* term_row = args.terms + sample * args.count * size + own_row * ld;
   const int depth = ceil_div(m, kDepth) * kDepth;
   T radial = 0;
   for (int j = lane; j < depth; j += 32) {
@@ -326,9 +326,9 @@ __global__ void __launch_bounds__(kThreads, 2) product(GradientArgs<T, In> args,
   const Sample known = args.samples[sample];
   if (!is_regular(known)) return;
   const In* z = args.z + sample * n * d;
-  const T* w = args.terms + sample * m * m;
+  const int64_t ld = leading(m);
+  const T* w = args.terms + sample * ld * ld;
   const Scale<T>* scales = args.scales + sample * n;
-  const bool vector_w = m % 4 == 0;
 
   const int row = threadIdx.x / 16, col = threadIdx.x % 16;
   const int quad = threadIdx.x % 16, line = threadIdx.x / 16;  // a Quad of each operand
@@ -338,7 +338,7 @@ __global__ void __launch_bounds__(kThreads, 2) product(GradientArgs<T, In> args,
     {  // W is symmetric: its rows serve as columns
       const int64_t at = gram_side ? first_row : first_col;
       const int64_t left = k + line < m ? m - at - 4 * quad : 0;
-      load_quad(w + static_cast<int64_t>(k + line) * m + at + 4 * quad, left, vector_w, x);
+      load_quad(w + (k + line) * ld + at + 4 * quad, left, false, x);
       T* to = gram_side ? &s.left[line][4 * quad] : &s.right[line][4 * quad];
       *reinterpret_cast<Quad<T>*>(to) = {x[0], x[1], x[2], x[3]};
     }
@@ -490,7 +490,7 @@ template <typename T>
 void combine(const Context& context, const Problem& problem, const Tensor& like,
              const Normalized<T>& normalized, MatrixFunction<T>& w) {
   const int64_t m = problem.m();
-  Workspace<T> sum(like, problem.batch * m * m);
+  Workspace<T> sum(like, problem.batch * leading(m) * leading(m));
   Workspace<double> inner(like, problem.batch * inner_parts(m));
   sum_terms_of(context, problem.batch, m, normalized.a.data, w.terms.data, w.count,
                w.terms_identity, false, w.samples.data, sum.data, inner.data);

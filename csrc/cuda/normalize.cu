@@ -145,7 +145,7 @@ struct GramArgs {
   const Scale<T>* scales;  // [batch, n] or null: normalise by the tile's own sums of squares
   double eps;
   bool vector;
-  T* a;  // [batch, m, m], or with splits > 1 their parts [splits, batch, m, m]
+  T* a;  // [batch, ld, ld], or with splits > 1 their parts [splits, batch, ld, ld]
 };
 
 // Sizes of a block's work: kTile x kTile outputs, kChunk of K at a time, kGroups groups of threads
@@ -346,14 +346,15 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
     s.data[r * kPitch + c] = total;  // group 0's own place: no other thread reads it
   }
   __syncthreads();
-  T* a = args.a + (split * measure.batch + sample) * args.m * args.m;
+  const int64_t ld = leading(args.m);
+  T* a = args.a + (split * measure.batch + sample) * ld * ld;
   for (int i = threadIdx.x; i < kTile * kTile; i += kThreads) {
     const int r = i / kTile, c = i % kTile;
-    if (start(0) + r < args.m && start(1) + c < args.m && (tile_row != tile_col || c <= r))
-      a[static_cast<int64_t>(start(0) + r) * args.m + start(1) + c] = s.data[r * kPitch + c];
+    if (start(0) + r < ld && start(1) + c < ld && (tile_row != tile_col || c <= r))
+      a[(start(0) + r) * ld + start(1) + c] = s.data[r * kPitch + c];
     // The same entries above the diagonal, their columns now side by side.
-    if (start(0) + c < args.m && start(1) + r < args.m && (tile_row != tile_col || r < c))
-      a[static_cast<int64_t>(start(1) + r) * args.m + start(0) + c] = s.data[c * kPitch + r];
+    if (start(0) + c < ld && start(1) + r < ld && (tile_row != tile_col || r < c))
+      a[(start(1) + r) * ld + start(0) + c] = s.data[c * kPitch + r];
   }
 }
 
@@ -387,7 +388,7 @@ void launch_gram(const Context& context, const Tensor& like, GramArgs<T> args,
     args.splits = static_cast<int>(ceil_div(k_total, args.split_size));
   }
   T* a = args.a;
-  const int64_t size = batch * args.m * args.m;
+  const int64_t ld = leading(args.m), size = batch * ld * ld;
   Workspace<T> parts;
   if (args.splits > 1) {
     parts = Workspace<T>(like, args.splits * size);
@@ -467,7 +468,7 @@ Normalized<T> normalize(const Context& context, const Problem& problem, const In
   Normalized<T> result;
   result.rows = Workspace<Row>(z.tensor, rows);
   result.scales = Workspace<Scale<T>>(z.tensor, rows);
-  result.a = Workspace<T>(z.tensor, problem.batch * m * m);
+  result.a = Workspace<T>(z.tensor, problem.batch * leading(m) * leading(m));
   if (problem.batch == 0) return result;
   dispatch_input(z.dtype, [&](auto element) {
     using In = decltype(element);

@@ -16,8 +16,8 @@ namespace {
 // t/2 is below every pivot that exact arithmetic meets, 4 u |A^|_F below all that rounding hides.
 constexpr int kNoise = 4;
 
-// The same number, as far as the compiler knows another: what is computed from it after the sweep
-// it cannot compute before, and keep in registers all the while.
+// The same number, as far as the compiler knows another: addresses computed from it after the sweep
+// it cannot compute before, and keep in registers all the while. The tile needs them.
 __device__ __forceinline__ int forget(int value) {
 #ifdef __CUDA_ARCH__
   asm volatile("" : "+r"(value));
@@ -25,23 +25,10 @@ __device__ __forceinline__ int forget(int value) {
   return value;
 }
 
-// Where a thread's tile lies in a matrix [m, m].
-struct Place {
-  template <typename Sweep>
-  __device__ __forceinline__ Place(const Sweep& sweep, int m, int tile)
-      : rows(sweep.has_tile ? m - sweep.tile_row * tile : 0),
-        cols(m - sweep.tile_col * tile),
-        offset(sweep.tile_row * tile * m + sweep.tile_col * tile),
-        mirrored(sweep.tile_col * tile * m + sweep.tile_row * tile) {}
-  __device__ __forceinline__ bool has(int i, int j) const { return i < rows && j < cols; }
-  int rows, cols;
-  int offset, mirrored;
-};
-
 template <typename T, int kSize, int kTile>
 __global__ void __launch_bounds__(SweepShape<kSize, kTile>::kThreads,
                                   kSize == 128 && sizeof(T) == 4 ? 3 : 1)
-    sweep_poles(const T* matrices, int m, const double* trace,
+    sweep_poles(const T* __restrict__ matrices, int m, const double* trace,
                 const __grid_constant__ PoleList<T> poles, T* terms, double* inner,
                 Sample* samples) {
   using S = Sweep<T, kSize, kTile>;
@@ -52,28 +39,35 @@ __global__ void __launch_bounds__(SweepShape<kSize, kTile>::kThreads,
   const int lane = threadIdx.x % 32;
   const int64_t sample = blockIdx.x / PoleList<T>::kCount;
   const int pole = blockIdx.x % PoleList<T>::kCount;
-  const T* a = matrices + sample * m * m;
+  const int ld = static_cast<int>(leading(m));
+  const T* a = matrices + sample * ld * ld;
 
   S sweep(s);
   double sum = 0;
-#pragma unroll
+#pragma unroll(S::kInShared ? 1 : S::kOfLane)
   for (int i = 0; i < S::kOfLane; ++i) {
-    const int place = S::kOfLane * lane + i;
-    sweep.diagonal(i) = place < m ? a[place * m + place] : T(0);
+    const int place = 32 * i + lane;
+    sweep.diagonal(i) = place < m ? a[place * ld + place] : T(0);
     sum += sweep.diagonal(i);
   }
   const double a_trace = warp_sum(sum);
   const double tau = trace ? trace[sample] * a_trace : a_trace;
   const T scale = static_cast<T>(1 / a_trace);
   T squares = 0;
-  const Place tile(sweep, m, kTile);
+  const bool inside = sweep.has_tile && (sweep.tile_row + 1) * kTile <= ld;  // then all of the tile
+  const int below = sweep.tile_row * kTile * ld + sweep.tile_col * kTile;
 #pragma unroll
   for (int i = 0; i < kTile; ++i) {
-    __syncwarp();  // or all rows' loads would be in flight at once, and registers short
+    if (i % 4 == 0) __syncthreads();  // no more loads in flight than there are registers for
 #pragma unroll
-    for (int j = 0; j < kTile; ++j) {
-      sweep.a[i][j] = tile.has(i, j) ? a[tile.offset + i * m + j] * scale : T(0);
-      squares += sweep.a[i][j] * sweep.a[i][j];
+    for (int j = 0; j < kTile; j += 4) {
+      Quad<T> quad{};
+      if (inside) quad = *reinterpret_cast<const Quad<T>*>(a + below + i * ld + j);
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        sweep.a[i][j + q] = quad.v[q] * scale;
+        squares += sweep.a[i][j + q] * sweep.a[i][j + q];
+      }
     }
   }
   const double norm = sqrt(block_sum(static_cast<double>(squares * sweep.count()), scratch));
@@ -82,41 +76,38 @@ __global__ void __launch_bounds__(SweepShape<kSize, kTile>::kThreads,
   if (!is_regular(known)) return;  // the same for the whole block; nobody will read the terms
 
   const T t = poles.t[pole], w = poles.w[pole];
-#pragma unroll
+#pragma unroll(S::kInShared ? 1 : S::kOfLane)
   for (int i = 0; i < S::kOfLane; ++i) sweep.diagonal(i) = sweep.diagonal(i) * scale + t;
   constexpr double kRoundoff = sizeof(T) == 8 ? 0x1p-53 : 0x1p-24;
   const T noise = static_cast<T>(kNoise * kRoundoff * norm);
   sweep.run(m, max(t / 2, noise), noise, NoRecord());
   sweep.restore_diagonal();
 
-  const int width = forget(m);
-  const Place place(sweep, width, kTile);
-  const int block = forget(blockIdx.x);
-  a = matrices + block / PoleList<T>::kCount * (static_cast<int64_t>(width) * width);
-  T* term = terms + block * (static_cast<int64_t>(width) * width);
+  const int width = static_cast<int>(leading(forget(m))), block = forget(blockIdx.x);
+  const int row = forget(sweep.tile_row * kTile), col = forget(sweep.tile_col * kTile);
+  T* term = terms + static_cast<int64_t>(block) * width * width;
+  const T* again = matrices + static_cast<int64_t>(block / PoleList<T>::kCount) * width * width;
   T product = 0;
+  const bool writes = sweep.has_tile && row + kTile <= width;
+  constexpr int kStep = S::kInShared ? 1 : 2;  // rows between barriers, as above
 #pragma unroll
   for (int i = 0; i < kTile; ++i) {
-    __syncwarp();
+    if (i % kStep == 0) __syncthreads();
+    if (!writes) continue;
 #pragma unroll
     for (int j = 0; j < kTile; ++j) {
+      const int at = (row + i) * width + col + j;
       sweep.a[i][j] *= w;
-      if (place.has(i, j)) {
-        product += a[place.offset + i * width + j] * sweep.a[i][j];
-        term[place.offset + i * width + j] = sweep.a[i][j];
-      }
+      product += again[at] * sweep.a[i][j];
+      term[at] = sweep.a[i][j];
     }
   }
-  // The same entries above the diagonal. A tile on it writes its own once more.
-  const int height = forget(m);
-  const Place mirror(sweep, height, kTile);
 #pragma unroll
-  for (int j = 0; j < kTile; ++j) {
-    __syncwarp();
+  for (int j = 0; j < kTile; ++j) {  // above the diagonal
+    if (j % kStep == 0) __syncthreads();
+    if (!writes) continue;
 #pragma unroll
-    for (int i = 0; i < kTile; ++i) {
-      if (mirror.has(i, j)) term[mirror.mirrored + j * height + i] = sweep.a[i][j];
-    }
+    for (int i = 0; i < kTile; ++i) term[(col + j) * width + row + i] = sweep.a[i][j];
   }
   const double total = block_sum(static_cast<double>(product * sweep.count()), scratch);
   if (threadIdx.x == 0) inner[blockIdx.x] = total;
@@ -145,7 +136,7 @@ MatrixFunction<T> log_by_poles(const Context& context, const Problem& problem, c
   MatrixFunction<T> w;
   w.count = kCount;
   w.identity = w.terms_identity = pole_constant<T>() + shift;
-  w.terms = Workspace<T>(like, batch * kCount * m * m);
+  w.terms = Workspace<T>(like, batch * kCount * leading(m) * leading(m));
   w.inner = Workspace<double>(like, batch * kCount);
   w.parts = kCount;
   w.samples = Workspace<Sample>(like, batch);

@@ -75,6 +75,10 @@ enum RowStat { kInverseNorm1, kInverseNorm2, kProjection1, kProjection2, kRowSta
 
 constexpr int64_t kLargestSide = 32767;  // of A: its rows and columns are counted in int
 
+// Leading dimension of an m x m matrix in a workspace: a multiple of the register tiles, so that no
+// thread has to ask whether an entry of its tile exists. A is zero beyond m.
+__host__ __device__ __forceinline__ int64_t leading(int64_t m) { return (m + 7) / 8 * 8; }
+
 // The second view of the DoE loss and what is wanted of it.
 template <typename T>
 struct SecondView {
@@ -88,7 +92,7 @@ struct Normalized {
   Workspace<Row> rows;         // [batch, n]
   Workspace<Scale<T>> scales;  // [batch, n]: row i of X (of X^ where `trace` is given) over z_i
   Workspace<double> trace;     // [batch]: the tau that the scales already contain; null: none
-  Workspace<T> a;              // [batch, m, m]
+  Workspace<T> a;              // [batch, ld, ld], ld = leading(m)
 };
 
 // Equations (1), (2). `weights` [batch, n] may be null: 1/n each.
@@ -135,7 +139,7 @@ template <typename T>
 Eigen<T> eigh(const Context& context, const Problem& problem, const Tensor& like,
               const Normalized<T>& normalized);
 
-// V diag(f) V^T [batch, m, m], for f [batch, m] and eigenvectors as rows or as columns.
+// V diag(f) V^T [batch, ld, ld], for f [batch, m] and eigenvectors as rows or as columns.
 template <typename T>
 Workspace<T> spectral_function(const Context& context, const Problem& problem, const Tensor& like,
                                const T* vectors, bool as_rows, const T* f);

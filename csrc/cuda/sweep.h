@@ -64,6 +64,7 @@ struct Sweep {
   using Shape = SweepShape<kSize, kTile>;
   using Shared = SweepShared<T, kSize, kTile>;
   static constexpr int kOfLane = Shape::kOfLane;
+  static constexpr bool kInShared = Shape::kInShared;
 
   T a[kTile][kTile];  // zero beyond the matrix, as for a thread without a tile
   int tile_row, tile_col;
@@ -75,10 +76,10 @@ struct Sweep {
     tile_col = has_tile ? static_cast<int>(threadIdx.x) - tile_row * (tile_row + 1) / 2 : 0;
   }
 
-  // Entry kOfLane lane + i of the diagonal. What the tiles hold of it is void.
+  // Entry 32 i + lane of the diagonal. What the tiles hold of it is void.
   __device__ __forceinline__ T& diagonal(int i) {
     if constexpr (Shape::kInShared) {
-      return s.diagonal[threadIdx.x / 32][kOfLane * (threadIdx.x % 32) + i];
+      return s.diagonal[threadIdx.x / 32][32 * i + threadIdx.x % 32];
     } else {
       return own_diagonal[i];
     }
@@ -93,23 +94,25 @@ struct Sweep {
   template <typename Record>
   __device__ __forceinline__ void run(int size, T floor, T noise, const Record& record) {
     const int lane = threadIdx.x % 32;
-    unsigned swept = 0;  // bit i: entry i of this lane's diagonal
+    unsigned swept = 0;  // bit i: entry i of this lane's diagonal, or there is none
+#pragma unroll
+    for (int i = 0; i < kOfLane; ++i) swept |= 32 * i + lane < size ? 0u : 1u << i;
     T pivot;
-    int k = next_pivot(size, swept, pivot);
+    int k = next_pivot(swept, pivot);
     for (int step = 0; step < size; ++step) {
       T* column = s.column[step % 2];
       publish(column, k, pivot);
       __syncthreads();
 
-      const T* c = column + kOfLane * lane;
+      const T* c = column + lane;
+      const int own = k - lane;  // 32 i for the one entry that is the pivot
       T least = floor;
       if (pivot < 16 * noise) {  // the same in all threads of the block
         T bound = 0;             // c_i^2 <= p a_ii holds exactly for what has not been swept
 #pragma unroll
         for (int i = 0; i < kOfLane; ++i) {
-          const bool open = (swept >> i & 1u) == 0 && kOfLane * lane + i < size;
-          if (open && kOfLane * lane + i != k)
-            bound = max(bound, c[i] * c[i] * reciprocal(max(diagonal(i), floor)));
+          if ((swept >> i & 1u) == 0 && own != 32 * i)
+            bound = max(bound, c[32 * i] * c[32 * i] * reciprocal(max(diagonal(i), floor)));
         }
         least = max(least, warp_max(bound));
       }
@@ -118,27 +121,26 @@ struct Sweep {
       record(step, k, inverse, column);
 #pragma unroll
       for (int i = 0; i < kOfLane; ++i) {
-        const bool is_pivot = kOfLane * lane + i == k;
-        diagonal(i) = is_pivot ? -inverse : diagonal(i) - c[i] * inverse * c[i];
+        const bool is_pivot = own == 32 * i;
+        diagonal(i) = is_pivot ? -inverse : diagonal(i) - c[32 * i] * inverse * c[32 * i];
         if (is_pivot) swept |= 1u << i;
       }
-      k = next_pivot(size, swept, pivot);
+      k = next_pivot(swept, pivot);
 
       if (has_tile) {
-        T y[kTile];
 #pragma unroll
         for (int j = 0; j < kTile; j += 4) {
-          const Quad<T> c_j = *reinterpret_cast<const Quad<T>*>(column + tile_col * kTile + j);
+          Quad<T> y = *reinterpret_cast<const Quad<T>*>(column + tile_col * kTile + j);
 #pragma unroll
-          for (int q = 0; q < 4; ++q) y[j + q] = c_j.v[q] * inverse;
-        }
+          for (int q = 0; q < 4; ++q) y.v[q] *= inverse;
 #pragma unroll
-        for (int i = 0; i < kTile; i += 4) {
-          const Quad<T> c_i = *reinterpret_cast<const Quad<T>*>(column + tile_row * kTile + i);
+          for (int i = 0; i < kTile; i += 4) {
+            const Quad<T> c_i = *reinterpret_cast<const Quad<T>*>(column + tile_row * kTile + i);
 #pragma unroll
-          for (int q = 0; q < 4; ++q)
+            for (int p = 0; p < 4; ++p)
 #pragma unroll
-            for (int j = 0; j < kTile; ++j) a[i + q][j] -= c_i.v[q] * y[j];
+              for (int q = 0; q < 4; ++q) a[i + p][j + q] -= c_i.v[p] * y.v[q];
+          }
         }
       }
     }
@@ -149,7 +151,7 @@ struct Sweep {
     __syncthreads();
     if (threadIdx.x < 32) {
 #pragma unroll
-      for (int i = 0; i < kOfLane; ++i) s.column[0][kOfLane * threadIdx.x + i] = diagonal(i);
+      for (int i = 0; i < kOfLane; ++i) s.column[0][32 * i + threadIdx.x] = diagonal(i);
     }
     __syncthreads();
     if (has_tile && tile_row == tile_col) {
@@ -163,32 +165,33 @@ struct Sweep {
   T own_diagonal[Shape::kInShared ? 1 : kOfLane];
 
   // The largest entry of the diagonal not swept yet, its place and value: the same in all warps.
-  // The comparison rounds entries to 15 bits of mantissa, and counts the place in the others.
-  __device__ __forceinline__ int next_pivot(int size, unsigned swept, T& value) {
-    constexpr unsigned kPlaceMask = 0xff, kOpen = 0x100;
+  // Between lanes, the comparison rounds entries to 15 bits of mantissa: the others are the place.
+  __device__ __forceinline__ int next_pivot(unsigned swept, T& value) {
+    constexpr unsigned kPlaceMask = 0xff, kLeast = 0x100;
     static_assert(kSize <= 256);
-    const int lane = threadIdx.x % 32;
-    unsigned best = 0;
-    T best_value = 0;
+    T best = -INFINITY;
+    int best_place = 0;
 #pragma unroll
     for (int i = 0; i < kOfLane; ++i) {
-      const int place = kOfLane * lane + i;
-      const unsigned bits = __float_as_uint(fmaxf(static_cast<float>(diagonal(i)), 0.0f));
-      const bool open = (swept >> i & 1u) == 0 && place < size;
-      const unsigned key =
-          open ? (max(bits, kOpen) & ~kPlaceMask) | static_cast<unsigned>(place) : 0;
-      if (key > best || i == 0) {
-        best = key;
-        best_value = diagonal(i);
+      const T entry = diagonal(i);
+      if ((swept >> i & 1u) == 0 && entry > best) {
+        best = entry;
+        best_place = 32 * i;
       }
     }
-    const int k = static_cast<int>(warp_max(best) & kPlaceMask);
-    value = __shfl_sync(kFullMask, best_value, k / kOfLane);
+    const unsigned bits = __float_as_uint(fmaxf(static_cast<float>(best), 0.0f));
+    const unsigned place = static_cast<unsigned>(best_place) + threadIdx.x % 32;
+    const bool any = best > -INFINITY;
+    const unsigned key = any ? (max(bits, kLeast) & ~kPlaceMask) | place : 0;
+    const int k = static_cast<int>(warp_max(key) & kPlaceMask);
+    value = __shfl_sync(kFullMask, best, k % 32);
     return k;
   }
 
-  // column <- c', from the tiles that hold a part of row or column k.
-  __device__ __forceinline__ void publish(T* column, int k, T pivot) const {
+  // column <- c', from the tiles that hold a part of row or column k. volatile: stored one by one,
+  // as four at a time would first have to be brought side by side, into registers that are not
+  // there.
+  __device__ __forceinline__ void publish(volatile T* column, int k, T pivot) const {
     if (!has_tile) return;
     const int tile = k / kTile, at = k % kTile;
     if (tile_col == tile) {
