@@ -86,6 +86,7 @@ template <typename T, typename In>
 __device__ double row_norm(const In* x, int64_t d, bool vector) {
   const int lane = threadIdx.x % 32;
   T sum = 0;
+#pragma unroll 2
   for (int64_t j = 4 * lane; j < d; j += 128) {
     T quad[4];
     load_quad(x + j, d - j, vector, quad);
@@ -96,6 +97,7 @@ __device__ double row_norm(const In* x, int64_t d, bool vector) {
   if (isnan(sum)) return sum;
 
   T largest = 0;  // zero, infinite, or the squares left the range of T
+#pragma unroll 1
   for (int64_t j = 4 * lane; j < d; j += 128) {
     T quad[4];
     load_quad(x + j, d - j, vector, quad);
@@ -107,6 +109,7 @@ __device__ double row_norm(const In* x, int64_t d, bool vector) {
   const int exponent = ilogb(static_cast<double>(largest));
   const Scale<T> scale = make_scale<T>(ldexp(1.0, -exponent));
   sum = 0;
+#pragma unroll 1
   for (int64_t j = 4 * lane; j < d; j += 128) {
     T quad[4];
     load_quad(x + j, d - j, vector, quad);

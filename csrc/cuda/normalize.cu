@@ -5,8 +5,9 @@
 // computed, one block each, and written twice. For one sample of 128 x 512 a 16 x 16 tile gives 36
 // blocks: the K dimension of a tile is shared out among 16 groups of 16 threads inside the block,
 // so that no second launch has to add partial sums. Many samples, or a large m, fill the chip with
-// 64 x 64 tiles, which read each element of z four times less often. Where K is long and tiles are
-// few, K is shared out among blocks too, and a second kernel adds their parts in a fixed order.
+// 64 x 64 tiles (in float32), which read each element of z four times less often. Where K is long
+// and tiles are few, K is shared out among blocks too, and a second kernel adds their parts in a
+// fixed order.
 //
 // A thread accumulates a 4 x 4 piece of the tile in float32 FMA; the sum of one chunk of K is kept
 // apart and then added to the total, so that the rounding error of a long K grows with the number
@@ -79,6 +80,7 @@ __device__ void measure_row(const MeasureArgs<T, In>& args, int64_t index) {
   const Norm norm2 = make_norm(row_norm<T>(z2, d, args.vector), true, args.eps);
   const Scale<T> scale1 = make_scale<T>(norm1.inverse), scale2 = make_scale<T>(norm2.inverse);
   T sum = 0;
+#pragma unroll 2
   for (int64_t j = 4 * lane; j < d; j += 128) {
     T quad1[4], quad2[4];
     load_quad(z1 + j, d - j, args.vector, quad1);
@@ -217,7 +219,9 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
   constexpr bool kRowSide = kSide == Side::kRows;
   VNE_SHARED(Shared, s);
   const int64_t tile_blocks = static_cast<int64_t>(args.tiles) * args.splits * measure.batch;
-  if (blockIdx.x >= tile_blocks) return measure_block(measure, blockIdx.x - tile_blocks);
+  if constexpr (kRowSide) {
+    if (blockIdx.x >= tile_blocks) return measure_block(measure, blockIdx.x - tile_blocks);
+  }
 
   const int tile = static_cast<int>(blockIdx.x % args.tiles);
   const int64_t rest = blockIdx.x / args.tiles, sample = rest % measure.batch;
@@ -455,7 +459,10 @@ void normalize_as(const Context& context, const Problem& problem, const Input& z
       launch_gram<T, In, Side::kColumns, kTile>(context, z.tensor, args, measure);
     }
   };
-  large ? run(std::integral_constant<int, 64>{}) : run(std::integral_constant<int, 16>{});
+  if constexpr (std::is_same_v<T, float>) {  // float64 is slow by itself on most GPUs
+    if (large) return run(std::integral_constant<int, 64>{});
+  }
+  run(std::integral_constant<int, 16>{});
 }
 
 }  // namespace
