@@ -7,13 +7,17 @@
 // the projection removes every multiple of the identity from W, which is why a centred W may be
 // used. A row that was not divided by its own norm is not projected and gets `identity` back.
 //
-// Where A^ is the Gram matrix and small, one launch does it all. A block computes 8 rows x 128
-// columns of h. Its rows of W it sums itself from the poles' terms, one warp a row, and h_i . x_i =
-// sum_j W_ij A^_ij comes with them, so no block has to wait for the other columns. The first block
-// of a sample also adds up S, and the mean cosine of the DoE loss.
+// Where A^ is the Gram matrix and small, one launch does it all. A block computes four rows of the
+// gradient, a thread two columns of them: its rows of W it sums itself from the poles' terms, and
+// each element of z is used by one thread only, for four rows, straight from the cache. That the
+// block sees whole rows of h matters for accuracy, not only for the launch it saves: h_i . x_i
+// could be had as sum_j W_ij A_ij, but A differs from X X^T by rounding, which a large W magnifies,
+// and a projection that does not fit h leaves that behind. The first block of a sample also adds up
+// S, and the mean cosine of the DoE loss.
 //
 // Otherwise W is summed first (combine), the product is a tiled one, and a warp finishes each row.
 
+#include <algorithm>
 #include <cmath>
 
 #include "cuda/pole_list.h"
@@ -47,7 +51,7 @@ __device__ void finish_sample(const FinishArgs<T>& args, int64_t sample, double*
     const Sample known = args.samples[sample];
     double sum = 0;
     if (is_regular(known)) {
-      for (int64_t i = threadIdx.x; i < args.parts; i += kThreads)
+      for (int64_t i = threadIdx.x; i < args.parts; i += blockDim.x)
         sum += args.inner[sample * args.parts + i];
     }
     const double inner = known.scale * block_sum(sum, scratch);
@@ -66,13 +70,13 @@ __device__ void finish_sample(const FinishArgs<T>& args, int64_t sample, double*
   }
   if (args.cosine) {
     double sum = 0;
-    for (int64_t i = threadIdx.x; i < args.n; i += kThreads)
+    for (int64_t i = threadIdx.x; i < args.n; i += blockDim.x)
       sum += args.cosines[sample * args.n + i];
     const double mean = block_sum(sum, scratch) / static_cast<double>(args.n);
     if (threadIdx.x == 0) args.cosine[sample] = static_cast<T>(mean);
     if (args.row_stats && isnan(mean)) {  // NaN for the whole sample, in both views
       T* stats = args.row_stats + sample * kRowStats * args.n;
-      for (int64_t i = threadIdx.x; i < kRowStats * args.n; i += kThreads) stats[i] = NAN;
+      for (int64_t i = threadIdx.x; i < kRowStats * args.n; i += blockDim.x) stats[i] = NAN;
     }
   }
 }
@@ -194,111 +198,149 @@ __device__ __forceinline__ Scale<T> unit_trace(Scale<T> scale, const Sample& kno
   return {scale.power, scale.rest * static_cast<T>(sqrt(known.scale))};
 }
 
-constexpr int kRows = 8, kCols = 128, kDepth = 32;  // of the fused kernel's tile
+constexpr int kRows = 4;  // of the fused kernel's block
 
 template <typename T>
 struct FusedShared {
-  alignas(16) T w[kLargestSweep<T>][kRows];
-  alignas(16) T x[kDepth][kCols];
-  Scale<T> scale[kLargestSweep<T>];
+  alignas(16) T w[kLargestSweep<T>][kRows];  // times the rest of the scale of row j of z
+  T power[kLargestSweep<T>];                 // of that scale
+  T radial[kRows][kWarps], square[kRows][kWarps];
   RowRule<T> rule[kRows];
   double scratch[32];
 };
 
+template <typename In>
+struct alignas(2 * sizeof(In)) Pair {
+  In v[2];
+};
+
+// to <- from[0, 1], zeros from `count` on.
 template <typename T, typename In>
-__global__ void __launch_bounds__(kThreads)
+__device__ __forceinline__ void load_pair(const In* from, int64_t count, bool vector, T (&to)[2]) {
+  if (vector && count > 0) {
+    const Pair<In> pair = *reinterpret_cast<const Pair<In>*>(from);
+    to[0] = convert<T>(pair.v[0]);
+    to[1] = convert<T>(pair.v[1]);
+  } else {
+    to[0] = count > 0 ? convert<T>(from[0]) : T(0);
+    to[1] = count > 1 ? convert<T>(from[1]) : T(0);
+  }
+}
+
+template <typename T, typename In>
+__global__ void __launch_bounds__(kThreads, 2)
     fused_gradient(GradientArgs<T, In> args, FinishArgs<T> finish) {
   using Shared = FusedShared<T>;
   VNE_SHARED(Shared, s);
   const int64_t n = args.n, d = args.d;
   const int m = args.m, row_tiles = ceil_div(m, kRows);
-  const int64_t col_tiles = ceil_div(d, int64_t{kCols});
-  const int64_t sample = blockIdx.x / (row_tiles * col_tiles);
-  const int64_t tile = blockIdx.x % (row_tiles * col_tiles);
-  const int first_row = static_cast<int>(tile / col_tiles) * kRows;
-  const int64_t first_col = tile % col_tiles * kCols;
+  const int64_t sample = blockIdx.x / row_tiles;
+  const int first_row = static_cast<int>(blockIdx.x % row_tiles) * kRows;
+  const int rows = min(kRows, m - first_row);
   const Sample known = args.samples[sample];
   const In* z = args.z + sample * n * d;
-  T* grad_z = args.grad_z + sample * n * d;
+  const In* own_z = z + first_row * d;
+  T* grad_z = args.grad_z + (sample * n + first_row) * d;
 
-  if (tile == 0) finish_sample(finish, sample, s.scratch);
-  const int col = threadIdx.x % kCols, half = threadIdx.x / kCols * (kRows / 2);
+  if (first_row == 0) finish_sample(finish, sample, s.scratch);
   if (!is_regular(known)) {
     const T value = known.trace == 0 ? T(0) : T(NAN);
-    for (int i = first_row + half; i < min(first_row + half + kRows / 2, m); ++i) {
-      if (first_col + col < d) grad_z[i * d + first_col + col] = value;
-    }
-    if (args.grad_weights && first_col == 0 && threadIdx.x < kRows && first_row + threadIdx.x < m)
+    for (int64_t i = threadIdx.x; i < rows * d; i += blockDim.x) grad_z[i] = value;
+    if (args.grad_weights && threadIdx.x < rows)
       args.grad_weights[sample * n + first_row + threadIdx.x] = value;
     return;
   }
 
-  // The rows of W, a warp each, and what the projection of each needs.
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, own_row = first_row + warp;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
   const int64_t ld = leading(m), size = ld * ld;
-  const T* a_row = args.a + sample * size + own_row * ld;
-  const T* term_row = args.terms + sample * args.count * size + own_row * ld;
-  const int depth = ceil_div(m, kDepth) * kDepth;
-  T radial = 0;
-  for (int j = lane; j < depth; j += 32) {
-    T sum = 0;
-    if (own_row < m && j < m) {
+  const T* terms = args.terms + sample * args.count * size + first_row * ld;
+  for (int i = warp; i < kRows; i += warps) {
+    for (int j = lane; j < m; j += 32) {
+      T sum = 0;
+      if (i < rows) {
 #pragma unroll 8
-      for (int k = 0; k < args.count; ++k) sum += term_row[k * size + j];
-      if (j == own_row) sum += args.terms_identity;
-      radial += sum * a_row[j];
+        for (int k = 0; k < args.count; ++k) sum += terms[k * size + i * ld + j];
+        if (j == first_row + i) sum += args.terms_identity;
+      }
+      const Scale<T> scale = unit_trace(args.scales[sample * n + j], known);
+      s.w[j][i] = i < rows ? sum * scale.rest : T(0);
+      if (i == 0) s.power[j] = scale.power;
     }
-    s.w[j][warp] = sum;
   }
-  radial = warp_sum(radial);
-  if (lane == 0 && own_row < m) {
-    s.rule[warp] =
-        make_rule(args, sample * n + own_row, known, known.scale * static_cast<double>(radial),
-                  known.scale * static_cast<double>(a_row[own_row]), first_col == 0);
-  }
-  for (int j = threadIdx.x; j < m; j += kThreads)
-    s.scale[j] = unit_trace(args.scales[sample * n + j], known);
+  __syncthreads();
 
-  // Four Quads of x a chunk and thread, read while the chunk before is multiplied.
-  constexpr int kQuads = kCols / 4, kLines = kThreads / kQuads, kLoads = kDepth / kLines;
-  const int quad = threadIdx.x % kQuads, line = threadIdx.x / kQuads;
-  const int64_t quad_col = first_col + 4 * quad;
-  T staged[kLoads][4];
-  const auto load = [&](int first) {
-#pragma unroll
-    for (int q = 0; q < kLoads; ++q) {
-      const int j = first + line + q * kLines;
-      load_quad(z + j * d + quad_col, j < m ? d - quad_col : 0, args.vector, staged[q]);
-    }
+  // x_i of the own rows, in the columns of this thread.
+  const auto load_own = [&](int i, int64_t col, T(&x)[2]) {
+    load_pair(own_z + i * d + col, i < rows ? d - col : 0, args.vector, x);
+    const Scale<T> scale = unit_trace(args.scales[sample * n + min(first_row + i, m - 1)], known);
+    x[0] = scale(x[0]);
+    x[1] = scale(x[1]);
   };
-  T h[kRows / 2] = {};
-  load(0);
-  for (int first = 0; first < m; first += kDepth) {
-    __syncthreads();
+  const int64_t stride = 2 * blockDim.x;
+  const bool one_pass = d <= stride;  // then h stays in registers
+  T h[kRows][2] = {};
+  T radial[kRows] = {}, square[kRows] = {};
+  for (int64_t col = 2 * threadIdx.x; col < d; col += stride) {
 #pragma unroll
-    for (int q = 0; q < kLoads; ++q) {
-      const int at = line + q * kLines;
-      const Scale<T> scale = first + at < m ? s.scale[first + at] : Scale<T>{T(1), T(0)};
-      *reinterpret_cast<Quad<T>*>(&s.x[at][4 * quad]) = {scale(staged[q][0]), scale(staged[q][1]),
-                                                         scale(staged[q][2]), scale(staged[q][3])};
-    }
-    __syncthreads();
-    if (first + kDepth < m) load(first + kDepth);
+    for (int i = 0; i < kRows; ++i) h[i][0] = h[i][1] = 0;
 #pragma unroll 8
-    for (int k = 0; k < kDepth; ++k) {
-      const Quad<T> w = *reinterpret_cast<const Quad<T>*>(&s.w[first + k][half]);
-      const T x = s.x[k][col];
+    for (int j = 0; j < m; ++j) {
+      T x[2];
+      load_pair(z + j * d + col, d - col, args.vector, x);
+      const T power = s.power[j];
+      const Quad<T> w = *reinterpret_cast<const Quad<T>*>(s.w[j]);
 #pragma unroll
-      for (int i = 0; i < kRows / 2; ++i) h[i] += w.v[i] * x;
+      for (int q = 0; q < 2; ++q) {
+        x[q] *= power;
+#pragma unroll
+        for (int i = 0; i < kRows; ++i) h[i][q] += w.v[i] * x[q];
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      T x[2];
+      load_own(i, col, x);
+#pragma unroll
+      for (int q = 0; q < 2; ++q) {
+        radial[i] += h[i][q] * x[q];
+        square[i] += x[q] * x[q];
+        if (!one_pass && i < rows && col + q < d) grad_z[i * d + col + q] = h[i][q];
+      }
     }
   }
-  if (first_col + col >= d) return;
+
 #pragma unroll
-  for (int i = 0; i < kRows / 2; ++i) {
-    const int row = first_row + half + i;
-    if (row >= m) break;
-    const int64_t at = row * d + first_col + col;
-    grad_z[at] = apply(s.rule[half + i], h[i], s.scale[row](convert<T>(z[at])));
+  for (int i = 0; i < kRows; ++i) {
+    radial[i] = warp_sum(radial[i]);
+    square[i] = warp_sum(square[i]);
+    if (lane == 0) {
+      s.radial[i][warp] = radial[i];
+      s.square[i][warp] = square[i];
+    }
+  }
+  __syncthreads();
+  if (threadIdx.x < rows) {
+    double radial_sum = 0, square_sum = 0;
+    for (int i = 0; i < warps; ++i) {
+      radial_sum += s.radial[threadIdx.x][i];
+      square_sum += s.square[threadIdx.x][i];
+    }
+    s.rule[threadIdx.x] =
+        make_rule(args, sample * n + first_row + threadIdx.x, known, radial_sum, square_sum, true);
+  }
+  __syncthreads();
+  for (int64_t col = 2 * threadIdx.x; col < d; col += stride) {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (i >= rows) break;
+      T x[2];
+      load_own(i, col, x);
+      T* to = grad_z + i * d + col;
+#pragma unroll
+      for (int q = 0; q < 2; ++q) {
+        if (col + q < d) to[q] = apply(s.rule[i], one_pass ? h[i][q] : to[q], x[q]);
+      }
+    }
   }
 }
 
@@ -420,10 +462,9 @@ void run_gradient(const Context& context, const Problem& problem, const Input& z
                   const Normalized<T>& normalized, MatrixFunction<T>& w, double factor,
                   double identity, bool adds_log_trace, const FinishArgs<T>& finish_before,
                   const Outputs<T>& out) {
-  constexpr int64_t kManyColumns = 1024;  // every 128 columns sum the terms anew
   const bool fused = problem.gram_side() && problem.m() <= kLargestSweep<T>;
   FinishArgs<T> finish = finish_before;
-  if (w.count > 1 && (!fused || problem.d > kManyColumns)) {
+  if (w.count > 1 && !fused) {
     combine(context, problem, z.tensor, normalized, w);
     finish.inner = w.inner.data;
     finish.parts = w.parts;
@@ -451,10 +492,11 @@ void run_gradient(const Context& context, const Problem& problem, const Input& z
                                      out.grad_weights};
       const auto blocks = [](int64_t count) { return dim3(static_cast<unsigned>(count)); };
       if (fused) {
-        const int64_t tiles =
-            ceil_div(problem.m(), int64_t{kRows}) * ceil_div(problem.d, int64_t{kCols});
-        launch("fused_gradient", fused_gradient<T, In>, blocks(problem.batch * tiles),
-               dim3(kThreads), context.stream, args, finish);
+        const int64_t threads = ceil_div(problem.d, int64_t{64}) * 32;  // of two columns each
+        launch("fused_gradient", fused_gradient<T, In>,
+               blocks(problem.batch * ceil_div(problem.m(), int64_t{kRows})),
+               dim3(static_cast<unsigned>(std::min<int64_t>(threads, kThreads))), context.stream,
+               args, finish);
       } else {
         const int64_t tiles =
             ceil_div(problem.n, int64_t{kTile}) * ceil_div(problem.d, int64_t{kTile});
