@@ -41,7 +41,8 @@ __global__ void __launch_bounds__(kThreads)
     diagonal += a[i * ld + i];
     square += squares[sample * ld + i];
   }
-  const double a_trace = block_sum(diagonal, scratch), sum = block_sum(square, scratch);
+  const double a_trace = usable_trace<T>(block_sum(diagonal, scratch));
+  const double sum = block_sum(square, scratch);
   if (threadIdx.x != 0) return;
   samples[sample] = {trace ? trace[sample] * a_trace : a_trace, 1 / a_trace, sqrt(sum) / a_trace};
 }

@@ -50,15 +50,14 @@ __global__ void __launch_bounds__(SweepShape<kSize, kTile>::kThreads,
     sweep.diagonal(i) = place < m ? a[place * ld + place] : T(0);
     sum += sweep.diagonal(i);
   }
-  const double a_trace = warp_sum(sum);
-  const double tau = trace ? trace[sample] * a_trace : a_trace;
-  const T scale = static_cast<T>(1 / a_trace);
+  const double a_trace = usable_trace<T>(warp_sum(sum));
+  const T scale = reciprocal(static_cast<T>(a_trace));
   T squares = 0;
   const bool inside = sweep.has_tile && (sweep.tile_row + 1) * kTile <= ld;  // then all of the tile
   const int below = sweep.tile_row * kTile * ld + sweep.tile_col * kTile;
 #pragma unroll
   for (int i = 0; i < kTile; ++i) {
-    if (i % 4 == 0) __syncthreads();  // no more loads in flight than there are registers for
+    if (i % (S::kInShared ? 2 : 4) == 0) __syncthreads();  // bounds the loads in flight: registers
 #pragma unroll
     for (int j = 0; j < kTile; j += 4) {
       Quad<T> quad{};
@@ -71,7 +70,7 @@ __global__ void __launch_bounds__(SweepShape<kSize, kTile>::kThreads,
     }
   }
   const double norm = sqrt(block_sum(static_cast<double>(squares * sweep.count()), scratch));
-  const Sample known{tau, 1 / a_trace, norm};
+  const Sample known{trace ? trace[sample] * a_trace : a_trace, 1 / a_trace, norm};
   if (pole == 0 && threadIdx.x == 0) samples[sample] = known;
   if (!is_regular(known)) return;  // the same for the whole block; nobody will read the terms
 

@@ -56,6 +56,12 @@ struct Row {
   bool projected;       // u_i moves on the sphere: equation (4) applies
 };
 
+// The trace of A, or 0 where all of it is too small for T to divide by.
+template <typename T>
+__device__ __forceinline__ double usable_trace(double trace) {
+  return trace < (sizeof(T) == 8 ? 1e-300 : 1e-30) ? 0.0 : trace;
+}
+
 // What is known of a sample once its A has been seen.
 struct Sample {
   double trace;  // tau of the weighted rows; 0 if all are zero, not finite if an entry is not
