@@ -262,13 +262,13 @@ void meet_warp(Site site, unsigned mask) {
 
 int lane() { return static_cast<int>(thread - warp->lanes.data()); }
 
-uint64_t exchange(Site site, unsigned mask, uint64_t bits, int source) {
+const uint64_t* exchange(Site site, unsigned mask, uint64_t bits) {
   check_mask(site, mask);
   uint64_t* slots = warp->slots[thread->turn];
   thread->turn ^= 1;
   slots[lane()] = bits;
   wait(State::kAtWarp, site);
-  return slots[source];
+  return slots;
 }
 
 }  // namespace vne::emulation

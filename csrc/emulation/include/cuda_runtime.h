@@ -7,6 +7,7 @@
 
 #include <math.h>
 
+#include <algorithm>
 #include <bit>
 #include <concepts>
 #include <cstdint>
@@ -71,7 +72,8 @@ void meet_block(Site site);
 bool meet_block_or(Site site, bool predicate);
 void meet_warp(Site site, unsigned mask);
 // The 64 bits that lane `source` of the warp brought, whatever `source` that lane asked for.
-uint64_t exchange(Site site, unsigned mask, uint64_t bits, int source);
+// The values of all 32 lanes; they stay until the lanes have met once more.
+const uint64_t* exchange(Site site, unsigned mask, uint64_t bits);
 int lane();
 
 template <typename T>
@@ -79,7 +81,7 @@ T shuffle(Site site, unsigned mask, T value, int source) {
   static_assert(std::is_trivially_copyable_v<T> && sizeof(T) <= sizeof(uint64_t));
   uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof(T));
-  bits = exchange(site, mask, bits, source);
+  bits = exchange(site, mask, bits)[source];
   std::memcpy(&value, &bits, sizeof(T));
   return value;
 }
@@ -120,6 +122,13 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, const char* file = __
   const unsigned lane = static_cast<unsigned>(vne::emulation::lane());
   return vne::emulation::shuffle({"__shfl_down_sync", file, line}, mask, value,
                                  static_cast<int>(lane + delta < 32 ? lane + delta : lane));
+}
+
+inline unsigned __reduce_max_sync(unsigned mask, unsigned value,
+                                  const char* file = __builtin_FILE(),
+                                  int line = __builtin_LINE()) {
+  const uint64_t* values = vne::emulation::exchange({"__reduce_max_sync", file, line}, mask, value);
+  return static_cast<unsigned>(*std::max_element(values, values + 32));
 }
 
 // Blocks run one after another, and a write is seen by whoever runs next.
