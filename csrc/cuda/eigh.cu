@@ -21,8 +21,11 @@ __global__ void __launch_bounds__(kThreads)
     square_rows(const T* a, int64_t ld, int64_t count, double* squares) {
   const int64_t row = blockIdx.x * static_cast<int64_t>(kWarps) + threadIdx.x / 32;
   if (row >= count) return;
-  T sum = 0;
-  for (int64_t j = threadIdx.x % 32; j < ld; j += 32) sum += a[row * ld + j] * a[row * ld + j];
+  double sum = 0;  // A may be near the end of the range of T
+  for (int64_t j = threadIdx.x % 32; j < ld; j += 32) {
+    const double entry = a[row * ld + j];
+    sum += entry * entry;
+  }
   sum = warp_sum(sum);
   if (threadIdx.x % 32 == 0) squares[row] = sum;
 }
@@ -41,10 +44,10 @@ __global__ void __launch_bounds__(kThreads)
     diagonal += a[i * ld + i];
     square += squares[sample * ld + i];
   }
-  const double a_trace = usable_trace<T>(block_sum(diagonal, scratch));
+  const double a_trace = block_sum(diagonal, scratch);
   const double sum = block_sum(square, scratch);
   if (threadIdx.x != 0) return;
-  samples[sample] = {trace ? trace[sample] * a_trace : a_trace, 1 / a_trace, sqrt(sum) / a_trace};
+  samples[sample] = make_sample<T>(a_trace, trace, sample, sqrt(sum) / a_trace);
 }
 
 // to [batch, m, m] <- A^, or the identity.

@@ -72,7 +72,7 @@ __device__ void measure_row(const MeasureArgs<T, In>& args, int64_t index) {
     const double u_norm = norm1.length * norm1.inverse, root_weight = sqrt(weight);
     args.rows[index] = {norm1.inverse, root_weight, norm1.projected ? 1.0 : u_norm * u_norm,
                         norm1.projected};
-    args.scales[index] = make_scale<T>(root_weight * norm1.inverse);
+    args.scales[index] = make_scale<T>(kStretch<T> * root_weight * norm1.inverse);
   }
   if (!args.z2) return;
 
@@ -315,7 +315,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
       const Norm norm = make_norm(length, true, args.eps);
       if (threadIdx.x % 32 == 0)
         s.scale[i / kTile][i % kTile] =
-            make_scale<T>(norm.inverse / sqrt(static_cast<double>(args.n)));
+            make_scale<T>(kStretch<T> * norm.inverse / sqrt(static_cast<double>(args.n)));
     }
     __syncthreads();
     scaled = true;
@@ -340,11 +340,11 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
     if (!scaled) {
       const double n = static_cast<double>(args.n);
       const auto inverse = [&](T square) {
-        return static_cast<T>(1 / max(sqrt(static_cast<double>(square)), args.eps));
+        return static_cast<T>(kStretch<T> / max(sqrt(static_cast<double>(square)), args.eps));
       };
       const bool inside = start(0) + r < args.m && start(1) + c < args.m;
       if (inside) {
-        total *= inverse(s.square[0][r]) * inverse(s.square[1][c]) * static_cast<T>(1 / n);
+        total = total * inverse(s.square[0][r]) * inverse(s.square[1][c]) * static_cast<T>(1 / n);
       }
     }
     s.data[r * kPitch + c] = total;  // group 0's own place: no other thread reads it

@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(SweepShape<kSize, kTile>::kThreads,
     sweep.diagonal(i) = place < m ? a[place * ld + place] : T(0);
     sum += sweep.diagonal(i);
   }
-  const double a_trace = usable_trace<T>(warp_sum(sum));
+  const double a_trace = warp_sum(sum);
   const T scale = reciprocal(static_cast<T>(a_trace));
   T squares = 0;
   const bool inside = sweep.has_tile && (sweep.tile_row + 1) * kTile <= ld;  // then all of the tile
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(SweepShape<kSize, kTile>::kThreads,
     }
   }
   const double norm = sqrt(block_sum(static_cast<double>(squares * sweep.count()), scratch));
-  const Sample known{trace ? trace[sample] * a_trace : a_trace, 1 / a_trace, norm};
+  const Sample known = make_sample<T>(a_trace, trace, sample, norm);
   if (pole == 0 && threadIdx.x == 0) samples[sample] = known;
   if (!is_regular(known)) return;  // the same for the whole block; nobody will read the terms
 

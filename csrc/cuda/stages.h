@@ -56,18 +56,25 @@ struct Row {
   bool projected;       // u_i moves on the sphere: equation (4) applies
 };
 
-// The trace of A, or 0 where all of it is too small for T to divide by.
-template <typename T>
-__device__ __forceinline__ double usable_trace(double trace) {
-  return trace < (sizeof(T) == 8 ? 1e-300 : 1e-30) ? 0.0 : trace;
-}
-
 // What is known of a sample once its A has been seen.
 struct Sample {
   double trace;  // tau of the weighted rows; 0 if all are zero, not finite if an entry is not
   double scale;  // A^ = scale A has trace one
   double norm;   // |A^|_F
 };
+
+// Rows of X are this much too long in A, unless a trace was divided out of them: rows far shorter
+// than eps would vanish in float32 where they are all there is.
+template <typename T>
+constexpr double kStretch = sizeof(T) == 8 ? 1.0 : 0x1p60;
+
+// From the trace of A in memory; `trace` as in Normalized; `norm` of A^.
+template <typename T>
+__device__ __forceinline__ Sample make_sample(double a_trace, const double* trace, int64_t sample,
+                                              double norm) {
+  const double tau = a_trace < (sizeof(T) == 8 ? 1e-300 : 1e-30) ? 0.0 : a_trace;  // NaN stays NaN
+  return {trace ? trace[sample] * tau : tau / (kStretch<T> * kStretch<T>), 1 / tau, norm};
+}
 
 // Whether a sample has an entropy to speak of; otherwise S = 0, or NaN.
 __device__ __forceinline__ bool is_regular(const Sample& sample) {
@@ -95,10 +102,11 @@ struct SecondView {
 
 template <typename T>
 struct Normalized {
-  Workspace<Row> rows;         // [batch, n]
-  Workspace<Scale<T>> scales;  // [batch, n]: row i of X (of X^ where `trace` is given) over z_i
-  Workspace<double> trace;     // [batch]: the tau that the scales already contain; null: none
-  Workspace<T> a;              // [batch, ld, ld], ld = leading(m)
+  Workspace<Row> rows;  // [batch, n]
+  Workspace<Scale<T>>
+      scales;  // [batch, n]: row i of kStretch X (of X^ where `trace` is given) over z_i
+  Workspace<double> trace;  // [batch]: the tau that the scales already contain; null: none
+  Workspace<T> a;           // [batch, ld, ld], ld = leading(m)
 };
 
 // Equations (1), (2). `weights` [batch, n] may be null: 1/n each.

@@ -46,7 +46,8 @@ template <typename T>
 __device__ __forceinline__ T reciprocal(T x) {
 #ifdef __CUDA_ARCH__
   if constexpr (sizeof(T) == 4) {
-    const T estimate = __fdividef(1.0f, x);
+    float estimate;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(estimate) : "f"(x));
     return fmaf(estimate, fmaf(-x, estimate, 1.0f), estimate);
   }
 #endif
@@ -104,8 +105,8 @@ struct Sweep {
       publish(column, k, pivot);
       __syncthreads();
 
-      const T* c = column + lane;
-      const int own = k - lane;  // 32 i for the one entry that is the pivot
+      const volatile T* c = column + lane;  // volatile: read at once, not where first needed
+      const int own = k - lane;             // 32 i for the one entry that is the pivot
       T least = floor;
       if (pivot < 16 * noise) {  // the same in all threads of the block
         T bound = 0;             // c_i^2 <= p a_ii holds exactly for what has not been swept
@@ -122,7 +123,8 @@ struct Sweep {
 #pragma unroll
       for (int i = 0; i < kOfLane; ++i) {
         const bool is_pivot = own == 32 * i;
-        diagonal(i) = is_pivot ? -inverse : diagonal(i) - c[32 * i] * inverse * c[32 * i];
+        const T c_i = c[32 * i];
+        diagonal(i) = is_pivot ? -inverse : diagonal(i) - c_i * inverse * c_i;
         if (is_pivot) swept |= 1u << i;
       }
       k = next_pivot(swept, pivot);

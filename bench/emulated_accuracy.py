@@ -1,0 +1,75 @@
+"""Accuracy of the CUDA kernels without a GPU: their sources run on the CPU by
+python_tests/emulation.py.
+
+    python bench/emulated_accuracy.py [--draws 20]
+
+First the spectra of the tests, then random matrices of low rank. Each line: error of S, and the
+error of dS/dz over that of a float32 eigendecomposition (`reference.eigh_grad`), by the poles and
+by eigh: median, worst, and how many draws are above 1.5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.append(str(Path(__file__).parents[1] / "python_tests"))
+
+import cases
+import emulation
+
+from vne_kernels import reference
+
+SPECTRA_SHAPES = ((64, 64), (128, 512), (512, 128), (300, 301))
+LOW_RANK_SHAPES = ((17, 33), (33, 17), (33, 33), (64, 128), (512, 17), (300, 301), (301, 300))
+RANKS = (1, 3, 8)
+
+
+def errors(z: Tensor, method: str) -> tuple[float, float]:
+    """|error| of S, and |error| of dS/dz over that of `reference.eigh_grad`."""
+    kernels = emulation.load()
+    value, grad, _ = kernels.vn_entropy_grad(z.numpy(), None, True, method, 1e-12)
+    of_value = abs(float(value) - float(reference.oracle(z)))
+    of_grad = cases.absolute_error(torch.from_numpy(grad), reference.oracle_grad(z))
+    return of_value, of_grad / cases.eigh_error(z)
+
+
+def report(label: str, draws: Iterable[Tensor]) -> None:
+    cells = []
+    inputs = list(draws)
+    for method in cases.METHODS:
+        value, ratio = torch.tensor([errors(z, method) for z in inputs]).T
+        bad = int((~(ratio <= 1.5)).sum())
+        cells.append(
+            f"{method}: S {value.max():7.1e}  gradient {ratio.median():5.2f} {ratio.max():5.2f} "
+            f"{bad:3d}/{len(inputs)}"
+        )
+    print(f"{label:>26}", *cells, sep="   ", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--draws", type=int, default=20)
+    draws = parser.parse_args().draws
+    for name in cases.SPECTRA:
+        for shape in SPECTRA_SHAPES:
+            z = [cases.spectrum_case(name, shape, torch.float32, seed) for seed in range(3)]
+            report(f"{name} {shape[0]} x {shape[1]}", z)
+    generator = torch.Generator().manual_seed(0)
+    for n, d in LOW_RANK_SHAPES:
+        for rank in RANKS:
+            count = draws if min(n, d) <= 64 else max(1, draws // 4)
+            left = torch.randn(count, n, rank, generator=generator)
+            z = left @ torch.randn(count, rank, d, generator=generator)
+            report(f"rank {rank} {n} x {d}", z)
+
+
+if __name__ == "__main__":
+    main()
