@@ -47,7 +47,8 @@ __global__ void __launch_bounds__(kThreads)
   const double a_trace = block_sum(diagonal, scratch);
   const double sum = block_sum(square, scratch);
   if (threadIdx.x != 0) return;
-  samples[sample] = make_sample<T>(a_trace, trace, sample, sqrt(sum) / a_trace);
+  samples[sample] =
+      make_sample(make_trace<T>(a_trace, trace, sample), a_trace, sqrt(sum) / a_trace);
 }
 
 // to [batch, m, m] <- A^, or the identity.

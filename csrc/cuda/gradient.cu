@@ -63,7 +63,7 @@ __device__ void finish_sample(const FinishArgs<T>& args, int64_t sample, double*
         const double value = min(max(shift - args.identity - inner, 0.0), shift);
         constexpr double kTolerance = sizeof(T) == 8 ? 0x1p-49 : 0x1p-20;
         const bool is_one = fabs(known.trace - 1) <= kTolerance;
-        result = is_one ? value : known.trace * (value - log(known.trace));
+        result = is_one ? value : known.trace * (value - known.log_trace);
       }
       args.entropy[sample] = static_cast<T>(result);
     }
@@ -169,15 +169,15 @@ struct RowRule {
 // radial = h_i . x_i and square = |x_i|^2. Sets the weight's gradient too, if asked to.
 template <typename T, typename In>
 __device__ RowRule<T> make_rule(const GradientArgs<T, In>& args, int64_t index, const Sample& known,
-                                double radial, double square, bool sets_weight) {
+                                T radial, T square, bool sets_weight) {
   const Row row = args.rows[index];
-  const double identity = args.identity + (args.adds_log_trace ? log(known.trace) : 0.0);
+  const double identity = args.identity + (args.adds_log_trace ? known.log_trace : 0.0);
   RowRule<T> rule{};
   const bool absent = row.root_weight == 0 || row.inverse_norm == 0;
   // With m = 1, W is a number: exactly 0, without the rounding of the projection.
   rule.is_zero = absent || (args.m == 1 && row.projected);
-  rule.outer = make_scale<T>(args.factor * row.root_weight * sqrt(known.trace) * row.inverse_norm);
-  rule.inner = static_cast<T>(row.projected ? -radial / square : identity);
+  rule.outer = make_scale<T>(args.factor * row.root_weight * known.root_trace * row.inverse_norm);
+  rule.inner = row.projected ? -radial / square : static_cast<T>(identity);
   if (sets_weight && args.grad_weights) {
     // d/dp_i = factor / 2 u_i^T (W + identity I) u_i
     const double of_u = known.trace / (row.root_weight * row.root_weight);
@@ -195,7 +195,7 @@ __device__ __forceinline__ T apply(const RowRule<T>& rule, T h, T x) {
 // The row of X^ over the row of z.
 template <typename T>
 __device__ __forceinline__ Scale<T> unit_trace(Scale<T> scale, const Sample& known) {
-  return {scale.power, scale.rest * static_cast<T>(sqrt(known.scale))};
+  return {scale.power, scale.rest * static_cast<T>(known.root_scale)};
 }
 
 constexpr int kRows = 4;  // of the fused kernel's block
@@ -320,7 +320,7 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
   __syncthreads();
   if (threadIdx.x < rows) {
-    double radial_sum = 0, square_sum = 0;
+    T radial_sum = 0, square_sum = 0;
     for (int i = 0; i < warps; ++i) {
       radial_sum += s.radial[threadIdx.x][i];
       square_sum += s.square[threadIdx.x][i];

@@ -93,7 +93,7 @@ __device__ double row_norm(const In* x, int64_t d, bool vector) {
     sum += quad[0] * quad[0] + quad[1] * quad[1] + (quad[2] * quad[2] + quad[3] * quad[3]);
   }
   sum = warp_sum(sum);
-  if (is_safe_square(sum)) return sqrt(static_cast<double>(sum));
+  if (is_safe_square(sum)) return sqrt(sum);  // in T
   if (isnan(sum)) return sum;
 
   T largest = 0;  // zero, infinite, or the squares left the range of T

@@ -39,7 +39,7 @@ struct MeasureArgs {
   const In* z2;      // or null
   const T* weights;  // [batch, n] or null: 1/n
   int64_t batch, n, d;
-  double eps;
+  double eps, root_weight;  // sqrt(1/n)
   bool normalize, vector;
   Row* rows;
   Scale<T>* scales;
@@ -52,9 +52,17 @@ struct Norm {
   bool projected;
 };
 
+// 1 / x, to the accuracy of T where T can hold both.
+template <typename T>
+__device__ __forceinline__ double invert(double x) {
+  if (sizeof(T) == 4 && x > 1e-30 && x < 1e30) return T(1) / static_cast<T>(x);
+  return 1 / x;
+}
+
+template <typename T>
 __device__ __forceinline__ Norm make_norm(double length, bool normalize, double eps) {
   Norm norm{length, 0, normalize && length > eps};
-  if (length != 0) norm.inverse = normalize ? 1 / max(length, eps) : 1.0;
+  if (length != 0) norm.inverse = normalize ? invert<T>(max(length, eps)) : 1.0;
   if (!isfinite(length)) norm.inverse = NAN;
   return norm;
 }
@@ -65,11 +73,11 @@ __device__ void measure_row(const MeasureArgs<T, In>& args, int64_t index) {
   const int lane = threadIdx.x % 32;
   const int64_t d = args.d;
   const In* z1 = args.z1 + index * d;
-  const Norm norm1 = make_norm(row_norm<T>(z1, d, args.vector), args.normalize, args.eps);
+  const Norm norm1 = make_norm<T>(row_norm<T>(z1, d, args.vector), args.normalize, args.eps);
   if (lane == 0) {
-    const double weight =
-        args.weights ? static_cast<double>(args.weights[index]) : 1 / static_cast<double>(args.n);
-    const double u_norm = norm1.length * norm1.inverse, root_weight = sqrt(weight);
+    const double root_weight =
+        args.weights ? sqrt(static_cast<double>(args.weights[index])) : args.root_weight;
+    const double u_norm = norm1.length * norm1.inverse;
     args.rows[index] = {norm1.inverse, root_weight, norm1.projected ? 1.0 : u_norm * u_norm,
                         norm1.projected};
     args.scales[index] = make_scale<T>(kStretch<T> * root_weight * norm1.inverse);
@@ -77,7 +85,7 @@ __device__ void measure_row(const MeasureArgs<T, In>& args, int64_t index) {
   if (!args.z2) return;
 
   const In* z2 = args.z2 + index * d;
-  const Norm norm2 = make_norm(row_norm<T>(z2, d, args.vector), true, args.eps);
+  const Norm norm2 = make_norm<T>(row_norm<T>(z2, d, args.vector), true, args.eps);
   const Scale<T> scale1 = make_scale<T>(norm1.inverse), scale2 = make_scale<T>(norm2.inverse);
   T sum = 0;
 #pragma unroll 2
@@ -169,7 +177,7 @@ struct GramShared {
   static constexpr int kSums = Shape::kGroups * kTile * (kTile + 1);
   alignas(16) T data[kStaged > kSums ? kStaged : kSums];  // chunks, and at the end partial tiles
   Scale<T> scale[2][kTile];                               // of the tile's rows and columns
-  T square[2][kTile];
+  T inverse[2][kTile];                                    // norm
 };
 
 // 4 x 4 outputs of a thread: rows first_row + span a, columns first_col + span b.
@@ -305,17 +313,20 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
         square[q] += __shfl_xor_sync(0xffffffff, square[q], offset);
       const int side = q / 2, at = line + q % 2 * kLines;
       unsafe = unsafe || (start(side) + at < args.m && !is_safe_square(square[q]));
-      if (quad == 0) s.square[side][at] = square[q];
+      if (quad == 0) {
+        s.inverse[side][at] =
+            static_cast<T>(kStretch<T>) / max(sqrt(square[q]), static_cast<T>(args.eps));
+      }
     }
     if (!__syncthreads_or(unsafe)) break;
     for (int i = threadIdx.x / 32; i < 2 * kTile; i += kWarps) {
       const int index = start(i / kTile) + i % kTile;
       double length = 0;
       if (index < args.m) length = row_norm<T>(z + index * args.d, args.d, args.vector);
-      const Norm norm = make_norm(length, true, args.eps);
+      const Norm norm = make_norm<T>(length, true, args.eps);
       if (threadIdx.x % 32 == 0)
         s.scale[i / kTile][i % kTile] =
-            make_scale<T>(kStretch<T> * norm.inverse / sqrt(static_cast<double>(args.n)));
+            make_scale<T>(kStretch<T> * norm.inverse * measure.root_weight);
     }
     __syncthreads();
     scaled = true;
@@ -323,6 +334,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
 
   // The groups' parts of the tile, added in order.
   constexpr int kPitch = kTile + 1;
+  const T inverse_n = static_cast<T>(measure.root_weight * measure.root_weight);
 #pragma unroll
   for (int i = 0; i < 4; ++i)
 #pragma unroll
@@ -337,16 +349,8 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
     T total = 0;
 #pragma unroll
     for (int g = 0; g < Shape::kGroups; ++g) total += s.data[(g * kTile + r) * kPitch + c];
-    if (!scaled) {
-      const double n = static_cast<double>(args.n);
-      const auto inverse = [&](T square) {
-        return static_cast<T>(kStretch<T> / max(sqrt(static_cast<double>(square)), args.eps));
-      };
-      const bool inside = start(0) + r < args.m && start(1) + c < args.m;
-      if (inside) {
-        total = total * inverse(s.square[0][r]) * inverse(s.square[1][c]) * static_cast<T>(1 / n);
-      }
-    }
+    if (!scaled && start(0) + r < args.m && start(1) + c < args.m)
+      total = total * s.inverse[0][r] * s.inverse[1][c] * inverse_n;
     s.data[r * kPitch + c] = total;  // group 0's own place: no other thread reads it
   }
   __syncthreads();
@@ -421,6 +425,7 @@ void normalize_as(const Context& context, const Problem& problem, const Input& z
                                    problem.n,
                                    problem.d,
                                    problem.eps,
+                                   std::sqrt(1 / static_cast<double>(problem.n)),
                                    problem.normalize,
                                    is_vector(z1, problem.d) && (!z2 || is_vector(z2, problem.d)),
                                    result.rows.data,

@@ -34,8 +34,10 @@ __global__ void __launch_bounds__(SweepShape<kSize, kTile>::kThreads,
   using S = Sweep<T, kSize, kTile>;
   using Shared = typename S::Shared;
   using Scratch = double[32];
+  using NormScratch = T[32];
   VNE_SHARED(Shared, s);
   VNE_SHARED(Scratch, scratch);
+  VNE_SHARED(NormScratch, norm_scratch);
   const int lane = threadIdx.x % 32;
   const int64_t sample = blockIdx.x / PoleList<T>::kCount;
   const int pole = blockIdx.x % PoleList<T>::kCount;
@@ -69,16 +71,16 @@ __global__ void __launch_bounds__(SweepShape<kSize, kTile>::kThreads,
       }
     }
   }
-  const double norm = sqrt(block_sum(static_cast<double>(squares * sweep.count()), scratch));
-  const Sample known = make_sample<T>(a_trace, trace, sample, norm);
-  if (pole == 0 && threadIdx.x == 0) samples[sample] = known;
-  if (!is_regular(known)) return;  // the same for the whole block; nobody will read the terms
+  const T norm = sqrt(block_sum(squares * sweep.count(), norm_scratch));
+  const double tau = make_trace<T>(a_trace, trace, sample);
+  if (pole == 0 && threadIdx.x == 0) samples[sample] = make_sample(tau, a_trace, norm);
+  if (!is_regular(tau)) return;  // the same for the whole block; nobody will read the terms
 
   const T t = poles.t[pole], w = poles.w[pole];
 #pragma unroll(S::kInShared ? 1 : S::kOfLane)
   for (int i = 0; i < S::kOfLane; ++i) sweep.diagonal(i) = sweep.diagonal(i) * scale + t;
-  constexpr double kRoundoff = sizeof(T) == 8 ? 0x1p-53 : 0x1p-24;
-  const T noise = static_cast<T>(kNoise * kRoundoff * norm);
+  constexpr T kRoundoff = sizeof(T) == 8 ? T(0x1p-53) : T(0x1p-24);
+  const T noise = kNoise * kRoundoff * norm;
   sweep.run(m, max(t / 2, noise), noise, NoRecord());
   sweep.restore_diagonal();
 

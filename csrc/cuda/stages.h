@@ -56,11 +56,13 @@ struct Row {
   bool projected;       // u_i moves on the sphere: equation (4) applies
 };
 
-// What is known of a sample once its A has been seen.
+// What is known of a sample once its A has been seen. Roots and logarithm are taken once, by one
+// thread: float64 has 1/64 of the rate of float32 on most GPUs.
 struct Sample {
   double trace;  // tau of the weighted rows; 0 if all are zero, not finite if an entry is not
-  double scale;  // A^ = scale A has trace one
-  double norm;   // |A^|_F
+  double root_trace, log_trace;
+  double scale, root_scale;  // A^ = scale A has trace one
+  double norm;               // |A^|_F
 };
 
 // Rows of X are this much too long in A, unless a trace was divided out of them: rows far shorter
@@ -68,17 +70,23 @@ struct Sample {
 template <typename T>
 constexpr double kStretch = sizeof(T) == 8 ? 1.0 : 0x1p60;
 
-// From the trace of A in memory; `trace` as in Normalized; `norm` of A^.
+// tau of a sample from the trace of A in memory; `trace` as in Normalized.
 template <typename T>
-__device__ __forceinline__ Sample make_sample(double a_trace, const double* trace, int64_t sample,
-                                              double norm) {
-  const double tau = a_trace < (sizeof(T) == 8 ? 1e-300 : 1e-30) ? 0.0 : a_trace;  // NaN stays NaN
-  return {trace ? trace[sample] * tau : tau / (kStretch<T> * kStretch<T>), 1 / tau, norm};
+__device__ __forceinline__ double make_trace(double a_trace, const double* trace, int64_t sample) {
+  if (a_trace < (sizeof(T) == 8 ? 1e-300 : 1e-30)) return 0;  // T cannot divide by it
+  return trace ? trace[sample] * a_trace : a_trace * (1 / (kStretch<T> * kStretch<T>));
 }
 
-// Whether a sample has an entropy to speak of; otherwise S = 0, or NaN.
+// `norm` of A^.
+__device__ __forceinline__ Sample make_sample(double tau, double a_trace, double norm) {
+  const double scale = 1 / a_trace;
+  return {tau, sqrt(tau), log(tau), scale, sqrt(scale), norm};
+}
+
+// Whether a sample has an entropy to speak of, given its trace; otherwise S = 0, or NaN.
+__device__ __forceinline__ bool is_regular(double trace) { return isfinite(trace) && trace > 0; }
 __device__ __forceinline__ bool is_regular(const Sample& sample) {
-  return isfinite(sample.trace) && sample.trace > 0;
+  return is_regular(sample.trace);
 }
 
 // What the backward of the DoE loss needs of row i. With u = inverse_norm z,
