@@ -133,6 +133,12 @@ def test_views_of_two_dtypes(loss: Callable[..., Tensor]) -> None:
         loss(torch.ones(4, 6), torch.ones(4, 6, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("loss", [doe_loss, DoELoss()])
+def test_views_on_two_devices(loss: Callable[..., Tensor]) -> None:
+    with pytest.raises(ValueError, match=r"same device.*cpu.*meta"):
+        loss(torch.ones(4, 6), torch.ones(4, 6, device="meta"))
+
+
 def test_an_error_in_the_second_view_names_it() -> None:
     with pytest.raises(TypeError, match=r"z2.*torch\.int64"):
         doe_loss(torch.ones(4, 6), torch.ones(4, 6, dtype=torch.int64))

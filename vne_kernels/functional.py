@@ -133,7 +133,8 @@ def doe_loss(
         (...): a scalar for one pair of views; dtype as `vn_entropy`. Differentiable once.
 
     Raises:
-        ValueError: shapes differ or are not (..., n, d) with n, d >= 1; method is unknown.
+        ValueError: shapes or devices differ, or shapes are not (..., n, d) with n, d >= 1; method
+            is unknown.
         TypeError: not tensors of one floating dtype.
 
     Source: "Formulating A Non-contrastive Loss As A Difference Of Entropies Using A Von Neumann
@@ -153,6 +154,8 @@ def doe_loss(
         )
     if z1.dtype != z2.dtype:
         raise TypeError(f"z1 and z2 must have the same dtype, got {z1.dtype} and {z2.dtype}")
+    if z1.device != z2.device:
+        raise ValueError(f"z1 and z2 must be on the same device, got {z1.device} and {z2.device}")
     if torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad):
         entropy, cosine, *_ = _ops.doe_loss_grad(z1, z2, method, _EPS)
     else:

@@ -53,6 +53,7 @@ Forward forward(const Tensor& z1, const Tensor& z2, const std::string& method, d
       same_sizes(z2, problem.sizes({problem.n, problem.d})) && z2.scalar_type() == z1.scalar_type(),
       "z1 and z2 must have the same shape and dtype");
   const Context context(z1);
+  check_device(context, "z2", z2);
   const Method chosen = parse_method(method, fastest_method(context, problem, z1.scalar_type()));
   const ScalarType dtype = compute_dtype(z1.scalar_type());
   const std::vector<int64_t> none{0};
@@ -96,6 +97,7 @@ std::tuple<Tensor, Tensor> doe_loss_backward(const Tensor& grad_entropy, const T
                                              const Tensor& entropy_grad, const Tensor& row_stats) {
   const Problem problem = make_problem(z1, std::nullopt, true, 0);
   const Context context(z1);
+  check_device(context, "z2", z2);
   const int64_t n = problem.n, d = problem.d;
   const ScalarType dtype = compute_dtype(z1.scalar_type());
   VNE_CHECK(same_sizes(z2, problem.sizes({n, d})) && z2.scalar_type() == z1.scalar_type(),
@@ -108,6 +110,10 @@ std::tuple<Tensor, Tensor> doe_loss_backward(const Tensor& grad_entropy, const T
   VNE_CHECK(grad_entropy.scalar_type() == dtype && grad_cosine.scalar_type() == dtype &&
                 entropy_grad.scalar_type() == dtype && row_stats.scalar_type() == dtype,
             "doe_loss_backward takes what doe_loss_grad gave, in its dtype");
+  check_device(context, "grad_entropy", grad_entropy);
+  check_device(context, "grad_cosine", grad_cosine);
+  check_device(context, "entropy_grad", entropy_grad);
+  check_device(context, "row_stats", row_stats);
   const Tensor grad_z1 = empty(z1, problem.sizes({n, d}), dtype),
                grad_z2 = empty(z1, problem.sizes({n, d}), dtype);
   const Input input1(z1), input2(z2);

@@ -53,6 +53,7 @@ Forward forward(const Tensor& z, const std::optional<Tensor>& weights, bool norm
                 const std::string& method, double eps, bool with_grad) {
   const Problem problem = make_problem(z, weights, normalize, eps);
   const Context context(z);
+  check_device(context, "weights", weights);
   const Method chosen = parse_method(method, fastest_method(context, problem, z.scalar_type()));
   const ScalarType dtype = compute_dtype(z.scalar_type());
   const std::vector<int64_t> none{0};

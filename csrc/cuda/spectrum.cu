@@ -36,6 +36,7 @@ std::tuple<Tensor, Tensor> compute(const Tensor& z, const std::optional<Tensor>&
                                    bool normalize, double eps, bool want_vectors) {
   const Problem problem = make_problem(z, weights, normalize, eps);
   const Context context(z);
+  check_device(context, "weights", weights);
   const int64_t m = problem.m();
   const ScalarType dtype = compute_dtype(z.scalar_type());
   const Tensor eigenvalues = empty(z, problem.sizes({m}), dtype);
@@ -74,12 +75,15 @@ std::tuple<Tensor, Tensor> spectrum_backward(const Tensor& grad, const Tensor& z
                                              double eps) {
   const Problem problem = make_problem(z, weights, normalize, eps);
   const Context context(z);
+  check_device(context, "weights", weights);
   const int64_t m = problem.m();
   const ScalarType dtype = compute_dtype(z.scalar_type());
   VNE_CHECK(same_sizes(grad, problem.sizes({m})) && grad.scalar_type() == dtype,
             "grad must be (..., m) in the dtype of the eigenvalues");
   VNE_CHECK(same_sizes(eigenvectors, problem.sizes({m, m})) && eigenvectors.scalar_type() == dtype,
             "eigenvectors must be (..., m, m) in the dtype of the eigenvalues");
+  check_device(context, "grad", grad);
+  check_device(context, "eigenvectors", eigenvectors);
   const Tensor grad_z = empty(z, problem.sizes({problem.n, problem.d}), dtype);
   const Tensor grad_weights =
       empty(z, weights ? problem.sizes({problem.n}) : std::vector<int64_t>{0}, dtype);

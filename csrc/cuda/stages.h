@@ -218,6 +218,15 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
 }
 
+// A pointer into another memory would be an illegal access on the GPU, which nothing survives.
+inline void check_device(const Context& context, const char* name, const Tensor& tensor) {
+  VNE_CHECK(context.holds(tensor), name, " must be on the GPU of the other arguments");
+}
+inline void check_device(const Context& context, const char* name,
+                         const std::optional<Tensor>& tensor) {
+  if (tensor) check_device(context, name, *tensor);
+}
+
 // Runs f(In{}) with the type of the elements of z.
 template <typename F>
 void dispatch_input(ScalarType dtype, F f) {
