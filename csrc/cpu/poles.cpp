@@ -13,8 +13,9 @@
 // has c_i^2 <= pivot a_ii. Where A^ has low rank, rounding breaks both: a pivot that is only
 // rounding has a column that is rounding too, which its reciprocal makes larger from pivot to
 // pivot, for some matrices without end (bench/pivoting.py counts them). So
-//  - a pivot is raised to max(t / 2, 4 u |A^|_F, max_i c_i^2 / a_ii), u the unit roundoff;
-//  - a pole that needs that is done again with the pivots in the order of a pivoted Cholesky
+//  - a pivot is raised to max(t / 2, 4 u |A^|_F), u the unit roundoff, and a c_i of a row to come
+//    that is larger than sqrt(pivot a_ii) is cut down to that;
+//  - a pole that needs either is done again with the pivots in the order of a pivoted Cholesky
 //    factorisation, largest first: then all that is left once a pivot is rounding is rounding.
 // A matrix of full rank pays for none of it, and of another the poles t >> u need nothing either.
 
@@ -58,12 +59,12 @@ struct Workspace {
   Buffer<T> packed;  // part of c as the tile kernel wants it
 };
 
-enum class IfRaised { kStop, kGoOn };
+enum class IfRepaired { kStop, kGoOn };
 
 // Lower triangle of a [m, m] <- -(a + shift I)^-1; the upper triangle is scratch.
-// False if a pivot had to be raised; with kStop a is then left half done.
+// False if a pivot needed repair; with kStop a is then left half done.
 template <typename T>
-bool sweep(T* a, int64_t m, T shift, T floor, IfRaised if_raised, const Workspace<T>& work) {
+bool sweep(T* a, int64_t m, T shift, T floor, IfRepaired if_repaired, const Workspace<T>& work) {
   const simd::Kernels<T>& simd = simd::kernels<T>();
   const int64_t tile_rows = simd.tile_rows, tile_cols = simd.tile_cols;
   T* panel = work.panel.get();
@@ -87,7 +88,7 @@ bool sweep(T* a, int64_t m, T shift, T floor, IfRaised if_raised, const Workspac
     if (simd.sweep_panel(panel, work.diagonal.get(), work.c.get(), work.y.get(), size, m, first,
                          floor) > 0) {
       clean = false;
-      if (if_raised == IfRaised::kStop) return false;
+      if (if_repaired == IfRepaired::kStop) return false;
     }
 
     for (int64_t j = 0; j < m; j += tile_cols) {
@@ -189,7 +190,7 @@ void log_by_poles(const T* a, int64_t m, double shift, T* result) {
       for (int64_t k = begin; k < end; ++k) {
         T* matrix = &swept[k * size];
         for (int64_t i = 0; i < m; ++i) std::copy_n(a + i * m, i + 1, matrix + i * m);
-        clean[k] = sweep(matrix, m, pole(k), floor(k), IfRaised::kStop, work);
+        clean[k] = sweep(matrix, m, pole(k), floor(k), IfRepaired::kStop, work);
       }
     });
 
@@ -206,7 +207,7 @@ void log_by_poles(const T* a, int64_t m, double shift, T* result) {
             for (int64_t index = begin; index < end; ++index) {
               const int64_t k = again[index];
               permute(a, order, permuted.get());
-              sweep(permuted.get(), m, pole(k), floor(k), IfRaised::kGoOn, work);
+              sweep(permuted.get(), m, pole(k), floor(k), IfRepaired::kGoOn, work);
               permute(permuted.get(), back, &swept[k * size]);
             }
           });

@@ -38,6 +38,8 @@ __global__ void __launch_bounds__(SweepShape<kSize, kTile>::kThreads,
   VNE_SHARED(Shared, s);
   VNE_SHARED(Scratch, scratch);
   VNE_SHARED(NormScratch, norm_scratch);
+  using Kept = T[2];
+  VNE_SHARED(Kept, kept);  // by thread 0, until the tile needs no registers any more
   const int lane = threadIdx.x % 32;
   const int64_t sample = blockIdx.x / PoleList<T>::kCount;
   const int pole = blockIdx.x % PoleList<T>::kCount;
@@ -52,8 +54,8 @@ __global__ void __launch_bounds__(SweepShape<kSize, kTile>::kThreads,
     sweep.diagonal(i) = place < m ? a[place * ld + place] : T(0);
     sum += sweep.diagonal(i);
   }
-  const double a_trace = warp_sum(sum);
-  const T scale = reciprocal(static_cast<T>(a_trace));
+  const T a_trace = static_cast<T>(warp_sum(sum));
+  const T scale = reciprocal(a_trace);
   T squares = 0;
   const bool inside = sweep.has_tile && (sweep.tile_row + 1) * kTile <= ld;  // then all of the tile
   const int below = sweep.tile_row * kTile * ld + sweep.tile_col * kTile;
@@ -73,8 +75,14 @@ __global__ void __launch_bounds__(SweepShape<kSize, kTile>::kThreads,
   }
   const T norm = sqrt(block_sum(squares * sweep.count(), norm_scratch));
   const double tau = make_trace<T>(a_trace, trace, sample);
-  if (pole == 0 && threadIdx.x == 0) samples[sample] = make_sample(tau, a_trace, norm);
-  if (!is_regular(tau)) return;  // the same for the whole block; nobody will read the terms
+  if (threadIdx.x == 0) {
+    kept[0] = a_trace;
+    kept[1] = norm;
+  }
+  if (!is_regular(tau)) {  // the same for the whole block; nobody will read the terms
+    if (pole == 0 && threadIdx.x == 0) samples[sample] = make_sample(tau, a_trace, norm);
+    return;
+  }
 
   const T t = poles.t[pole], w = poles.w[pole];
 #pragma unroll(S::kInShared ? 1 : S::kOfLane)
@@ -111,7 +119,12 @@ __global__ void __launch_bounds__(SweepShape<kSize, kTile>::kThreads,
     for (int i = 0; i < kTile; ++i) term[(col + j) * width + row + i] = sweep.a[i][j];
   }
   const double total = block_sum(static_cast<double>(product * sweep.count()), scratch);
-  if (threadIdx.x == 0) inner[blockIdx.x] = total;
+  if (threadIdx.x != 0) return;
+  inner[block] = total;
+  if (block % PoleList<T>::kCount == 0) {
+    const int first = block / PoleList<T>::kCount;
+    samples[first] = make_sample(make_trace<T>(kept[0], trace, first), kept[0], kept[1]);
+  }
 }
 
 template <typename T, int kSize, int kTile>

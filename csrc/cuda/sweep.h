@@ -14,8 +14,8 @@
 // the multiprocessor holds five, registers are short: there the copies of the diagonal are in
 // shared memory, each entry still read and written by its own lane only.
 //
-// Pivots are taken largest first, and one that is only rounding is raised: csrc/README.md says why
-// a floor alone does not do.
+// Pivots are taken largest first, and what only rounding can have made is repaired: csrc/README.md
+// says why a floor alone does not do.
 
 #pragma once
 
@@ -52,6 +52,18 @@ __device__ __forceinline__ T reciprocal(T x) {
   }
 #endif
   return 1 / x;
+}
+
+template <typename T>
+__device__ __forceinline__ T square_root(T x) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(T) == 4) {
+    float root;
+    asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(root) : "f"(x));
+    return root;
+  }
+#endif
+  return sqrt(x);
 }
 
 // Records nothing of the pivots.
@@ -107,18 +119,21 @@ struct Sweep {
 
       const volatile T* c = column + lane;  // volatile: read at once, not where first needed
       const int own = k - lane;             // 32 i for the one entry that is the pivot
-      T least = floor;
-      if (pivot < 16 * noise) {  // the same in all threads of the block
-        T bound = 0;             // c_i^2 <= p a_ii holds exactly for what has not been swept
-#pragma unroll
-        for (int i = 0; i < kOfLane; ++i) {
-          if ((swept >> i & 1u) == 0 && own != 32 * i)
-            bound = max(bound, c[32 * i] * c[32 * i] * reciprocal(max(diagonal(i), floor)));
-        }
-        least = max(least, warp_max(bound));
-      }
       // Not max(): a NaN has to stay one.
-      const T inverse = reciprocal(pivot < least ? least : pivot);
+      const T raised = pivot < floor ? floor : pivot;
+      if (pivot < 16 * noise) {  // the same in all threads of the block
+        // c_i^2 <= p a_ii holds exactly for what has not been swept; what is beyond is rounding.
+        if (threadIdx.x < 32) {
+#pragma unroll(kInShared ? 1 : kOfLane)
+          for (int i = 0; i < kOfLane; ++i) {
+            const T limit = raised * max(diagonal(i), T(0)), c_i = c[32 * i];
+            if ((swept >> i & 1u) == 0 && own != 32 * i && c_i * c_i > limit)
+              column[32 * i + lane] = c_i < 0 ? -square_root(limit) : square_root(limit);
+          }
+        }
+        __syncthreads();
+      }
+      const T inverse = reciprocal(raised);
       record(step, k, inverse, column);
 #pragma unroll
       for (int i = 0; i < kOfLane; ++i) {

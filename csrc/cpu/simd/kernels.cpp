@@ -6,6 +6,8 @@
 
 #include "cpu/simd/kernels.h"
 
+#include <cmath>
+
 #ifndef VNE_SIMD
 #define VNE_SIMD baseline
 #endif
@@ -130,22 +132,23 @@ void combine(T a, const T* x, T b, const T* y, T* out, int64_t size) {
   for (int64_t i = 0; i < size; ++i) out[i] = a * x[i] + b * y[i];
 }
 
-// The pivot to divide by: at least floor, and at least max c_i^2 / a_ii over the rows to come,
-// below which the matrix would violate the Cauchy-Schwarz inequality of a positive semidefinite
-// one.
+// How many rows to come violate c_i^2 <= pivot a_ii, which holds for a positive semidefinite
+// matrix, by more than what is below `floor`. They, and whoever violates it by less, are cut down
+// to it.
 template <typename T>
-T safe_pivot(T pivot, const T* c, const T* diagonal, int64_t begin, int64_t end, T floor) {
-  if (pivot < floor) pivot = floor;
-  int violations = 0;
+int cut_column(T pivot, T* c, const T* diagonal, int64_t begin, int64_t end, T floor) {
+  int violations = 0, beyond = 0;
   for (int64_t i = begin; i < end; ++i) {
-    violations += c[i] * c[i] > pivot * (diagonal[i] < floor ? floor : diagonal[i]);
+    const T square = c[i] * c[i];
+    violations += square > pivot * (diagonal[i] < floor ? floor : diagonal[i]);
+    beyond += square > pivot * (diagonal[i] < 0 ? T(0) : diagonal[i]);
   }
-  if (violations == 0) return pivot;
+  if (beyond == 0) return 0;
   for (int64_t i = begin; i < end; ++i) {
-    const T least = c[i] * c[i] / (diagonal[i] < floor ? floor : diagonal[i]);
-    if (least > pivot) pivot = least;
+    const T limit = pivot * (diagonal[i] < 0 ? T(0) : diagonal[i]);
+    if (c[i] * c[i] > limit) c[i] = std::copysign(std::sqrt(limit), c[i]);
   }
-  return pivot;
+  return violations;
 }
 
 // One pivot after the other, each applied to the whole panel before the next is read. An inverse of
@@ -154,13 +157,14 @@ T safe_pivot(T pivot, const T* c, const T* diagonal, int64_t begin, int64_t end,
 template <typename T>
 int64_t sweep_panel(T* panel, T* diagonal, T* c, T* y, int64_t size, int64_t m, int64_t first,
                     T floor) {
-  int64_t raised = 0;
+  int64_t repaired = 0;
   for (int64_t k = 0; k < size; ++k) {
     T* column = panel + k * m;
     T* c_k = c + k * m;
     T* y_k = y + k * m;
-    const T pivot = safe_pivot(column[first + k], column, diagonal, first + k + 1, m, floor);
-    raised += pivot != column[first + k];
+    const T pivot = column[first + k] < floor ? floor : column[first + k];
+    const int cut = cut_column(pivot, column, diagonal, first + k + 1, m, floor);
+    repaired += pivot != column[first + k] || cut > 0;
     const T inverse = T(1) / pivot;
     for (int64_t i = 0; i < m; ++i) {
       c_k[i] = column[i];
@@ -175,7 +179,7 @@ int64_t sweep_panel(T* panel, T* diagonal, T* c, T* y, int64_t size, int64_t m, 
     }
     column[first + k] = -inverse;
   }
-  return raised;
+  return repaired;
 }
 
 // Sixteen partial sums: enough to hide latency.

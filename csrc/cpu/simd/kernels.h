@@ -34,7 +34,7 @@ struct Kernels {
   void (*pack)(int64_t k, int cols, MatrixView<T> b, const T* row_scale, T* packed);
 
   // Sweeps the pivots first .. first + size of a symmetric A [m, m] in its columns of that range,
-  // panel [size, m] (a column a row), and returns how many of them had to be raised (see
+  // panel [size, m] (a column a row), and returns how many of them needed repair (see
   // poles.cpp). Gives for each pivot what the other columns need, A += y^T c: its column as it was
   // when its turn came, c [size, m], and y = -c / pivot. diagonal [m] is that of A, kept up to date
   // from there on.
