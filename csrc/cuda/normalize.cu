@@ -310,7 +310,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
     for (int q = 0; q < 4; ++q) {
 #pragma unroll
       for (int offset = kQuads / 2; offset > 0; offset /= 2)
-        square[q] += __shfl_xor_sync(0xffffffff, square[q], offset);
+        square[q] += __shfl_xor_sync(kFullMask, square[q], offset);
       const int side = q / 2, at = line + q % 2 * kLines;
       unsafe = unsafe || (start(side) + at < args.m && !is_safe_square(square[q]));
       if (quad == 0) {

@@ -10,9 +10,10 @@
 // not, is kept apart. Each warp keeps the whole diagonal, spread over its lanes, and updates it
 // redundantly: so every warp knows the next pivot, its place and value, before the tiles are done
 // and without a barrier. The only barrier of a pivot is the one between publishing its column to
-// shared memory and reading it; two buffers take turns. For 256 rows, 17 warps of which one part of
-// the multiprocessor holds five, registers are short: there the copies of the diagonal are in
-// shared memory, each entry still read and written by its own lane only.
+// shared memory and reading it, and a second where the column is repaired; two buffers take turns.
+// For 256 rows, 17 warps of which one part of the multiprocessor holds five, registers are short:
+// there the copies of the diagonal are in shared memory, each entry still read and written by its
+// own lane only.
 //
 // Pivots are taken largest first, and what only rounding can have made is repaired: csrc/README.md
 // says why a floor alone does not do.
