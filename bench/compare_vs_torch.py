@@ -1,32 +1,41 @@
 """The von Neumann entropy here against what people write in torch: time, memory, error.
 
-    python bench/compare_vs_torch.py            # the whole table, to bench/results/cpu.csv and PNG
-    python bench/compare_vs_torch.py --quick    # two sizes, about a minute
+    python bench/compare_vs_torch.py                  # the whole table, to bench/results/cpu.csv
+    python bench/compare_vs_torch.py --quick          # two sizes, about a minute
+    python bench/compare_vs_torch.py --device cuda    # the same on a GPU, replayed graphs besides
 
-One row of the CSV per provider, mode, size, batch and number of threads; README.md beside this
-file states the protocol and every column. `plot.py` draws the pictures from the CSV alone.
+One row of the CSV per provider, mode, size, batch, dtype, number of threads, way of launching and
+state of the cache; README.md beside this file states the protocol and every column. `plot.py`
+draws the pictures from the CSV alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import math
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import cycle, product
 from pathlib import Path
 
+import capturable
+import floor
 import harness
+import machine
 import memory
 import plot
 import torch
 from torch import Tensor
 
 try:
-    import vne_kernels
+    import providers
+    from providers import BASELINE, Entropy, Provider, Result, evaluate
+
     from vne_kernels import reference
 except ImportError as error:
     print(f"compare_vs_torch: {error}; install the package first: pip install .", file=sys.stderr)
@@ -44,66 +53,25 @@ SIZES = (
     (1024, 2048),
 )
 BATCHES = (1, 8)
+CUDA_M = (128, 32, 64, 256, 512, 1024, 2048)  # the size of the goals first
+CUDA_SIZES = tuple((m, 4 * m) for m in CUDA_M)
+CUDA_BATCHES = (1, 2, 8, 64)
+DEFAULT_SECONDS = {"cpu": 10.0, "cuda": 2.0}
 QUICK_SIZES = ((32, 128), (128, 512))
 MODES = ("forward", "forward+backward")
 DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float32, torch.float64)}
 DTYPES |= {str(d).removeprefix("torch."): d for d in (torch.bfloat16, torch.float16)}
-BASELINE = "gram"
+CHECKED = 8  # samples of a batch whose errors are looked at: float64 takes long
 
 COLUMNS = (
-    *("date", "commit", "torch", "cuda", "driver", "device", "device_name", "threads"),
-    *("provider", "batching", "mode", "dtype", "n", "d", "m", "batch"),
-    *("samples", "p20_ms", "p50_ms", "p80_ms", "speedup_vs_gram", "peak_mib"),
+    *("date", "commit", "torch", "cuda", "cusolver", "driver", "device", "device_name"),
+    *("clocks", "threads", "provider", "batching", "mode", "launch", "l2", "dtype"),
+    *("n", "d", "m", "batch", "samples", "calls", "p20_ms", "p50_ms", "p80_ms"),
+    *("speedup_vs_gram", "floor_ms", "floor_share", "launches", "peak_mib"),
     *("value_rel_error", "grad_rel_error", "note"),
 )
 
-Entropy = Callable[[Tensor], Tensor]  # (..., n, d) -> (...)
 Row = dict[str, object]
-
-
-# ---------------------------------------------------------------------------------------------
-# Providers
-# ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Provider:
-    """`build` gives a fresh callable for each case, so that a compiled one is compiled for it."""
-
-    name: str
-    build: Callable[[], Entropy]
-    batched: bool  # takes (batch, n, d) at once; otherwise looped over, as its users do
-
-    def entropy(self) -> Entropy:
-        one = self.build()
-        if self.batched:
-            return one
-        return lambda z: one(z) if z.ndim == 2 else torch.stack([one(sample) for sample in z])
-
-
-def _compiled_gram() -> Entropy:
-    from torch._inductor import config
-
-    torch.compiler.reset()
-    # Part of the key of the compiler's cache: code generated for another number is not reused.
-    config.cpp.threads = torch.get_num_threads()
-    compiled: Entropy = torch.compile(reference.gram, fullgraph=True, dynamic=False)
-    return compiled
-
-
-def _ours(method: str) -> Entropy:
-    return lambda z: vne_kernels.vn_entropy(z, method=method)
-
-
-PROVIDERS = (
-    Provider("algorithm1", lambda: reference.algorithm1, batched=False),
-    Provider("svd", lambda: reference.official_svd, batched=False),
-    Provider(BASELINE, lambda: reference.gram, batched=True),
-    Provider("gram+compile", _compiled_gram, batched=True),
-    Provider("ours", lambda: _ours("auto"), batched=True),
-    Provider("ours-eigh", lambda: _ours("eigh"), batched=True),
-    Provider("ours-poles", lambda: _ours("poles"), batched=True),
-)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -111,26 +79,54 @@ PROVIDERS = (
 # ---------------------------------------------------------------------------------------------
 
 
+CASE = ("n", "d", "batch", "dtype", "threads", "mode")  # columns a case is recognised by
+
+
 @dataclass(frozen=True)
 class Case:
     n: int
     d: int
     batch: int
+    dtype: str
     threads: int
     mode: str
 
     def __str__(self) -> str:
         size = f"n={self.n} d={self.d} batch={self.batch}"
-        return f"{size} {self.mode} threads={self.threads}"
+        return f"{size} {self.dtype} {self.mode} threads={self.threads}"
+
+    @property
+    def gradient(self) -> bool:
+        return self.mode == "forward+backward"
+
+    def columns(self) -> Row:
+        return {name: getattr(self, name) for name in CASE}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How the calls of a provider are launched, and where they find their input."""
+
+    launch: str  # eager | graph
+    l2: str  # hot | cold
+
+
+VARIANTS = {
+    "cpu": (Variant("eager", "hot"),),
+    "cuda": tuple(Variant(*v) for v in product(("eager", "graph"), ("hot", "cold"))),
+}
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The one input of all providers, and the float64 answers."""
+    """The one input of all providers, and the float64 answers of its first samples."""
 
     z: Tensor  # (n, d) for batch 1, otherwise (batch, n, d)
     value: Tensor
     grad: Tensor
+
+    def copies(self, count: int) -> list[Tensor]:
+        return [self.z.detach().clone().requires_grad_() for _ in range(count)]
 
 
 def make_problem(n: int, d: int, batch: int, dtype: torch.dtype, device: torch.device) -> Problem:
@@ -138,93 +134,219 @@ def make_problem(n: int, d: int, batch: int, dtype: torch.dtype, device: torch.d
     generator = torch.Generator().manual_seed(n * 1_000_003 + d * 101 + batch)
     shape = (n, d) if batch == 1 else (batch, n, d)
     z = torch.randn(shape, generator=generator).to(dtype)
-    value, grad = reference.oracle(z), reference.oracle_grad(z)
+    checked = z if batch == 1 else z[: CHECKED if min(n, d) <= 512 else 1]
+    value, grad = reference.oracle(checked), reference.oracle_grad(checked)
     return Problem(z.to(device).requires_grad_(), value, grad)
 
 
 def _relative_error(got: Tensor, want: Tensor, dims: tuple[int, ...]) -> float:
-    """Largest over the batch of |got - want| / |want|; NaN where got is not finite."""
-    difference = torch.linalg.vector_norm(got.detach().double().cpu() - want, dim=dims)
+    """Largest over the samples looked at of |got - want| / |want|; NaN where got is not finite."""
+    got = got.detach()[: len(want)] if want.ndim == got.ndim > len(dims) else got.detach()
+    difference = torch.linalg.vector_norm(got.double().cpu() - want, dim=dims)
     return float((difference / torch.linalg.vector_norm(want, dim=dims)).max())
 
 
-def _contender(provider: Provider, problem: Problem, mode: str) -> harness.Contender:
-    z, entropy = problem.z, provider.entropy()
-
-    def clear() -> None:
-        z.grad = None
-
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return entropy(z)
-
-    def forward_backward() -> Tensor:
-        s = entropy(z)
-        s.sum().backward()
-        return s
-
-    call = forward if mode == "forward" else forward_backward
-    return harness.Contender(provider.name, call, clear)
+def errors_of(result: Result, problem: Problem) -> tuple[float, float]:
+    """Of the value and of the gradient."""
+    value, grad = result
+    value_error = _relative_error(value.unsqueeze(-1), problem.value.unsqueeze(-1), (-1,))
+    if grad is None:
+        return value_error, math.nan
+    return value_error, _relative_error(grad, problem.grad, (-2, -1))
 
 
-def _check_and_warm_up(
-    provider: Provider, problem: Problem, mode: str, device: torch.device
-) -> tuple[harness.Contender, float, float]:
-    """First call: errors against float64. Second: peak memory. Both warm up what is timed next."""
-    contender = harness.Contender(provider.name, lambda: None, lambda: None)
-    value_error = grad_error = math.nan
-    try:
-        contender = _contender(provider, problem, mode)
+@dataclass
+class Measured:
+    """One provider in one variant: what is timed, and what was seen beforehand."""
+
+    provider: Provider
+    variant: Variant
+    contender: harness.Contender
+    value_error: float = math.nan
+    grad_error: float = math.nan
+    launches: float = math.nan
+    call_s: float = math.nan  # of the second call, a first idea
+
+    def note(self, gradient: bool) -> str:
+        if self.contender.error is not None:
+            return self.contender.error
+        errors = (self.value_error, self.grad_error) if gradient else (self.value_error,)
+        return "" if all(map(math.isfinite, errors)) else "the result is not finite"
+
+
+def _reason(error: Exception) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"[:160]
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass
+class Bench:
+    """A device, what it can do, and what was learned of the providers so far."""
+
+    device: torch.device
+    providers: tuple[Provider, ...]
+    variants: tuple[Variant, ...]
+    case_seconds: float
+    call_seconds: float
+    refused: capturable.Refused = field(default_factory=dict)  # what no CUDA graph holds
+    seconds_per_sample: dict[tuple[object, ...], float] = field(default_factory=dict)
+
+    # ---- one provider ------------------------------------------------------------------------
+
+    def measure(self, case: Case, problem: Problem) -> list[Measured]:
+        """All providers of one case, timed together."""
+        measured = [m for p in self.providers for m in self._prepare(p, case, problem)]
+        harness.time_interleaved([m.contender for m in measured], self.device, self.case_seconds)
+        return measured
+
+    def _prepare(self, provider: Provider, case: Case, problem: Problem) -> Iterator[Measured]:
+        """Every variant, run and checked once; what is timed next is warm."""
+        if provider.compiled and not provider.batched and case.batch > 1:
+            return  # the loop would be unrolled into one program: minutes of compilation
+        eager = self._eager(provider, case, problem)
+        yield eager
+        if eager.contender.error is None and not self._too_slow(eager.call_s):
+            for variant in self.variants[1:]:
+                yield self._variant(variant, eager, case, problem)
+
+    def _too_slow(self, seconds: float) -> bool:
+        return harness.MIN_SAMPLES * seconds > self.case_seconds
+
+    def _eager(self, provider: Provider, case: Case, problem: Problem) -> Measured:
+        """First call: errors against float64. Second: peak memory, and a first time."""
+        contender = harness.Contender(provider.name, _nothing, self._preference(provider))
+        measured = Measured(provider, Variant("eager", "hot"), contender)
+        known = (provider.name, case.n, case.d, case.mode, case.dtype, case.threads)
+        expected = self.seconds_per_sample.get(known, math.nan) * case.batch
+        if expected > self.call_seconds:
+            contender.error = f"not run: about {expected:.0f} s a call by a smaller batch"
+            return measured
+        try:
+            entropy = provider.entropy(DTYPES[case.dtype])
+            contender.call = lambda: evaluate(entropy, problem.z, case.gradient)
+            contender.prepare()
+            result = evaluate(entropy, problem.z, case.gradient)
+            measured.value_error, measured.grad_error = errors_of(result, problem)
+            del result
+            begin = time.perf_counter()
+            contender.peak_bytes = memory.peak_bytes(contender.call, self.device)
+            measured.call_s = time.perf_counter() - begin
+            if self._too_slow(measured.call_s):
+                contender.estimate_s = measured.call_s  # the only sample
+            measured.launches = machine.launches(contender.call, self.device)
+        except Exception as error:  # a provider that cannot do the case is a result, no accident
+            contender.error = _reason(error)
+        self.seconds_per_sample[known] = measured.call_s / case.batch
+        return measured
+
+    def _preference(self, provider: Provider) -> harness.Call:
+        """Untimed, before each call: the library behind torch.linalg."""
+        if self.device.type != "cuda":
+            return _nothing
+        return lambda: torch.backends.cuda.preferred_linalg_library(provider.linalg)
+
+    # ---- its other variants ------------------------------------------------------------------
+
+    def _variant(self, variant: Variant, eager: Measured, case: Case, problem: Problem) -> Measured:
+        """The same call on inputs that the cache has lost, or replayed from a graph, or both."""
+        provider = eager.provider
+        contender = harness.Contender(provider.name, _nothing, eager.contender.prepare)
+        measured = replace(eager, variant=variant, contender=contender)
+        refused = self.refused.get((provider.name, min(case.n, case.d), case.batch > 1))
+        if variant.launch == "graph" and refused is not None:
+            contender.error = refused
+            return measured
+        try:
+            entropy = provider.entropy(DTYPES[case.dtype])
+            inputs = [problem.z]
+            if variant.l2 == "cold":
+                held = problem.z.numel() * problem.z.element_size()
+                inputs = problem.copies(1 + math.ceil(2 * machine.l2_bytes(self.device) / held))
+            if variant.launch == "graph":
+                self._graph(measured, entropy, inputs, case, problem)
+            else:
+                turns = cycle(inputs)
+                contender.call = lambda: evaluate(entropy, next(turns), case.gradient)
+        except Exception as error:
+            contender.error = _reason(error)
+        return measured
+
+    def _graph(
+        self, measured: Measured, entropy: Entropy, inputs: list[Tensor], case: Case,
+        problem: Problem,
+    ) -> None:  # fmt: skip
+        """One graph of a call on each input. A short one is replayed several times a sample."""
+        contender = measured.contender
+        last: list[Result] = []
+
+        def calls() -> None:
+            for z in inputs:
+                last[:] = [evaluate(entropy, z, case.gradient)]
+
+        if self._too_slow(len(inputs) * measured.call_s):
+            contender.error = f"not run: {len(inputs)} inputs that L2 cannot hold take too long"
+            return
         contender.prepare()
-        value = contender.call()
-        assert isinstance(value, Tensor)
-        value_error = _relative_error(value.unsqueeze(-1), problem.value.unsqueeze(-1), (-1,))
-        if problem.z.grad is not None:
-            grad_error = _relative_error(problem.z.grad, problem.grad, (-2, -1))
-        contender.prepare()
-        contender.peak_bytes = memory.peak_bytes(contender.call, device)
-    except Exception as error:  # a provider that cannot do the case is a result, not an accident
-        reason = (str(error).strip().splitlines() or [""])[0]
-        contender.error = f"{type(error).__name__}: {reason}"[:160]
-    return contender, value_error, grad_error
+        replay = machine.capture(calls, self.device)
+        for tensor in last[0]:
+            if tensor is not None:
+                tensor.detach().fill_(math.nan)  # so that what is checked was written by the replay
+        replay()
+        measured.value_error, measured.grad_error = errors_of(last[0], problem)
+        short = max(1, int(harness.TURN_S / measured.call_s))
+        repeats = min(short, harness.MAX_CALLS_PER_TURN) if len(inputs) == 1 else 1
+        contender.calls = repeats * len(inputs)
+        contender.call = lambda: [replay() for _ in range(repeats)]
 
 
-def _note(contender: harness.Contender, errors: Sequence[float]) -> str:
-    if contender.error is not None:
-        return contender.error
-    return "" if all(math.isfinite(e) for e in errors) else "the result is not finite"
+# ---------------------------------------------------------------------------------------------
+# Rows
+# ---------------------------------------------------------------------------------------------
 
 
-def measure_case(case: Case, problem: Problem, device: torch.device, budget_s: float) -> list[Row]:
-    """All providers of one case, timed together."""
-    measured = [_check_and_warm_up(p, problem, case.mode, device) for p in PROVIDERS]
-    contenders = [contender for contender, _, _ in measured]
-    harness.time_interleaved(contenders, device, budget_s)
-    quantiles = {c.name: c.quantiles_ms() for c in contenders}
+def _baseline_ms(medians: dict[tuple[str, Variant], float], variant: Variant) -> float:
+    """Of BASELINE in the same variant; launched eagerly where no graph holds it."""
+    choices = (variant, Variant("eager", variant.l2), Variant("eager", "hot"))
+    found = (medians.get((BASELINE, choice), math.nan) for choice in choices)
+    return next((ms for ms in found if math.isfinite(ms)), math.nan)
+
+
+def rows_of(case: Case, measured: Sequence[Measured], ceilings: floor.Ceilings) -> list[Row]:
+    dtype = DTYPES[case.dtype]
+    floor_ms = math.nan
+    if dtype != torch.float64:  # the ceilings are those of float32 arithmetic
+        floor_ms = 1e3 * floor.floor_s(
+            ceilings, case.n, case.d, case.batch, dtype.itemsize, gradient=case.gradient
+        )
+    quantiles = [m.contender.quantiles_ms() for m in measured]
+    medians = {(m.provider.name, m.variant): q[1] for m, q in zip(measured, quantiles, strict=True)}
     rows: list[Row] = []
-    for provider, (contender, value_error, grad_error) in zip(PROVIDERS, measured, strict=True):
-        p20, p50, p80 = quantiles[provider.name]
-        has_grad = case.mode == "forward+backward"
-        errors = (value_error, grad_error) if has_grad else (value_error,)
+    for m, (p20, p50, p80) in zip(measured, quantiles, strict=True):
         rows.append(
             {
-                "threads": case.threads,
-                "provider": provider.name,
-                "batching": "batched" if provider.batched else "looped",
-                "mode": case.mode,
-                "n": case.n,
-                "d": case.d,
+                **case.columns(),
                 "m": min(case.n, case.d),
-                "batch": case.batch,
-                "samples": len(contender.samples_s),
+                "provider": m.provider.name,
+                "batching": "batched" if m.provider.batched else "looped",
+                "launch": m.variant.launch,
+                "l2": m.variant.l2,
+                "samples": len(m.contender.samples_s),
+                "calls": m.contender.calls,
                 "p20_ms": f"{p20:.5g}",
                 "p50_ms": f"{p50:.5g}",
                 "p80_ms": f"{p80:.5g}",
-                "speedup_vs_gram": f"{quantiles[BASELINE][1] / p50:.4g}",
-                "peak_mib": f"{contender.peak_bytes / 2**20:.4g}",
-                "value_rel_error": f"{value_error:.2e}",
-                "grad_rel_error": f"{grad_error:.2e}" if has_grad else "",
-                "note": _note(contender, errors),
+                "speedup_vs_gram": f"{_baseline_ms(medians, m.variant) / p50:.4g}",
+                "floor_ms": f"{floor_ms:.4g}",
+                "floor_share": f"{floor_ms / p50:.3g}",
+                "launches": "" if math.isnan(m.launches) else f"{m.launches:.0f}",
+                "peak_mib": f"{m.contender.peak_bytes / 2**20:.4g}",
+                "value_rel_error": f"{m.value_error:.2e}",
+                "grad_rel_error": f"{m.grad_error:.2e}" if case.gradient else "",
+                "note": m.note(case.gradient),
             }
         )
     return rows
@@ -236,40 +358,19 @@ def measure_case(case: Case, problem: Problem, device: torch.device, budget_s: f
 
 
 def print_case(case: Case, rows: Sequence[Row]) -> None:
-    print(f"\n{case}")
+    print(f"\n{case}, floor {rows[0]['floor_ms']} ms")
     print(
-        f"  {'provider':<13}{'batching':<9}{'p20 ms':>10}{'p50 ms':>10}{'p80 ms':>10}"
+        f"  {'provider':<19}{'launch':<7}{'L2':<5}{'p20 ms':>10}{'p50 ms':>10}{'p80 ms':>10}"
         f"{'vs gram':>11}{'peak MiB':>10}{'value err':>11}{'grad err':>11}  note"
     )
     for row in rows:
         print(
-            f"  {row['provider']:<13}{row['batching']:<9}{row['p20_ms']:>10}{row['p50_ms']:>10}"
-            f"{row['p80_ms']:>10}{row['speedup_vs_gram']:>10}x{row['peak_mib']:>10}"
-            f"{row['value_rel_error']:>11}{row['grad_rel_error'] or '-':>11}  {row['note']}"
+            f"  {row['provider']:<19}{row['launch']:<7}{row['l2']:<5}{row['p20_ms']:>10}"
+            f"{row['p50_ms']:>10}{row['p80_ms']:>10}{row['speedup_vs_gram']:>10}x"
+            f"{row['peak_mib']:>10}{row['value_rel_error']:>11}{row['grad_rel_error'] or '-':>11}"
+            f"  {row['note']}"
         )
     sys.stdout.flush()
-
-
-class Progress:
-    """A line on stderr, rewritten in place on a terminal."""
-
-    def __init__(self, total: int) -> None:
-        self.total, self.done, self.begin = total, 0, time.monotonic()
-
-    def start(self, case: Case) -> None:
-        elapsed = time.monotonic() - self.begin
-        left = elapsed / self.done * (self.total - self.done) if self.done else math.nan
-        estimate = f", about {left:.0f} s left" if self.done else ""
-        line = f"[{self.done + 1}/{self.total}] {case} ({elapsed:.0f} s{estimate})"
-        if sys.stderr.isatty():
-            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
-
-    def stop(self) -> None:
-        self.done += 1
-        if sys.stderr.isatty():
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -304,6 +405,14 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _dtypes(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(text.split(",")))
+    for name in names:
+        if name not in DTYPES:
+            raise argparse.ArgumentTypeError(f"wanted some of {', '.join(DTYPES)}, got {name!r}")
+    return names
+
+
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="compare_vs_torch.py",
@@ -314,53 +423,141 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), default="cpu")
     add("--threads", type=_positives, default=default_threads, help="such as 1,2; CPU only")
-    add("--sizes", type=_sizes, help="NxD,NxD,...; default: the nine of README.md")
-    add("--batches", type=_positives, default=BATCHES, help="default: 1,8")
-    add("--dtype", choices=DTYPES, default="float32")
+    add("--sizes", type=_sizes, help="NxD,NxD,...; default: those of README.md")
+    add("--batches", type=_positives, help="such as 1,8; default: those of README.md")
+    add("--dtypes", type=_dtypes, help="such as float32,bfloat16; default: those of README.md")
     add("--case-seconds", type=_seconds, help="time for one case, shared by its providers")
-    add("--quick", action="store_true", help="two sizes, 1 s a case, unless given")
+    add("--call-seconds", type=_seconds, default=60.0, help="longer calls are not made (60)")
+    add("--quick", action="store_true", help="two sizes, no batch of samples, unless given")
     add("--out", type=Path, help="CSV file; default: bench/results/<device>.csv")
+    add("--resume", action="store_true", help="go on from <out>.partial")
+    add("--stop-after", type=_seconds, default=math.inf, help="begin no case after so many seconds")
     arguments = parser.parse_args(argv)
-    if arguments.sizes is None:
-        arguments.sizes = QUICK_SIZES if arguments.quick else SIZES
-    if arguments.case_seconds is None:
-        arguments.case_seconds = 1.0 if arguments.quick else 10.0
     if arguments.device == "cuda":
         if not torch.cuda.is_available():
             built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
             parser.error(f"no CUDA device: torch {torch.__version__} ({built}) sees none")
         arguments.threads = (torch.get_num_threads(),)
+    if arguments.quick:
+        arguments.sizes = arguments.sizes or QUICK_SIZES
+        arguments.batches = arguments.batches or (1,)
+    if arguments.case_seconds is None:
+        arguments.case_seconds = 1.0 if arguments.quick else DEFAULT_SECONDS[arguments.device]
     if arguments.out is None:
-        name = "cpu"
-        if arguments.device == "cuda":
-            name = harness.slug(torch.cuda.get_device_name())
-        arguments.out = Path(__file__).resolve().parent / "results" / f"{name}.csv"
+        arguments.out = harness.results_file(torch.device(arguments.device))
     return arguments
+
+
+def cases_of(arguments: argparse.Namespace) -> list[Case]:
+    """Everything combined with everything if anything is named, otherwise README.md's table."""
+    if arguments.device == "cpu" or arguments.sizes or arguments.batches or arguments.dtypes:
+        blocks = [
+            (
+                arguments.sizes or (SIZES if arguments.device == "cpu" else CUDA_SIZES),
+                arguments.batches or (BATCHES if arguments.device == "cpu" else CUDA_BATCHES),
+                arguments.dtypes or ("float32",),
+                MODES,
+            )
+        ]
+    else:
+        squares_and_tall = tuple(size for m in CUDA_M for size in ((m, m), (4 * m, m)))
+        blocks = [
+            (CUDA_SIZES, CUDA_BATCHES, ("float32",), MODES),
+            (squares_and_tall, (1, 8), ("float32",), MODES),
+            (CUDA_SIZES, (1, 64), ("bfloat16",), MODES[1:]),
+        ]
+    return [
+        Case(n, d, batch, dtype, threads, mode)
+        for sizes, batches, dtypes, modes in blocks
+        for (n, d), batch, dtype, threads, mode in product(
+            sizes, batches, dtypes, arguments.threads, modes
+        )
+    ]
+
+
+def finished_before(partial: Path, where: Row) -> list[Row]:
+    """The rows of an interrupted run; ValueError if they are of another build or machine."""
+    if not partial.is_file():
+        return []
+    with partial.open(newline="") as file:
+        rows: list[Row] = list(csv.DictReader(file))
+    for row in rows:
+        for column in ("commit", "torch", "cusolver", "driver", "device_name"):
+            if row.get(column) != where[column]:
+                raise ValueError(
+                    f"{partial} has {column} {row.get(column)!r}, this run has {where[column]!r}: "
+                    "delete it, or run without --resume"
+                )
+    return rows
+
+
+class Ceilings:
+    """Those of each number of threads, measured when first asked for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.known: dict[int, floor.Ceilings] = {}
+
+    def of(self, threads: int) -> floor.Ceilings:
+        if threads not in self.known:
+            torch.set_num_threads(threads)
+            self.known[threads] = floor.measure(self.device)
+            print(f"{threads} threads: {self.known[threads]}")
+        return self.known[threads]
+
+
+def make_bench(arguments: argparse.Namespace, cases: Sequence[Case]) -> Bench:
+    device = torch.device(arguments.device)
+    found = providers.available(device)
+    for provider in providers.PROVIDERS:
+        if provider not in found:
+            print(f"without {provider.name}: {provider.why_not(device)}")
+    refused: capturable.Refused = {}
+    if device.type == "cuda":
+        sizes = sorted({min(case.n, case.d) for case in cases})
+        refused = capturable.refused(capturable.trials([p.name for p in found], sizes))
+    return Bench(
+        device,
+        found,
+        VARIANTS[device.type],
+        arguments.case_seconds,
+        arguments.call_seconds,
+        refused,
+    )
 
 
 def run(arguments: argparse.Namespace) -> list[Row]:
     """Measure every case, print it, and keep what is done in a .partial file until the end."""
-    device, dtype = torch.device(arguments.device), DTYPES[arguments.dtype]
-    where: Row = {**harness.environment(device), "dtype": arguments.dtype}
+    begin = time.monotonic()
+    device = torch.device(arguments.device)
+    where: Row = {**harness.environment(device)}
     print(", ".join(f"{name} {value}" for name, value in where.items()))
     partial = arguments.out.with_name(arguments.out.name + ".partial")
-    partial.unlink(missing_ok=True)
-    counts = (arguments.sizes, arguments.batches, arguments.threads, MODES)
-    progress = Progress(math.prod(len(c) for c in counts))
-    rows: list[Row] = []
-    for n, d in arguments.sizes:
-        for batch in arguments.batches:
-            problem = make_problem(n, d, batch, dtype, device)
-            for threads in arguments.threads:
-                torch.set_num_threads(threads)
-                for mode in MODES:
-                    case = Case(n, d, batch, threads, mode)
-                    progress.start(case)
-                    measured = measure_case(case, problem, device, arguments.case_seconds)
-                    progress.stop()
-                    print_case(case, measured)
-                    rows += [{**where, **row} for row in measured]
-                    harness.write_csv(partial, COLUMNS, rows)
+    rows = finished_before(partial, where) if arguments.resume else []
+    done = {tuple(str(row[name]) for name in CASE) for row in rows}
+    cases = cases_of(arguments)
+    todo = [c for c in cases if tuple(str(v) for v in c.columns().values()) not in done]
+    bench, ceilings = make_bench(arguments, todo), Ceilings(device)
+    progress = harness.Progress(len(todo))
+    problem: tuple[tuple[object, ...], Problem] | None = None
+    for case in todo:
+        if time.monotonic() - begin > arguments.stop_after:
+            print(f"\nstopped after {progress.done} of {len(todo)} cases; --resume goes on")
+            harness.write_csv(arguments.out, COLUMNS, rows)
+            return rows
+        key = (case.n, case.d, case.batch, case.dtype)
+        if problem is None or problem[0] != key:
+            problem = None  # its memory first
+            problem = key, make_problem(case.n, case.d, case.batch, DTYPES[case.dtype], device)
+        progress.start(case)
+        torch.set_num_threads(case.threads)
+        of_device = ceilings.of(case.threads)
+        measured = rows_of(case, bench.measure(case, problem[1]), of_device)
+        progress.stop()
+        print_case(case, measured)
+        clocks = machine.clocks(device)
+        rows += [{**where, "clocks": clocks, **row} for row in measured]
+        harness.write_csv(partial, COLUMNS, rows)
     os.replace(partial, arguments.out)
     return rows
 
@@ -372,8 +569,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(arguments)
     except KeyboardInterrupt:
-        print(f"\nstopped; any finished case is in {arguments.out}.partial", file=sys.stderr)
+        print(
+            f"\nstopped; finished cases are in {arguments.out}.partial, --resume goes on",
+            file=sys.stderr,
+        )
         return 130
+    except ValueError as error:
+        print(f"compare_vs_torch: {error}", file=sys.stderr)
+        return 2
     print(f"\n{arguments.out}")
     for picture in plot.draw(arguments.out):
         print(picture)

@@ -1,6 +1,6 @@
-"""Interleaved timing, the description of the machine, and the CSV file.
+"""Interleaved timing, the description of the machine, the CSV file, the line of progress.
 
-Nothing here knows what is measured: `compare_vs_torch.py` brings the providers.
+Nothing here knows what is measured: `compare_vs_torch.py` and `training_step.py` bring that.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import platform
 import random
 import re
-import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cusolver
+import machine
 import torch
 
 Call = Callable[[], object]
@@ -37,8 +39,9 @@ class Contender:
     name: str
     call: Call  # the timed work
     prepare: Call  # untimed, before each call
+    calls: int = 1  # how often `call` does the work: a sample is the mean
     error: str | None = None
-    estimate_s: float = math.nan
+    estimate_s: float = math.nan  # of the whole `call`, if known beforehand
     peak_bytes: float = math.nan
     samples_s: list[float] = field(default_factory=list)
 
@@ -57,7 +60,7 @@ class Contender:
 
 
 def _time_once(contender: Contender, device: torch.device) -> float:
-    """Seconds of one call: the host's clock on a CPU, events on a GPU."""
+    """Seconds of `call`: the host's clock on a CPU, events on a GPU that was idle before."""
     contender.prepare()
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -77,22 +80,21 @@ def _turn(contender: Contender, device: torch.device) -> None:
     calls = min(MAX_CALLS_PER_TURN, max(1, int(TURN_S / contender.estimate_s)))
     if calls > 1:
         _time_once(contender, device)
-    contender.samples_s += [_time_once(contender, device) for _ in range(calls)]
+    for _ in range(calls):
+        contender.samples_s.append(_time_once(contender, device) / contender.calls)
 
 
 def _estimate(contender: Contender, device: torch.device, share_s: float) -> float:
-    """Seconds of one call: the least of three, so that one interruption does not decide."""
+    """Seconds of `call`: the least of three, so that one interruption does not decide."""
     estimate_s = _time_once(contender, device)
     if estimate_s < share_s / MIN_SAMPLES:
         estimate_s = min(estimate_s, *(_time_once(contender, device) for _ in range(2)))
     return max(estimate_s, 1e-7)
 
 
-def _stride(contender: Contender, rounds: int, share_s: float, budget_s: float) -> int:
+def _stride(contender: Contender, rounds: int, share_s: float) -> int:
     """A contender takes part in every stride-th round, so that slow ones are spread evenly."""
-    turns = int(share_s / contender.estimate_s)
-    if turns < MIN_SAMPLES:
-        turns = MIN_SAMPLES if MIN_SAMPLES * contender.estimate_s <= budget_s else 1
+    turns = max(MIN_SAMPLES, int(share_s / contender.estimate_s))
     return max(1, rounds // turns)
 
 
@@ -113,9 +115,15 @@ def time_interleaved(
 
     The machine's noise falls on all alike: every round gives each contender one turn, in an order
     drawn anew. `budget_s` is shared equally; one too slow for its share still gets MIN_SAMPLES
-    calls, or a single one where those would take more than the whole budget.
+    calls. Where those would take more than the whole budget, the call whose time is known already
+    (`estimate_s`) is the only sample.
     """
-    running = [c for c in contenders if c.error is None]
+    running = []
+    for contender in contenders:
+        if MIN_SAMPLES * contender.estimate_s > budget_s:
+            contender.samples_s.append(contender.estimate_s / contender.calls)
+        elif contender.error is None:
+            running.append(contender)
     if not running:
         return
     share_s = budget_s / len(running)
@@ -123,7 +131,7 @@ def time_interleaved(
         contender.estimate_s = _estimate(contender, device, share_s)
     turn_s = sum(max(TURN_S, c.estimate_s) for c in running if c.estimate_s <= share_s)
     rounds = max(MIN_SAMPLES, min(MAX_ROUNDS, int(budget_s / max(turn_s, TURN_S))))
-    strides = {c.name: _stride(c, rounds, share_s, budget_s) for c in running}
+    strides = {c.name: _stride(c, rounds, share_s) for c in running}
     order = random.Random(seed)
     deadline = time.perf_counter() + 2 * budget_s  # a machine much slower than its first call
     with _no_gc():
@@ -140,22 +148,12 @@ def time_interleaved(
 # ---------------------------------------------------------------------------------------------
 
 
-def _output_of(*command: str) -> str:
-    """Standard output of a command, stripped; empty if it fails or is not there."""
-    folder = Path(__file__).resolve().parent
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
-
-
 def commit() -> str:
     """The commit of this repository, with a + if tracked sources differ from it; '-' without."""
-    head = _output_of("git", "rev-parse", "--short=10", "HEAD")
+    head = machine.output_of("git", "rev-parse", "--short=10", "HEAD")
     if not head:
         return "-"
-    changed = _output_of(
+    changed = machine.output_of(
         "git", "status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)bench/results"
     )
     return head + ("+" if changed else "")
@@ -173,16 +171,23 @@ def _cpu_name() -> str:
 def environment(device: torch.device) -> dict[str, str]:
     """The columns that say where a row comes from."""
     on_gpu = device.type == "cuda"
-    driver = _output_of("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     return {
         "date": time.strftime("%Y-%m-%d"),
         "commit": commit(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda or "-",
-        "driver": (driver.splitlines()[0] if driver else "-"),
+        "cusolver": cusolver.version(),
+        "driver": machine.driver(device),
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device) if on_gpu else _cpu_name(),
+        "clocks": machine.clocks(device),
     }
+
+
+def results_file(device: torch.device, suffix: str = "") -> Path:
+    """bench/results/<device><suffix>.csv."""
+    name = slug(torch.cuda.get_device_name(device)) if device.type == "cuda" else "cpu"
+    return Path(__file__).resolve().parent / "results" / f"{name}{suffix}.csv"
 
 
 def slug(name: str) -> str:
@@ -209,3 +214,30 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, objec
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+# ---------------------------------------------------------------------------------------------
+# Progress
+# ---------------------------------------------------------------------------------------------
+
+
+class Progress:
+    """A line on stderr, rewritten in place on a terminal."""
+
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.begin = total, 0, time.monotonic()
+
+    def start(self, case: object) -> None:
+        elapsed = time.monotonic() - self.begin
+        left = elapsed / self.done * (self.total - self.done) if self.done else math.nan
+        estimate = f", about {left:.0f} s left" if self.done else ""
+        line = f"[{self.done + 1}/{self.total}] {case} ({elapsed:.0f} s{estimate})"
+        if sys.stderr.isatty():
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+
+    def stop(self) -> None:
+        self.done += 1
+        if sys.stderr.isatty():
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
