@@ -11,6 +11,7 @@ namespace vne {
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
+constexpr int64_t kEntriesAtOnce = 65536;  // of A^ in one call of eigenvalues: they stay in L2
 
 // The smallest eigenvalue that is told from the rounding of the largest. Below it any finite
 // logarithm gives the same gradient, for X^ has no component along those eigenvectors.
@@ -39,18 +40,32 @@ double trace(const T* a, int64_t m) {
   return sum;
 }
 
-// S of A^ without its logarithm. The error of an eigenvalue is of the order of the rounding of the
-// largest one; where that is nearly all of the trace, S is small and float32 is not enough for it.
+// S of the matrices a [count, m, m] without their logarithms. The error of an eigenvalue is of the
+// order of the rounding of the largest one; where that is nearly all of the trace, S is small and
+// float32 is not enough for it.
 template <typename T>
-double entropy_by_eigenvalues(const T* a, int64_t m) {
+void entropy_by_eigenvalues(const T* a, int64_t count, int64_t m, double* entropies) {
   constexpr double kSmallEntropy = 1;
-  const double value =
-      entropy_of_eigenvalues(static_cast<const T*>(eigh(a, m, false).values.const_data_ptr()), m);
-  if (std::is_same_v<T, double> || value >= kSmallEntropy) return value;
-  Buffer<double> wide(m * m);
-  std::copy_n(a, m * m, wide.get());
-  return entropy_of_eigenvalues(
-      static_cast<const double*>(eigh(wide.get(), m, false).values.const_data_ptr()), m);
+  const Tensor of_all = eigenvalues(a, count, m);
+  const T* values = static_cast<const T*>(of_all.const_data_ptr());
+  for (int64_t k = 0; k < count; ++k) {
+    entropies[k] = entropy_of_eigenvalues(values + k * m, m);
+    if (std::is_same_v<T, double> || entropies[k] >= kSmallEntropy) continue;
+    Buffer<double> wide(m * m);
+    std::copy_n(a + k * m * m, m * m, wide.get());
+    entropy_by_eigenvalues<double>(wide.get(), 1, m, entropies + k);
+  }
+}
+
+// S of A = trace A^ from that of A^, which rounding may have left outside of [0, log m].
+// S(tau A^) = tau S(A^) - tau log tau. A trace that is one but for the rounding of the weights is
+// one.
+template <typename T>
+double with_trace(double value, double trace, int64_t m) {
+  value = std::clamp(value, 0.0, std::log(static_cast<double>(m)));
+  const double tolerance = 8 * static_cast<double>(std::numeric_limits<T>::epsilon());
+  if (std::abs(trace - 1) <= tolerance) return value;
+  return trace * (value - std::log(trace));
 }
 
 // log A^ + shift I.
@@ -94,7 +109,7 @@ double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* gr
   const double shift = std::log(static_cast<double>(m));  // centres log A^ of a flat spectrum on 0
   double value;
   if (method == Method::kEigh && !grad_z) {
-    value = entropy_by_eigenvalues(a.get(), m);
+    entropy_by_eigenvalues(a.get(), 1, m, &value);
   } else {
     Buffer<T> log_a(m * m);
     if (method == Method::kEigh) {
@@ -110,13 +125,7 @@ double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* gr
       gradient(problem, rows, log_a.get(), -2, std::log(rows.trace) + 1 - shift, grad_z,
                grad_weights);
   }
-  value = std::clamp(value, 0.0, shift);
-
-  // S(tau A^) = tau S(A^) - tau log tau. A trace that is one but for the rounding of the weights is
-  // one.
-  const double tolerance = 8 * static_cast<double>(std::numeric_limits<T>::epsilon());
-  if (std::abs(rows.trace - 1) <= tolerance) return value;
-  return rows.trace * (value - std::log(rows.trace));
+  return with_trace<T>(value, rows.trace, m);
 }
 
 template double entropy(const Problem&, const Rows<float>&, Method, float*, float*);
@@ -127,6 +136,31 @@ namespace {
 struct Forward {
   Tensor entropy, grad_z, grad_weights;
 };
+
+// S of samples [begin, end) by eigenvalues alone. For a small matrix a call of the dispatcher takes
+// as long as its eigenvalues: one call serves all.
+template <typename T>
+void entropy_of_range(const Problem& problem, const Input& input, const T* weights, int64_t begin,
+                      int64_t end, T* entropies) {
+  const int64_t m = problem.m();
+  Buffer<T> a((end - begin) * m * m);
+  std::vector<int64_t> regular;  // neither NaN nor zero throughout: these have an A^
+  std::vector<double> traces;
+  for (int64_t sample = begin; sample < end; ++sample) {
+    const Rows<T> rows =
+        normalize<T>(problem, input, sample, weights ? weights + sample * problem.n : nullptr);
+    entropies[sample] = static_cast<T>(rows.valid ? 0 : kNaN);
+    if (!rows.valid || rows.empty()) continue;
+    gram(problem, rows, a.get() + static_cast<int64_t>(regular.size()) * m * m);
+    regular.push_back(sample);
+    traces.push_back(rows.trace);
+  }
+  if (regular.empty()) return;
+  std::vector<double> values(regular.size());
+  entropy_by_eigenvalues(a.get(), static_cast<int64_t>(regular.size()), m, values.data());
+  for (size_t k = 0; k < regular.size(); ++k)
+    entropies[regular[k]] = static_cast<T>(with_trace<T>(values[k], traces[k], m));
+}
 
 Forward forward(const Tensor& z, const std::optional<Tensor>& weights, bool normalize,
                 const std::string& method, double eps, bool with_grad) {
@@ -146,6 +180,13 @@ Forward forward(const Tensor& z, const std::optional<Tensor>& weights, bool norm
     T* z_grads = static_cast<T*>(result.grad_z.mutable_data_ptr());
     T* p_grads = static_cast<T*>(result.grad_weights.mutable_data_ptr());
     const T* p_data = data_or_null<T>(p);
+    if (chosen == Method::kEigh && !with_grad) {
+      const int64_t most = std::max<int64_t>(1, kEntriesAtOnce / (problem.m() * problem.m()));
+      for_each_range(problem, most, [&](int64_t begin, int64_t end) {
+        entropy_of_range(problem, input, p_data, begin, end, values);
+      });
+      return;
+    }
     for_each_sample(problem, [&](int64_t sample) {
       const Rows<T> rows =
           vne::normalize<T>(problem, input, sample, p_data ? p_data + sample * n : nullptr);

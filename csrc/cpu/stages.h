@@ -79,6 +79,10 @@ struct Eigen {
 template <typename T>
 Eigen eigh(const T* a, int64_t m, bool vectors);
 
+// [count, m], ascending, of the matrices a [count, m, m]: one call of the dispatcher for all.
+template <typename T>
+Tensor eigenvalues(const T* a, int64_t count, int64_t m);
+
 // V diag(f) V^T, for f [m].
 template <typename T>
 void spectral_function(const Eigen& eigen, const T* f, int64_t m, T* result);
@@ -105,6 +109,10 @@ double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* gr
 // Calls f(sample) for each sample of the batch, in parallel where that uses the threads better than
 // the products within one sample do.
 void for_each_sample(const Problem& problem, const std::function<void(int64_t)>& f);
+
+// The same with f(begin, end): ranges of at most `most` samples.
+void for_each_range(const Problem& problem, int64_t most,
+                    const std::function<void(int64_t, int64_t)>& f);
 
 // Runs f(T{}) with the type that `dtype` is computed in.
 template <typename F>
