@@ -59,7 +59,7 @@ class Contender:
 # ---------------------------------------------------------------------------------------------
 
 
-def _time_once(contender: Contender, device: torch.device) -> float:
+def time_once(contender: Contender, device: torch.device) -> float:
     """Seconds of `call`: the host's clock on a CPU, events on a GPU that was idle before."""
     contender.prepare()
     if device.type == "cuda":
@@ -79,16 +79,16 @@ def _turn(contender: Contender, device: torch.device) -> None:
     """One provider's turn: several short calls, the first of them not counted, or one long one."""
     calls = min(MAX_CALLS_PER_TURN, max(1, int(TURN_S / contender.estimate_s)))
     if calls > 1:
-        _time_once(contender, device)
+        time_once(contender, device)
     for _ in range(calls):
-        contender.samples_s.append(_time_once(contender, device) / contender.calls)
+        contender.samples_s.append(time_once(contender, device) / contender.calls)
 
 
 def _estimate(contender: Contender, device: torch.device, share_s: float) -> float:
     """Seconds of `call`: the least of three, so that one interruption does not decide."""
-    estimate_s = _time_once(contender, device)
+    estimate_s = time_once(contender, device)
     if estimate_s < share_s / MIN_SAMPLES:
-        estimate_s = min(estimate_s, *(_time_once(contender, device) for _ in range(2)))
+        estimate_s = min(estimate_s, *(time_once(contender, device) for _ in range(2)))
     return max(estimate_s, 1e-7)
 
 
