@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import re
+import zlib
 from collections.abc import Iterator
 
 import backends
@@ -20,6 +23,19 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
+    if not found or int(found[1]) > int(found[2]):
+        raise argparse.ArgumentTypeError(f"wanted I/N with 1 <= I <= N, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"wanted a positive whole number, got {text!r}")
+    return int(text)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--backend",
@@ -28,25 +44,66 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="the kernels below the public functions: the CPU's, or the CUDA kernels on the host "
         "or on a GPU",
     )
+    parser.addoption(
+        "--random-shapes",
+        type=_count,
+        default=60,
+        metavar="N",
+        help="random cases of test_device.py against float64",
+    )
+    parser.addoption(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="the I-th of N parts of the selected tests, for N processes side by side",
+    )
 
 
 _backend = pytest.StashKey[torch.library.Library]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", "cpu_only(reason): about the CPU kernels, deselected for another --backend"
-    )
+    for marker in (
+        "cpu_only(reason): about the CPU kernels, deselected for another --backend",
+        "device_only(reason): about a real device, deselected for --backend emulated",
+        "sanitize: launches every kernel once, small enough for compute-sanitizer",
+    ):
+        config.addinivalue_line("markers", marker)
     backend = config.getoption("--backend")
     if backend != "cpu":
         config.stash[_backend] = backends.install(backend)
 
 
+def _part(item: pytest.Item, parts: int) -> int:
+    """Which part a test is in: one for all of a spectrum and shape, as they share float64 answers.
+
+    By a hash of text, so that every process finds the same.
+    """
+    callspec = getattr(item, "callspec", None)
+    params = callspec.params if callspec else {}
+    shared = "name" in params and "shape" in params
+    key = f"{params['name']} {params['shape']}" if shared else item.nodeid
+    return zlib.crc32(key.encode()) % parts
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--backend") != "cpu":
-        cpu_only = [item for item in items if item.get_closest_marker("cpu_only")]
-        config.hook.pytest_deselected(items=cpu_only)
-        items[:] = [item for item in items if item not in cpu_only]
+    backend, shard = config.getoption("--backend"), config.getoption("--shard")
+    unwanted = {"cpu": (), "cuda": ("cpu_only",), "emulated": ("cpu_only", "device_only")}[backend]
+
+    def is_wanted(item: pytest.Item) -> bool:
+        mine = shard is None or _part(item, shard[1]) == shard[0] - 1
+        return mine and not any(item.get_closest_marker(name) for name in unwanted)
+
+    deselected = [item for item in items if not is_wanted(item)]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if is_wanted(item)]
+
+
+@pytest.fixture(scope="session")
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where tests of a real device put their tensors."""
+    return torch.device("cuda" if request.config.getoption("--backend") == "cuda" else "cpu")
 
 
 @pytest.fixture(params=METHODS)
