@@ -165,7 +165,7 @@ class Measured:
     value_error: float = math.nan
     grad_error: float = math.nan
     launches: float = math.nan
-    call_s: float = math.nan  # of the second call, a first idea
+    call_s: float = math.nan  # of one call, a first idea
 
     def note(self, gradient: bool) -> str:
         if self.contender.error is not None:
@@ -217,7 +217,7 @@ class Bench:
         return harness.MIN_SAMPLES * seconds > self.case_seconds
 
     def _eager(self, provider: Provider, case: Case, problem: Problem) -> Measured:
-        """First call: errors against float64. Second: peak memory, and a first time."""
+        """First call: errors against float64. Second: peak memory. Third: a first time."""
         contender = harness.Contender(provider.name, _nothing, self._preference(provider))
         measured = Measured(provider, Variant("eager", "hot"), contender)
         known = (provider.name, case.n, case.d, case.mode, case.dtype, case.threads)
@@ -232,9 +232,8 @@ class Bench:
             result = evaluate(entropy, problem.z, case.gradient)
             measured.value_error, measured.grad_error = errors_of(result, problem)
             del result
-            begin = time.perf_counter()
             contender.peak_bytes = memory.peak_bytes(contender.call, self.device)
-            measured.call_s = time.perf_counter() - begin
+            measured.call_s = harness.time_once(contender, self.device)
             if self._too_slow(measured.call_s):  # once more: it may have been interrupted
                 measured.call_s = min(measured.call_s, harness.time_once(contender, self.device))
             if self._too_slow(measured.call_s):
@@ -504,7 +503,7 @@ class Ceilings:
         if threads not in self.known:
             torch.set_num_threads(threads)
             self.known[threads] = floor.measure(self.device)
-            print(f"{threads} threads: {self.known[threads]}")
+            print(f"threads {threads}: {self.known[threads]}")
         return self.known[threads]
 
 
@@ -545,7 +544,8 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     for case in todo:
         if time.monotonic() - begin > arguments.stop_after:
             print(f"\nstopped after {progress.done} of {len(todo)} cases; --resume goes on")
-            harness.write_csv(arguments.out, COLUMNS, rows)
+            if rows:
+                harness.write_csv(arguments.out, COLUMNS, rows)
             return rows
         key = (case.n, case.d, case.batch, case.dtype)
         if problem is None or problem[0] != key:
@@ -569,7 +569,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.device == "cpu":
         memory.restart_with_counter()
     try:
-        run(arguments)
+        rows = run(arguments)
     except KeyboardInterrupt:
         print(
             f"\nstopped; finished cases are in {arguments.out}.partial, --resume goes on",
@@ -579,9 +579,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"compare_vs_torch: {error}", file=sys.stderr)
         return 2
-    print(f"\n{arguments.out}")
-    for picture in plot.draw(arguments.out):
-        print(picture)
+    for path in [arguments.out, *plot.draw(arguments.out)] if rows else []:
+        print(path)
     return 0
 
 
