@@ -42,6 +42,8 @@ except ImportError as error:
 IMAGES = (32, 224)
 BATCHES = (64, 128)
 VIEWS = (2, 4, 8)
+DEFAULT_SECONDS = {"cpu": 24.0, "cuda": 8.0}  # two cores: three steps of 2 x 128 small images
+QUICK_SECONDS = 12.0
 DIM = 256
 BACKBONES = ("resnet18", "resnet50")
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -50,6 +52,7 @@ HIDDEN = 2048  # width of the projector's hidden layer
 MOMENTUM, WEIGHT_DECAY = 0.9, 5e-5
 EMA_DECAY = 0.996  # of a momentum encoder, as lightly's examples set it
 ALONE = 0.25  # of the time for the steps of a case is given to the losses by themselves besides
+FREE = 0.9  # of the memory that is free may be taken by a step
 BETA = 1.0  # weight of the cosine; the time does not depend on it
 
 # Ours in float32 against its baseline in float64, relative. Measured on a CPU with such embeddings:
@@ -371,36 +374,40 @@ def _free_bytes() -> float:
     return 1024.0 * int(found[1]) if found else math.nan
 
 
+def _mean_square(z: Tensor, target: Tensor | None) -> Tensor:
+    """Next to no loss, for the steps that are not timed."""
+    return z.square().mean()
+
+
 def _bytes_per_image(training: Training) -> float:
     """What one more image adds to the memory of a step, from small steps, the first a warm-up."""
     peaks = {}
     for batch in (2, 2, 4):
         training.restart()
-        step = partial(training.step, lambda z, _: z.square().mean(), 2, batch)
+        step = partial(training.step, _mean_square, 2, batch)
         peaks[batch] = memory.peak_bytes(step, training.device)
     return (peaks[4] - peaks[2]) / 4
 
 
-def _first_step(result: Measured, training: Training, bytes_per_image: float) -> None:
-    """Makes the step of this loss, tries it, and notes what is wrong with it."""
-    loss, criterion, case = result.loss, result.criterion, training.case
-    assert criterion is not None
-    value = torch.zeros(())
+def _tried_step(
+    training: Training, loss: Loss, criterion: Criterion, bytes_per_image: float
+) -> tuple[harness.Contender, str]:
+    """The step of a loss, tried once, and a note of what is wrong with it."""
+    batch, value = training.case.batch, torch.zeros(())
 
     def step() -> None:
         nonlocal value
-        value = training.step(criterion, loss.views, case.batch, loss.momentum)
+        value = training.step(criterion, loss.views, batch, loss.momentum)
 
-    result.step = harness.Contender(loss.name, step, training.restart)
-    needed = bytes_per_image * loss.views * case.batch
-    if training.device.type == "cpu" and needed > _free_bytes():  # a GPU raises, a host kills
-        result.step.error = f"needs about {needed / 2**30:.0f} GiB, more than is free"
+    contender = harness.Contender(loss.name, step, training.restart)
+    needed = bytes_per_image * loss.views * batch
+    if training.device.type == "cpu" and needed > FREE * _free_bytes():  # a host kills, not raises
+        contender.error = f"needs about {needed / 2**30:.0f} GiB of memory, more than is free"
     else:
-        _try(result.step, training.device)
-    if result.step.error is not None:
-        result.note = f"no step: {result.step.error}"
-    elif not value.isfinite():
-        result.note = "the loss of the step is not finite"
+        _try(contender, training.device)
+    if contender.error is not None:
+        return contender, f"no step: {contender.error}"
+    return contender, "" if value.isfinite() else "the loss of the step is not finite"
 
 
 def _time_steps(
@@ -410,11 +417,18 @@ def _time_steps(
     running = [result for result in results if result.alone.error is None]
     if not running:
         return
-    views = max(2, *(result.loss.views for result in running))
-    training = Training(case, views, any(result.loss.momentum for result in running), device)
+    views = sorted({result.loss.views for result in running})
+    momentum = any(result.loss.momentum for result in running)
+    training = Training(case, max(2, *views), momentum, device)
     bytes_per_image = _bytes_per_image(training)
+    for v in views:  # the first step of a size is slower, whatever its loss
+        warm_up = Loss("warm-up", v, lambda: _mean_square)
+        _tried_step(training, warm_up, _mean_square, bytes_per_image)
     for result in running:
-        _first_step(result, training, bytes_per_image)
+        assert result.criterion is not None
+        result.step, result.note = _tried_step(
+            training, result.loss, result.criterion, bytes_per_image
+        )
     harness.time_interleaved([result.step for result in running], device, budget_s)
 
 
@@ -530,7 +544,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     arguments.images = arguments.images or (IMAGES[:1] if quick else IMAGES)
     arguments.batches = arguments.batches or (BATCHES[:1] if quick else BATCHES)
     arguments.losses = arguments.losses or (QUICK_NAMES if quick else NAMES)
-    arguments.case_seconds = arguments.case_seconds or (12.0 if quick else 20.0)
+    seconds = QUICK_SECONDS if quick else DEFAULT_SECONDS[arguments.device]
+    arguments.case_seconds = arguments.case_seconds or seconds
     if arguments.device == "cuda" and not torch.cuda.is_available():
         built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
         parser.error(f"no CUDA device: torch {torch.__version__} ({built}) sees none")

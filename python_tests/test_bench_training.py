@@ -224,12 +224,12 @@ def test_missing_and_failing_losses_stay_in_the_table(
 def test_a_step_that_does_not_fit_is_not_tried(
     training: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "_free_bytes", lambda: 5 * 2.0**30)
+    monkeypatch.setattr(training, "_free_bytes", lambda: 8.5 * 2.0**30)
     monkeypatch.setattr(training, "_bytes_per_image", lambda _: 2.0**30)
     (row,) = training.measure_case(
         training.make_losses(["ours"], [2]), tiny_case(training), CPU, 0.01
     )
-    assert row["note"] == "no step: needs about 8 GiB, more than is free"
+    assert row["note"] == "no step: needs about 8 GiB of memory, more than is free"
     assert row["step_samples"] == 0
 
 
