@@ -22,6 +22,7 @@ import numpy as np
 import rows as results
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.container import BarContainer
 from matplotlib.figure import Figure
@@ -118,8 +119,12 @@ def _where(row: Row, batch: str, threads: str) -> str:
     return f"batch {batch}" if on_gpu else f"batch {batch}, {_plural(threads, 'thread')}"
 
 
-def _plain_numbers(axes: Axes, which: str) -> None:
-    getattr(axes, f"{which}axis").set_major_formatter(lambda value, _: f"{value:g}")
+def _log_ticks(axis: Axis) -> None:
+    """Plain numbers at 1, 2, 5 of each decade, or at the decades where there are many."""
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def _legend(
@@ -212,7 +217,7 @@ def _time_panel(axes: Axes, rows: Sequence[Row]) -> None:
     _floor(axes, rows, at)
     _size_axis(axes, at)
     axes.set_yscale("log")
-    _plain_numbers(axes, "y")
+    _log_ticks(axes.yaxis)
 
 
 def _same_height(line: Sequence[Axes]) -> None:
@@ -435,10 +440,7 @@ def _error_panel(axes: Axes, rows: Sequence[Row]) -> None:
             axes.plot([x, x2], [y, y], color=colour, linestyle=":", marker="|", label="_graph")
     axes.margins(0.25, 0.2)
     for axis in (axes.xaxis, axes.yaxis):
-        low, high = axis.get_view_interval()
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 200 * low else (1,)))
-        axis.set_minor_locator(NullLocator())
-    _plain_numbers(axes, "x")
+        _log_ticks(axis)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-"))
     axes.set_xlabel("median time in ms", fontsize=FONT)
 
@@ -462,7 +464,7 @@ def error(rows: Sequence[Row]) -> Figure | None:
     what = f"{rows[0]['dtype']}, {_where(rows[0], batch, threads)}"
     if where(rows, launch="graph"):
         what += "; dotted: replayed as a CUDA graph"
-    _title(figure, rows, f"Error against time (bottom left is best): value and gradient, {what}")
+    _title(figure, rows, f"Error against time, bottom left is best\nvalue and gradient, {what}")
     for axes in grid[0]:
         _name_points(figure, axes)
     return figure
@@ -481,13 +483,19 @@ def _position(point: Line2D) -> tuple[float, float]:
 
 def _name_at(axes: Axes, point: Line2D, dx: float, dy: float) -> Annotation:
     """The name of a point at an offset from it, with a thin line where that is far."""
-    far = max(abs(dx), abs(dy)) > 13
+    line = {
+        "arrowstyle": "-",
+        "linewidth": 0.5,
+        "color": GREY,
+        "shrinkA": 0,
+        "relpos": ((1 - np.sign(dx)) / 2, (1 - np.sign(dy)) / 2),  # of the name: its near corner
+    }
     return axes.annotate(
         str(point.get_label()), _position(point), (dx, dy),
         textcoords="offset points", fontsize=FONT,
         ha="left" if dx > 0 else "right" if dx < 0 else "center",
         va="bottom" if dy > 0 else "top" if dy < 0 else "center",
-        arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": GREY} if far else None,
+        arrowprops=line if abs(dx) + abs(dy) > 16 else None,
     )  # fmt: skip
 
 
@@ -496,7 +504,7 @@ def _name_points(figure: Figure, axes: Axes) -> None:
     figure.draw_without_rendering()  # the layout decides where the points are
     assert isinstance(figure.canvas, FigureCanvasAgg)
     renderer = figure.canvas.get_renderer()
-    frame = axes.get_window_extent(renderer)
+    frame = axes.get_window_extent(renderer).padded(-4)
     points = [line for line in axes.get_lines() if not str(line.get_label()).startswith("_")]
     centres = [axes.transData.transform(_position(point)) for point in points]
     half = 5 * figure.dpi / 72  # of a marker
@@ -563,9 +571,7 @@ def _views_panel(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_yscale("log")
     axes.set_xticks(views := sorted({int(r["views"]) for r in rows}), [str(v) for v in views])
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    _plain_numbers(axes, "y")
+    _log_ticks(axes.yaxis)
     axes.set_xlabel("views V", fontsize=FONT)
     axes.set_ylabel("time of the loss in ms", fontsize=FONT)
     axes.legend(fontsize=FONT)
