@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import cycle, product
 from pathlib import Path
 
@@ -164,7 +165,6 @@ class Measured:
     contender: harness.Contender
     value_error: float = math.nan
     grad_error: float = math.nan
-    launches: float = math.nan
     call_s: float = math.nan  # of one call, a first idea
 
     def note(self, gradient: bool) -> str:
@@ -193,7 +193,7 @@ class Bench:
     case_seconds: float
     call_seconds: float
     refused: capturable.Refused = field(default_factory=dict)  # what no CUDA graph holds
-    seconds_per_sample: dict[tuple[object, ...], float] = field(default_factory=dict)
+    seconds_per_sample: dict[tuple[str, Case], float] = field(default_factory=dict)
 
     # ---- one provider ------------------------------------------------------------------------
 
@@ -218,9 +218,9 @@ class Bench:
 
     def _eager(self, provider: Provider, case: Case, problem: Problem) -> Measured:
         """First call: errors against float64. Second: peak memory. Third: a first time."""
-        contender = harness.Contender(provider.name, _nothing, self._preference(provider))
+        contender = harness.Contender(provider.name, _nothing, self.preference(provider))
         measured = Measured(provider, Variant("eager", "hot"), contender)
-        known = (provider.name, case.n, case.d, case.mode, case.dtype, case.threads)
+        known = (provider.name, replace(case, batch=1))
         expected = self.seconds_per_sample.get(known, math.nan) * case.batch
         if expected > self.call_seconds:
             contender.error = f"not run: about {expected:.0f} s a call by a smaller batch"
@@ -238,13 +238,12 @@ class Bench:
                 measured.call_s = min(measured.call_s, harness.time_once(contender, self.device))
             if self._too_slow(measured.call_s):
                 contender.estimate_s = measured.call_s  # the only sample
-            measured.launches = machine.launches(contender.call, self.device)
         except Exception as error:  # a provider that cannot do the case is a result, no accident
             contender.error = _reason(error)
         self.seconds_per_sample[known] = measured.call_s / case.batch
         return measured
 
-    def _preference(self, provider: Provider) -> harness.Call:
+    def preference(self, provider: Provider) -> harness.Call:
         """Untimed, before each call: the library behind torch.linalg."""
         if self.device.type != "cuda":
             return _nothing
@@ -263,7 +262,7 @@ class Bench:
             return measured
         try:
             entropy = provider.entropy(DTYPES[case.dtype])
-            inputs = [problem.z]
+            inputs = problem.copies(1)  # what the eager call left on its own input stays there
             if variant.l2 == "cold":
                 held = problem.z.numel() * problem.z.element_size()
                 inputs = problem.copies(1 + math.ceil(2 * machine.l2_bytes(self.device) / held))
@@ -286,7 +285,8 @@ class Bench:
 
         def calls() -> None:
             for z in inputs:
-                last[:] = [evaluate(entropy, z, case.gradient)]
+                s, grad = evaluate(entropy, z, case.gradient)
+                last[:] = [(s.detach(), grad)]
 
         if self._too_slow(len(inputs) * measured.call_s):
             contender.error = f"not run: {len(inputs)} inputs that L2 cannot hold take too long"
@@ -295,7 +295,7 @@ class Bench:
         replay = machine.capture(calls, self.device)
         for tensor in last[0]:
             if tensor is not None:
-                tensor.detach().fill_(math.nan)  # so that what is checked was written by the replay
+                tensor.fill_(math.nan)  # so that what is checked was written by the replay
         replay()
         measured.value_error, measured.grad_error = errors_of(last[0], problem)
         short = max(1, int(harness.TURN_S / measured.call_s))
@@ -343,7 +343,7 @@ def rows_of(case: Case, measured: Sequence[Measured], ceilings: floor.Ceilings) 
                 "speedup_vs_gram": f"{_baseline_ms(medians, m.variant) / p50:.4g}",
                 "floor_ms": f"{floor_ms:.4g}",
                 "floor_share": f"{floor_ms / p50:.3g}",
-                "launches": "" if math.isnan(m.launches) else f"{m.launches:.0f}",
+                "launches": "",
                 "peak_mib": f"{m.contender.peak_bytes / 2**20:.4g}",
                 "value_rel_error": f"{m.value_error:.2e}",
                 "grad_rel_error": f"{m.grad_error:.2e}" if case.gradient else "",
@@ -351,6 +351,28 @@ def rows_of(case: Case, measured: Sequence[Measured], ceilings: floor.Ceilings) 
             }
         )
     return rows
+
+
+def count_launches(bench: Bench, rows: Sequence[Row]) -> None:
+    """Fills the column of a GPU's rows. After all the timing: a profiler that has once been at work
+    slows down every launch of the process. Compiled providers would be compiled once more; they,
+    and calls of a second, are left out."""
+    counted: dict[tuple[object, ...], str] = {}
+    known = {provider.name: provider for provider in bench.providers}
+    for row in rows:
+        provider = known[str(row["provider"])]
+        key = (provider.name, *(str(row[name]) for name in CASE))
+        if key not in counted and not provider.compiled and float(str(row["p50_ms"])) < 1e3:
+            n, d, batch = (int(str(row[name])) for name in ("n", "d", "batch"))
+            shape = (n, d) if batch == 1 else (batch, n, d)
+            dtype = DTYPES[str(row["dtype"])]
+            z = torch.randn(shape, dtype=dtype, device=bench.device, requires_grad=True)
+            entropy, gradient = provider.entropy(dtype), row["mode"] == MODES[1]
+            bench.preference(provider)()
+            evaluate(entropy, z, gradient)
+            count = machine.launches(partial(evaluate, entropy, z, gradient), bench.device)
+            counted[key] = "" if math.isnan(count) else f"{count:.0f}"
+        row["launches"] = counted.get(key, "")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -533,8 +555,8 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     device = torch.device(arguments.device)
     where: Row = {**harness.environment(device)}
     print(", ".join(f"{name} {value}" for name, value in where.items()))
-    partial = arguments.out.with_name(arguments.out.name + ".partial")
-    rows = finished_before(partial, where) if arguments.resume else []
+    so_far = arguments.out.with_name(arguments.out.name + ".partial")
+    rows = finished_before(so_far, where) if arguments.resume else []
     done = {tuple(str(row[name]) for name in CASE) for row in rows}
     cases = cases_of(arguments)
     todo = [c for c in cases if tuple(str(v) for v in c.columns().values()) not in done]
@@ -544,9 +566,7 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     for case in todo:
         if time.monotonic() - begin > arguments.stop_after:
             print(f"\nstopped after {progress.done} of {len(todo)} cases; --resume goes on")
-            if rows:
-                harness.write_csv(arguments.out, COLUMNS, rows)
-            return rows
+            break
         key = (case.n, case.d, case.batch, case.dtype)
         if problem is None or problem[0] != key:
             problem = None  # its memory first
@@ -559,8 +579,15 @@ def run(arguments: argparse.Namespace) -> list[Row]:
         print_case(case, measured)
         clocks = machine.clocks(device)
         rows += [{**where, "clocks": clocks, **row} for row in measured]
-        harness.write_csv(partial, COLUMNS, rows)
-    os.replace(partial, arguments.out)
+        harness.write_csv(so_far, COLUMNS, rows)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # of the graphs' own pools too
+    if device.type == "cuda":
+        count_launches(bench, rows)
+    if rows:
+        harness.write_csv(arguments.out, COLUMNS, rows)
+    if progress.done == len(todo):
+        so_far.unlink(missing_ok=True)
     return rows
 
 
