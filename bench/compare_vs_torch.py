@@ -29,7 +29,6 @@ import floor
 import harness
 import machine
 import memory
-import plot
 import torch
 from torch import Tensor
 
@@ -591,6 +590,17 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     return rows
 
 
+def draw(path: Path) -> None:
+    """The pictures of a results file; without matplotlib the figures are there nevertheless."""
+    try:
+        import plot
+    except ImportError as error:
+        print(f"no pictures: {error}; pip install matplotlib, then python bench/plot.py {path}")
+        return
+    for picture in plot.draw(path):
+        print(picture)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     if arguments.device == "cpu":
@@ -606,8 +616,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ValueError as error:
         print(f"compare_vs_torch: {error}", file=sys.stderr)
         return 2
-    for path in [arguments.out, *plot.draw(arguments.out)] if rows else []:
-        print(path)
+    if rows:
+        print(f"\n{arguments.out}")
+        draw(arguments.out)
     return 0
 
 

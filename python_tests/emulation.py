@@ -68,6 +68,11 @@ def build(target: str = KERNELS, *, sanitize: bool = False) -> Path:
     return folder / f"{target}{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
+def is_sanitized() -> bool:
+    """Whether load() gives modules under the sanitizers."""
+    return _SANITIZE in os.environ
+
+
 def import_module(path: Path) -> ModuleType:
     """The built module, without its folder in the path where modules are looked for."""
     spec = importlib.util.spec_from_file_location(path.name.partition(".")[0], path)
@@ -80,7 +85,7 @@ def import_module(path: Path) -> ModuleType:
 
 @cache
 def load(target: str = KERNELS) -> ModuleType:
-    return import_module(build(target, sanitize=_SANITIZE in os.environ))
+    return import_module(build(target, sanitize=is_sanitized()))
 
 
 def sanitizer_environment() -> Mapping[str, str]:

@@ -146,21 +146,6 @@ def test_table_on_screen_and_progress_on_stderr(finished: tuple[str, str, Path])
     assert "[1/2]" not in table
 
 
-def test_pictures_from_the_csv_alone(finished: tuple[str, str, Path], tmp_path: Path) -> None:
-    shutil.copy(finished[2], tmp_path / "moved.csv")
-    done = run("plot.py", "moved.csv", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    for name in ("moved-speedup.png", "moved-time.png"):
-        assert (tmp_path / name).read_bytes().startswith(PNG)
-
-
-def test_plot_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
-    (tmp_path / "other.csv").write_text("provider,n\ngram,3\n")
-    done = run("plot.py", "other.csv", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "other.csv lacks the columns batch, d, m, mode" in done.stderr
-
-
 # ---------------------------------------------------------------------------------------------
 # Arguments
 # ---------------------------------------------------------------------------------------------
