@@ -233,6 +233,20 @@ def test_a_step_that_does_not_fit_is_not_tried(
     assert row["step_samples"] == 0
 
 
+def test_an_interrupted_step_is_tried_again(training: ModuleType) -> None:
+    contender = training.harness.Contender
+    two, four = (training.Loss("a loss", views, training._ours) for views in (2, 4))
+    seconds = ((two, 0.1), (two, 0.11), (two, 0.9), (four, 0.9))
+    results = []
+    for loss, estimate_s in seconds:
+        step = contender("a step", lambda: None, lambda: None, estimate_s=estimate_s)
+        results.append(training.Measured(loss, None, step, step))
+    training._try_outliers_again(results, CPU)
+    fast, close, again, alone = (result.step.estimate_s for result in results)
+    assert (fast, close, alone) == (0.1, 0.11, 0.9)
+    assert again < 0.1
+
+
 def test_memory_for_one_more_image(training: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     held = {4: 100.0, 8: 140.0}
     one = training.Training(tiny_case(training), 2, False, CPU)
