@@ -7,6 +7,7 @@ implementation: the CUDA kernels, emulated or on a GPU.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import emulation
@@ -52,12 +53,20 @@ def emulated(name: str) -> Callable[..., Any]:
     return call
 
 
+def copy_as_it_lies(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy with the same strides at the same offset, where `Tensor.to` would tidy up both."""
+    memory = tensor.untyped_storage().to(device=device)
+    empty = torch.empty(0, dtype=tensor.dtype, device=device)
+    return empty.set_(memory, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
 def on_cuda(name: str) -> Callable[..., Any]:
     """An operator on CPU tensors, by way of the GPU."""
     operator = getattr(torch.ops.vne_kernels, name)
+    to_gpu = partial(copy_as_it_lies, device=torch.device("cuda"))
 
     def call(*args: Any) -> Any:
-        return _map_tensors(Tensor.cpu, operator(*_map_tensors(Tensor.cuda, args)))
+        return _map_tensors(Tensor.cpu, operator(*_map_tensors(to_gpu, args)))
 
     return call
 

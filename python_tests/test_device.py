@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
+import backends
 import pytest
 import torch
 from cases import (
@@ -24,6 +25,8 @@ from cases import (
     GRADIENT_OF_EIGH,
     GRADIENT_OF_EIGH_TINY,
     GRADIENT_WELL_CONDITIONED,
+    LAYOUT_BASE_SHAPE,
+    LAYOUTS,
     METHODS,
     ROUNDING,
     SPECTRA,
@@ -105,8 +108,9 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": lambda z: z,
     "transposed": lambda z: z.mT.contiguous().mT,
     "sliced": lambda z: nn.functional.pad(z, (1, 2, 2, 1))[..., 2:-1, 1:-2],
+    "offset": lambda z: nn.functional.pad(z.flatten(), (1, 0))[1:].view(z.shape),
 }
-"""The same values in another layout; rows of "sliced" are not aligned for vector loads."""
+"""The same values in another layout; "offset" is contiguous, and not aligned for vector loads."""
 
 
 AVERAGED = 64
@@ -233,6 +237,27 @@ def test_doe_loss(
     shape: tuple[int, ...], dtype: torch.dtype, method: str, device: torch.device
 ) -> None:
     check_doe_loss(device, shape, dtype, method)
+
+
+@pytest.mark.device_only("test_emulation.py and the table run the emulated kernels")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("view", VIEWS)
+def test_views(view: str, dtype: torch.dtype, method: str, device: torch.device) -> None:
+    z = spectrum_case("iid", (2, 24, 40), dtype)
+    check_entropy(device, "iid", z, method, view=view)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_table_reaches_the_gpu_in_the_layout_of_its_inputs(
+    name: str, device: torch.device
+) -> None:
+    """`--backend cuda` copies CPU tensors: neither strides nor alignment may be lost on the way."""
+    tensor = LAYOUTS[name](torch.arange(192.0).view(LAYOUT_BASE_SHAPE))
+    there = backends.copy_as_it_lies(tensor, device)
+    assert there.device.type == device.type
+    assert there.stride() == tensor.stride()
+    assert there.data_ptr() % 16 == 4 * tensor.storage_offset() % 16
+    assert torch.equal(there.cpu(), tensor)
 
 
 # ---------------------------------------------------------------------------------------------
