@@ -265,7 +265,9 @@ def tests_jobs(options: Options, left_s: float) -> list[Job]:
     for i in range(1, count + 1):
         name = f"tests-{i}"
         command = _pytest(options, name, "--shard", f"{i}/{count}", *files)
-        jobs.append(Job(name, command, LIMIT_S["tests"], {"OMP_NUM_THREADS": "1"}))
+        # One thread each, of torch.compile too, which would start as many as there are cores.
+        threads = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        jobs.append(Job(name, command, LIMIT_S["tests"], threads))
     return jobs
 
 
