@@ -321,17 +321,21 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {text}"[:160]
 
 
-def _try(contender: harness.Contender, device: torch.device) -> None:
-    """Warms up, measures memory, and keeps the reason of one that fails: that is a result too."""
+def _try(contender: harness.Contender, device: torch.device) -> float:
+    """Warms up, measures memory, and keeps the reason of one that fails: that is a result too.
+
+    Returns the seconds of this first call, NaN where it failed.
+    """
     try:
         contender.prepare()
         begin = time.perf_counter()
         contender.peak_bytes = memory.peak_bytes(contender.call, device)
         if math.isnan(contender.peak_bytes):  # malloc is not counted, and it was not called
             contender.call()
-        contender.estimate_s = time.perf_counter() - begin
+        return time.perf_counter() - begin
     except Exception as error:
         contender.error = _reason(error)
+        return math.nan
 
 
 def _time_alone(
@@ -405,7 +409,7 @@ def _tried_step(
     if training.device.type == "cpu" and needed > FREE * _free_bytes():  # a host kills, not raises
         contender.error = f"needs about {needed / 2**30:.0f} GiB of memory, more than is free"
     else:
-        _try(contender, training.device)
+        contender.estimate_s = _try(contender, training.device)
     if contender.error is not None:
         return contender, f"no step: {contender.error}"
     return contender, "" if value.isfinite() else "the loss of the step is not finite"
@@ -419,7 +423,7 @@ def _try_outliers_again(results: Sequence[Measured], device: torch.device) -> No
     for result in results:
         same = [r.step.estimate_s for r in results if r.loss.views == result.loss.views]
         if result.step.estimate_s > OUTLIER * min(same):
-            _try(result.step, device)
+            result.step.estimate_s = _try(result.step, device)
 
 
 def _time_steps(
