@@ -79,7 +79,8 @@ REHEARSED_SIZES = "16x32,32x16"
 FOUND_ERRORS = 99  # exit status of compute-sanitizer
 NO_TESTS = 5  # exit status of pytest
 LONGEST_LOG = 400_000  # characters of one process in gpu_check.log
-LONGEST_MESSAGE = 4_000
+LONGEST_MESSAGE, BRIEF_MESSAGE = 4_000, 300  # characters of the first failures, and of the rest
+SHOWN_WHOLE = 100
 
 COLUMNS = (
     *("date", "commit", "torch", "device_name", "step", "result"),
@@ -136,7 +137,8 @@ class Report:
 
     def fail(self, name: str, message: str) -> None:
         self.result = "failed"
-        self.failures.append({"id": name, "message": message[:LONGEST_MESSAGE]})
+        longest = LONGEST_MESSAGE if len(self.failures) < SHOWN_WHOLE else BRIEF_MESSAGE
+        self.failures.append({"id": name, "message": message[:longest]})
 
 
 # ---------------------------------------------------------------------------------------------
@@ -466,7 +468,7 @@ def _gpu() -> dict[str, object]:
             text=True,
             timeout=20,
         )
-        smi = done.stdout.strip()
+        smi = (done.stdout + done.stderr).strip()
     except (OSError, subprocess.TimeoutExpired) as error:
         smi = f"nvidia-smi: {error}"
     return {
@@ -665,11 +667,14 @@ class Check:
         write_text(out / "gpu_check.json", json.dumps(known, indent=1) + "\n")
         harness.write_csv(out / "gpu_check.csv", COLUMNS, rows)
         write_text(out / "gpu_check.log", self.screen.prefix + "\n".join(self.log) + "\n")
-        for step in ("benchmark", "training-step"):
-            for suffix in ("", ".partial"):
-                source = self.work / f"{step}.csv{suffix}"
+        name = "rehearsal"  # on a GPU as bench/results/ has it
+        if not self.options.rehearsal:
+            name = harness.slug(str(environment.get("device_name", "cuda")))
+        for step, ending in (("benchmark", ""), ("training-step", "-training-step")):
+            for suffix in (".csv", ".csv.partial"):
+                source = self.work / f"{step}{suffix}"
                 if source.is_file():
-                    shutil.copy(source, out / f"{self.options.device}-{source.name}")
+                    shutil.copy(source, out / f"{name}{ending}{suffix}")
 
 
 @contextmanager

@@ -125,7 +125,7 @@ def test_a_failure_and_a_hang_do_not_stop_the_rest(
     assert step_of(out, "benchmark")["detail"] == "1 rows, 0 with a note"
 
     names = sorted(path.name for path in out.iterdir())
-    assert names == ["cpu-benchmark.csv", "gpu_check.csv", "gpu_check.json", "gpu_check.log"]
+    assert names == ["gpu_check.csv", "gpu_check.json", "gpu_check.log", "rehearsal.csv"]
     with (out / "gpu_check.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == list(gpu_check.STEPS)
@@ -346,6 +346,42 @@ def test_without_a_gpu_it_ends_at_once(
         gpu_check.parse_arguments([])
     assert stopped.value.code == 2
     assert f"--device cuda: {reason}" in capsys.readouterr().err
+
+
+def test_what_is_asked_of_a_gpu(
+    gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        gpu_check.vne_kernels, "available_backends", lambda: {"cpu": None, "cuda": None}
+    )
+    options = gpu_check.parse_arguments(["--out", str(tmp_path), "--sanitizer", sys.executable])
+    assert options.rehearsal is False
+    commands = {
+        step: " ".join(gpu_check.JOBS[step](options, 400.0)[0].command) for step in gpu_check.STEPS
+    }
+    for step in ("tests", "memcheck", "racecheck", "device"):
+        assert "--backend cuda" in commands[step]
+    assert "--random-shapes 1000" in commands["device"]
+    assert "--kernel-name kns=3vne" in commands["racecheck"]
+    for step in ("benchmark", "training-step"):
+        assert "--device cuda" in commands[step]
+        assert "--threads" not in commands[step]
+    assert "--batches 1,64" in commands["benchmark"]
+
+
+def test_a_gpu_is_described(gpu_check: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        total_memory = 3 * 2**30
+        multi_processor_count = 7
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: Properties)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0))
+    build_info = "CUDA 13.0, sm: 90"
+    monkeypatch.setattr(torch.ops.vne_kernels, "cuda_build_info", lambda: build_info, raising=False)
+    found = gpu_check._gpu()
+    assert (found["capability"], found["memory_gib"], found["multiprocessors"]) == ("9.0", 3.0, 7)
+    assert found["cuda_build_info"] == build_info
+    assert found["nvidia_smi"]  # or why there is none
 
 
 def test_defaults(gpu_check: ModuleType) -> None:
