@@ -24,6 +24,7 @@ from functools import partial
 from itertools import cycle, product
 from pathlib import Path
 
+import arguments as options
 import capturable
 import floor
 import harness
@@ -173,11 +174,6 @@ class Measured:
         return "" if all(map(math.isfinite, errors)) else "the result is not finite"
 
 
-def _reason(error: Exception) -> str:
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}"[:160]
-
-
 def _nothing() -> None:
     pass
 
@@ -238,7 +234,7 @@ class Bench:
             if self._too_slow(measured.call_s):
                 contender.estimate_s = measured.call_s  # the only sample
         except Exception as error:  # a provider that cannot do the case is a result, no accident
-            contender.error = _reason(error)
+            contender.error = harness.reason(error)
         self.seconds_per_sample[known] = measured.call_s / case.batch
         return measured
 
@@ -271,7 +267,7 @@ class Bench:
                 turns = cycle(inputs)
                 contender.call = lambda: evaluate(entropy, next(turns), case.gradient)
         except Exception as error:
-            contender.error = _reason(error)
+            contender.error = harness.reason(error)
         return measured
 
     def _graph(
@@ -400,31 +396,11 @@ def print_case(case: Case, rows: Sequence[Row]) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def _positive(text: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"wanted positive whole numbers, got {text!r}")
-    return int(text)
-
-
-def _positives(text: str) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(_positive(part) for part in text.split(",")))
-
-
 def _sizes(text: str) -> tuple[tuple[int, int], ...]:
     if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*", text.lower()):
         raise argparse.ArgumentTypeError(f"wanted NxD,NxD,... such as 128x512, got {text!r}")
     pairs = (part.split("x") for part in text.lower().split(","))
     return tuple((int(n), int(d)) for n, d in pairs)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise argparse.ArgumentTypeError(f"wanted a positive number of seconds, got {text!r}")
-    return seconds
 
 
 def _dtypes(text: str) -> tuple[str, ...]:
@@ -444,16 +420,23 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     default_threads = tuple(t for t in (1, 2) if t <= (os.cpu_count() or 1))
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--threads", type=_positives, default=default_threads, help="such as 1,2; CPU only")
+    add("--threads", type=options.positives, default=default_threads, help="such as 1,2; CPU only")
     add("--sizes", type=_sizes, help="NxD,NxD,...; default: those of README.md")
-    add("--batches", type=_positives, help="such as 1,8; default: those of README.md")
+    add("--batches", type=options.positives, help="such as 1,8; default: those of README.md")
     add("--dtypes", type=_dtypes, help="such as float32,bfloat16; default: those of README.md")
-    add("--case-seconds", type=_seconds, help="time for one case, shared by its providers")
-    add("--call-seconds", type=_seconds, default=60.0, help="longer calls are not made (60)")
+    add("--case-seconds", type=options.duration, help="time for one case, shared by its providers")
+    add(
+        "--call-seconds", type=options.duration, default=60.0, help="longer calls are not made (60)"
+    )
     add("--quick", action="store_true", help="two sizes, no batch of samples, unless given")
     add("--out", type=Path, help="CSV file; default: bench/results/<device>.csv")
     add("--resume", action="store_true", help="go on from <out>.partial")
-    add("--stop-after", type=_seconds, default=math.inf, help="begin no case after so many seconds")
+    add(
+        "--stop-after",
+        type=options.duration,
+        default=math.inf,
+        help="begin no case after so many seconds",
+    )
     arguments = parser.parse_args(argv)
     if arguments.device == "cuda":
         if not torch.cuda.is_available():

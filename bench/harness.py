@@ -54,6 +54,12 @@ class Contender:
         return p20.item(), p50.item(), p80.item()
 
 
+def reason(error: Exception) -> str:
+    """What became of one that cannot do a case: a result too, for the column `note`."""
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first}"[:160]
+
+
 # ---------------------------------------------------------------------------------------------
 # Time
 # ---------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
+import arguments as options
 import harness
 import machine
 import memory
@@ -316,11 +317,6 @@ class Measured:
     note: str = ""
 
 
-def _reason(error: Exception) -> str:
-    text = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {text}"[:160]
-
-
 def _try(contender: harness.Contender, device: torch.device) -> float:
     """Warms up, measures memory, and keeps the reason of one that fails: that is a result too.
 
@@ -334,7 +330,7 @@ def _try(contender: harness.Contender, device: torch.device) -> float:
             contender.call()
         return time.perf_counter() - begin
     except Exception as error:
-        contender.error = _reason(error)
+        contender.error = harness.reason(error)
         return math.nan
 
 
@@ -358,7 +354,7 @@ def _time_alone(
         try:
             criterion = loss.build()
         except Exception as error:
-            nothing.error = _reason(error)
+            nothing.error = harness.reason(error)
             return Measured(loss, None, nothing, nothing, nothing.error)
         alone = harness.Contender(loss.name, lambda: criterion(leaf, other).backward(), clear)
         _try(alone, device)
@@ -505,31 +501,11 @@ def print_case(case: Case, rows: Sequence[Row]) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def _positive(text: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"wanted positive whole numbers, got {text!r}")
-    return int(text)
-
-
-def _positives(text: str) -> tuple[int, ...]:
-    return tuple(dict.fromkeys(_positive(part) for part in text.split(",")))
-
-
 def _names(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
     if not set(names) <= set(NAMES):
         raise argparse.ArgumentTypeError(f"wanted some of {', '.join(NAMES)}, got {text!r}")
     return names
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise argparse.ArgumentTypeError(f"wanted a positive number of seconds, got {text!r}")
-    return seconds
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -540,19 +516,24 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--device", choices=("cpu", "cuda"), default="cpu")
-    add("--images", type=_positives, help="side in pixels; default: 32,224")
-    add("--batches", type=_positives, help="images of one view; default: 64,128")
-    add("--dim", type=_positive, default=DIM, help=f"of the embeddings; default: {DIM}")
-    add("--views", type=_positives, default=VIEWS, help="of multi-view; default: 2,4,8")
+    add("--images", type=options.positives, help="side in pixels; default: 32,224")
+    add("--batches", type=options.positives, help="images of one view; default: 64,128")
+    add("--dim", type=options.positive, default=DIM, help=f"of the embeddings; default: {DIM}")
+    add("--views", type=options.positives, default=VIEWS, help="of multi-view; default: 2,4,8")
     add("--losses", type=_names, help=f"default: all of {','.join(NAMES)}")
     add("--backbone", choices=BACKBONES, default="resnet50")
     add("--dtype", choices=DTYPES, default="bfloat16", help="of autocast; float32: none")
     add(
         "--case-seconds",
-        type=_seconds,
+        type=options.duration,
         help="for the steps of one case; a quarter besides for the losses alone",
     )
-    add("--stop-after", type=_seconds, default=math.inf, help="seconds; then start no more cases")
+    add(
+        "--stop-after",
+        type=options.duration,
+        default=math.inf,
+        help="seconds; then start no more cases",
+    )
     add("--quick", action="store_true", help="one case of three losses, unless given")
     add("--out", type=Path, help="CSV file; default: bench/results/<device>-training-step.csv")
     arguments = parser.parse_args(argv)

@@ -18,12 +18,12 @@ import argparse
 import math
 from collections.abc import Callable
 
+import arguments as options
 import harness
 import numpy as np
 import scipy.linalg
 import threadpoolctl
 import torch
-from compare_vs_torch import _positives
 
 import vne_kernels
 
@@ -71,7 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--threads", type=_positives, default=(1, 2))
+    parser.add_argument("--threads", type=options.positives, default=(1, 2))
     print(f"{'threads':>7}{'m':>6}{'sytrd ms':>10}{'2 ormqr ms':>12}{'poles ms':>10}{'ratio':>8}")
     for threads in parser.parse_args().threads:
         torch.set_num_threads(threads)

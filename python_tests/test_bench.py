@@ -160,7 +160,7 @@ def test_table_on_screen_and_progress_on_stderr(finished: tuple[str, str, Path])
         ("--batches 1,-8", "argument --batches: wanted positive whole numbers, got '-8'"),
         ("--threads two", "argument --threads: wanted positive whole numbers, got 'two'"),
         ("--dtypes int8", "argument --dtypes: wanted some of float32, float64, bfloat16, float16"),
-        ("--case-seconds nan", "argument --case-seconds: wanted a positive number of seconds"),
+        ("--case-seconds nan", "argument --case-seconds: wanted a positive number"),
         ("--device tpu", "argument --device: invalid choice: 'tpu'"),
     ],
 )
