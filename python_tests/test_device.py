@@ -19,6 +19,7 @@ import backends
 import pytest
 import torch
 from cases import (
+    AVERAGED_M,
     DTYPES,
     FEW_SHAPES,
     GRADIENT_FLOAT64,
@@ -29,6 +30,7 @@ from cases import (
     LAYOUTS,
     METHODS,
     ROUNDING,
+    SINGLE_DRAW,
     SPECTRA,
     VALUE,
     VALUE_DEFICIENT,
@@ -113,16 +115,9 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
 """The same values in another layout; "offset" is contiguous, and not aligned for vector loads."""
 
 
-AVERAGED = 64
-"""m from which one matrix is an average over rounding by itself."""
-SINGLE_DRAW = 2
-"""Factor for one draw of a smaller one, where test_gradient.py holds a mean of 24 to its table.
-Measured over 6000 random cases: at most 1.6, with two rows near collapse."""
-
-
 def typical_eigh_error(z: Tensor, **options: object) -> float:
     """The largest error of `eigh` over reflections of the features: rounding is lucky at times."""
-    if min(z.shape[-2:]) > AVERAGED:
+    if min(z.shape[-2:]) > AVERAGED_M:
         return eigh_error(z.float(), **options)
     reflected, g = [z.float()], generator(0)
     for _ in range(8):

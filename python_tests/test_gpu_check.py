@@ -303,6 +303,30 @@ def test_every_test_is_in_one_shard() -> None:
     assert sorted(test for part in parts for test in part) == sorted(collected())
 
 
+@pytest.mark.parametrize(
+    ("row", "is_fault"),
+    [
+        ("ours-poles,graph,", False),
+        ("ours-poles,graph,no CUDA graph: RuntimeError: it waits", True),
+        ("ours,eager,the result is not finite", True),
+        ("ours,eager,not run: about 70 s a call by a smaller batch", False),
+        ("ours-eigh,graph,no CUDA graph: RuntimeError: cuSOLVER", False),
+        ("ours-eigh,eager,RuntimeError: cuSOLVER", True),
+        ("gram,graph,no CUDA graph: RuntimeError: it waits", False),
+        ("svd,eager,the result is not finite", False),
+    ],
+)
+def test_a_row_of_ours_must_have_its_number(
+    gpu_check: ModuleType, tmp_path: Path, row: str, is_fault: bool
+) -> None:
+    (tmp_path / "benchmark.csv").write_text(f"provider,launch,note\n{row}\n")
+    job = gpu_check.Job("benchmark", ("true",), 1.0)
+    report = gpu_check.Report("benchmark", "passed")
+    gpu_check.judge_benchmark(report, [gpu_check.Ended(job, 0, 1.0, "")], tmp_path)
+    assert (report.result == "failed") == is_fault
+    assert report.detail.startswith("1 rows")
+
+
 def test_the_benchmark_gets_what_is_left(gpu_check: ModuleType, options: object) -> None:
     (job,) = gpu_check.benchmark_jobs(options, 150.0)
     seconds = float(job.command[job.command.index("--stop-after") + 1])
