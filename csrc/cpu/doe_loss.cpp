@@ -81,7 +81,7 @@ Forward forward(const Tensor& z1, const Tensor& z2, const std::string& method, d
     T* cosines = static_cast<T*>(result.cosine.mutable_data_ptr());
     T* grads = static_cast<T*>(result.entropy_grad.mutable_data_ptr());
     T* stats = static_cast<T*>(result.row_stats.mutable_data_ptr());
-    for_each_sample(problem, [&](int64_t sample) {
+    for_each_sample(problem, chosen, [&](int64_t sample) {
       const Rows<T> rows1 = normalize<T>(problem, input1, sample, nullptr);
       T* sample_grad = with_grad ? grads + sample * problem.n * problem.d : nullptr;
       T* sample_stats = with_grad ? stats + sample * kRowStats * problem.n : nullptr;

@@ -80,6 +80,35 @@ void log_by_eigh(const T* a, int64_t m, double shift, T* result) {
   spectral_function(eigen, logs.get(), m, result);
 }
 
+// Whether the poles are those of a tridiagonal matrix. One thread is faster with it; the sweeps of
+// A^ itself are shared out, and by the figures of bench/NOTES.md eight threads draw level.
+bool is_reduced(const Problem& problem) {
+  constexpr int64_t kSmallest = 8, kThreadsForSweeps = 8;
+  return problem.m() >= kSmallest && threads_of_sample(problem, Method::kPoles) < kThreadsForSweeps;
+}
+
+// S of A^ where it is to be had for less than log A^; false if not.
+template <typename T>
+bool entropy_alone(const Problem& problem, Method method, const T* a, double* entropy) {
+  if (method == Method::kEigh) {
+    entropy_by_eigenvalues(a, 1, problem.m(), entropy);
+    return true;
+  }
+  if constexpr (std::is_same_v<T, float>)
+    return is_reduced(problem) && entropy_by_tridiagonal(a, problem.m(), entropy);
+  return false;
+}
+
+template <typename T>
+void log_by(const Problem& problem, Method method, const T* a, double shift, T* result) {
+  const int64_t m = problem.m();
+  if (method == Method::kEigh) return log_by_eigh(a, m, shift, result);
+  if constexpr (std::is_same_v<T, float>) {
+    if (is_reduced(problem) && log_by_tridiagonal(a, m, shift, result)) return;
+  }
+  log_by_sweeps(a, m, shift, result);
+}
+
 }  // namespace
 
 // The faster method on this CPU, from the measurements of bench/NOTES.md. The poles need 16
@@ -108,23 +137,18 @@ double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* gr
   gram(problem, rows, a.get());
   const double shift = std::log(static_cast<double>(m));  // centres log A^ of a flat spectrum on 0
   double value;
-  if (method == Method::kEigh && !grad_z) {
-    entropy_by_eigenvalues(a.get(), 1, m, &value);
-  } else {
-    Buffer<T> log_a(m * m);
-    if (method == Method::kEigh) {
-      log_by_eigh(a.get(), m, shift, log_a.get());
-    } else {
-      log_by_poles(a.get(), m, shift, log_a.get());
-    }
-    // (5): S = -<A^, log A^>. By eigenvectors these are Rayleigh quotients, better than
-    // eigenvalues.
-    value = shift * trace(a.get(), m) - simd::kernels<T>().dot(a.get(), log_a.get(), m * m);
-    // (3): dS/dX = -2 (log A + I) X with log A = log A^ + log(tau) I
-    if (grad_z)
-      gradient(problem, rows, log_a.get(), -2, std::log(rows.trace) + 1 - shift, grad_z,
-               grad_weights);
-  }
+  if (!grad_z && entropy_alone(problem, method, a.get(), &value))
+    return with_trace<T>(value, rows.trace, m);
+
+  Buffer<T> log_a(m * m);
+  log_by(problem, method, a.get(), shift, log_a.get());
+  // (5): S = -<A^, log A^>. By eigenvectors these are Rayleigh quotients, better than
+  // eigenvalues.
+  value = shift * trace(a.get(), m) - simd::kernels<T>().dot(a.get(), log_a.get(), m * m);
+  // (3): dS/dX = -2 (log A + I) X with log A = log A^ + log(tau) I
+  if (grad_z)
+    gradient(problem, rows, log_a.get(), -2, std::log(rows.trace) + 1 - shift, grad_z,
+             grad_weights);
   return with_trace<T>(value, rows.trace, m);
 }
 
@@ -182,12 +206,13 @@ Forward forward(const Tensor& z, const std::optional<Tensor>& weights, bool norm
     const T* p_data = data_or_null<T>(p);
     if (chosen == Method::kEigh && !with_grad) {
       const int64_t most = std::max<int64_t>(1, kEntriesAtOnce / (problem.m() * problem.m()));
-      for_each_range(problem, most, [&](int64_t begin, int64_t end) {
-        entropy_of_range(problem, input, p_data, begin, end, values);
-      });
+      for (int64_t sample = 0; sample < problem.batch; sample += most) {
+        const int64_t end = std::min(sample + most, problem.batch);
+        entropy_of_range(problem, input, p_data, sample, end, values);
+      }
       return;
     }
-    for_each_sample(problem, [&](int64_t sample) {
+    for_each_sample(problem, chosen, [&](int64_t sample) {
       const Rows<T> rows =
           vne::normalize<T>(problem, input, sample, p_data ? p_data + sample * n : nullptr);
       values[sample] = static_cast<T>(

@@ -115,22 +115,30 @@ void gram(const Problem& problem, const Rows<T>& rows, T* a) {
   }
 }
 
-void for_each_range(const Problem& problem, int64_t most,
-                    const std::function<void(int64_t, int64_t)>& f) {
-  constexpr int64_t kThreadedSize =
-      512;  // from here on, the products of one sample fill the threads
-  const auto in_ranges = [&](int64_t begin, int64_t end) {
-    for (; begin < end; begin += most) f(begin, std::min(begin + most, end));
-  };
-  if (problem.batch < torch::stable::get_num_threads() && problem.m() > kThreadedSize) {
-    in_ranges(0, problem.batch);
-  } else {
-    torch::stable::parallel_for(0, problem.batch, 1, in_ranges);
-  }
+namespace {
+
+// From here on the products within one sample fill the threads.
+constexpr int64_t kThreadedSize = 512;
+
+bool one_by_one(const Problem& problem, Method method) {
+  return method == Method::kEigh || problem.batch == 1 ||
+         (problem.batch < torch::stable::get_num_threads() && problem.m() > kThreadedSize);
 }
 
-void for_each_sample(const Problem& problem, const std::function<void(int64_t)>& f) {
-  for_each_range(problem, 1, [&](int64_t sample, int64_t) { f(sample); });
+}  // namespace
+
+void for_each_sample(const Problem& problem, Method method, const std::function<void(int64_t)>& f) {
+  if (one_by_one(problem, method)) {
+    for (int64_t sample = 0; sample < problem.batch; ++sample) f(sample);
+    return;
+  }
+  torch::stable::parallel_for(0, problem.batch, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t sample = begin; sample < end; ++sample) f(sample);
+  });
+}
+
+int64_t threads_of_sample(const Problem& problem, Method method) {
+  return one_by_one(problem, method) ? torch::stable::get_num_threads() : 1;
 }
 
 template const float* Input::row(int64_t, int64_t, float*) const;

@@ -23,28 +23,13 @@
 #include <cmath>
 #include <limits>
 
-#include "common/pole_table.h"
+#include "cpu/pole_table.h"
 #include "cpu/stages.h"
 
 namespace vne {
 namespace {
 
 constexpr int64_t kPanel = 16;  // pivots at a time
-
-template <typename T>
-struct PoleTable;
-template <>
-struct PoleTable<float> {
-  static constexpr int kSize = kPoles32;
-  static constexpr const Pole* kPoles = kPoleTable32;
-  static constexpr double kConstant = kPoleConstant32;
-};
-template <>
-struct PoleTable<double> {
-  static constexpr int kSize = kPoles64;
-  static constexpr const Pole* kPoles = kPoleTable64;
-  static constexpr double kConstant = kPoleConstant64;
-};
 
 // What the sweeps of one thread need besides the matrix: see simd/kernels.h, sweep_panel.
 template <typename T>
@@ -160,7 +145,7 @@ std::vector<int64_t> inverse_of(const std::vector<int64_t>& order) {
 }  // namespace
 
 template <typename T>
-void log_by_poles(const T* a, int64_t m, double shift, T* result) {
+void log_by_sweeps(const T* a, int64_t m, double shift, T* result) {
   using Table = PoleTable<T>;
   const int64_t size = m * m;
   const double frobenius = std::sqrt(simd::kernels<T>().sum_of_squares(a, size));
@@ -227,7 +212,7 @@ void log_by_poles(const T* a, int64_t m, double shift, T* result) {
   mirror_lower(result, m);
 }
 
-template void log_by_poles(const float*, int64_t, double, float*);
-template void log_by_poles(const double*, int64_t, double, double*);
+template void log_by_sweeps(const float*, int64_t, double, float*);
+template void log_by_sweeps(const double*, int64_t, double, double*);
 
 }  // namespace vne

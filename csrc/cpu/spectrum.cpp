@@ -52,7 +52,7 @@ std::tuple<Tensor, Tensor> compute(const Tensor& z, const std::optional<Tensor>&
     T* values = static_cast<T*>(eigenvalues.mutable_data_ptr());
     T* vectors = want_vectors ? static_cast<T*>(eigenvectors.mutable_data_ptr()) : nullptr;
     const T* p_data = data_or_null<T>(p);
-    for_each_sample(problem, [&](int64_t sample) {
+    for_each_sample(problem, Method::kEigh, [&](int64_t sample) {
       const Rows<T> rows =
           vne::normalize<T>(problem, input, sample, p_data ? p_data + sample * problem.n : nullptr);
       spectrum_of_sample(problem, rows, values + sample * m,
@@ -96,7 +96,7 @@ std::tuple<Tensor, Tensor> spectrum_backward(const Tensor& grad, const Tensor& z
     const T* p_data = data_or_null<T>(p);
     T* z_grads = static_cast<T*>(grad_z.mutable_data_ptr());
     T* p_grads = static_cast<T*>(grad_weights.mutable_data_ptr());
-    for_each_sample(problem, [&](int64_t sample) {
+    for_each_sample(problem, Method::kEigh, [&](int64_t sample) {
       T* sample_grad = z_grads + sample * problem.n * problem.d;
       T* sample_p_grad = p_data ? p_grads + sample * problem.n : nullptr;
       const Rows<T> rows =

@@ -3,7 +3,7 @@
 //   normalize   z -> rows X^ with trace-one A = X^ X^T         normalize.cpp
 //   gram        X^ -> A, on the smaller side                   normalize.cpp
 //   eigh        A -> eigenvalues, eigenvectors (LAPACK)        eigh.cpp
-//   poles       A -> log A as a sum of inverses                poles.cpp
+//   poles       A -> log A as a sum of inverses                poles.cpp, tridiagonal.cpp
 //   gradient    (log A) X^ -> dS/dz, dS/dp                     gradient.cpp
 //
 // and the operators: entropy.cpp, spectrum.cpp, doe_loss.cpp. Equation numbers: csrc/README.md.
@@ -87,9 +87,15 @@ Tensor eigenvalues(const T* a, int64_t count, int64_t m);
 template <typename T>
 void spectral_function(const Eigen& eigen, const T* f, int64_t m, T* result);
 
-// Equation (6): log A^ + shift I for a trace-one A^.
+// Equation (6): log A^ + shift I for a trace-one A^, from inverses of A^ that threads share out.
 template <typename T>
-void log_by_poles(const T* a, int64_t m, double shift, T* result);
+void log_by_sweeps(const T* a, int64_t m, double shift, T* result);
+
+// The same by inverses of the tridiagonal matrix that A^ is first reduced to, which one thread does
+// faster; and S of A^ alone, in much less. False where rounding stands in the way (A^ lacks rank):
+// the result is then not set.
+bool log_by_tridiagonal(const float* a, int64_t m, double shift, float* result);
+bool entropy_by_tridiagonal(const float* a, int64_t m, double* entropy);
 
 // Equation (4) and its like. With W a matrix function on the smaller side and product = W X^, the
 // gradient of a scalar whose gradient in X is factor (W + identity I) X.
@@ -106,13 +112,14 @@ template <typename T>
 double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* grad_z,
                T* grad_weights);
 
-// Calls f(sample) for each sample of the batch, in parallel where that uses the threads better than
-// the products within one sample do.
-void for_each_sample(const Problem& problem, const std::function<void(int64_t)>& f);
+// Calls f(sample) for each sample of the batch. With kPoles in parallel, where that uses the
+// threads better than the products within one sample do. With kEigh one by one: LAPACK must not be
+// called from within a parallel region. MKL's syevd, from m = 768 on, shares its work out over
+// threads that it does not get there, and its result is wrong, or it says that it did not converge.
+void for_each_sample(const Problem& problem, Method method, const std::function<void(int64_t)>& f);
 
-// The same with f(begin, end): ranges of at most `most` samples.
-void for_each_range(const Problem& problem, int64_t most,
-                    const std::function<void(int64_t, int64_t)>& f);
+// How many threads the work on one sample has then.
+int64_t threads_of_sample(const Problem& problem, Method method);
 
 // Runs f(T{}) with the type that `dtype` is computed in.
 template <typename F>

@@ -10,16 +10,19 @@ namespace vne::simd {
 namespace baseline {
 extern const Kernels<float> kFloat;
 extern const Kernels<double> kDouble;
+extern const ReductionKernels kReduction;
 }  // namespace baseline
 
 #ifdef VNE_SIMD_X86
 namespace avx2 {
 extern const Kernels<float> kFloat;
 extern const Kernels<double> kDouble;
+extern const ReductionKernels kReduction;
 }  // namespace avx2
 namespace avx512 {
 extern const Kernels<float> kFloat;
 extern const Kernels<double> kDouble;
+extern const ReductionKernels kReduction;
 }  // namespace avx512
 #endif
 
@@ -50,9 +53,9 @@ Level detect() {
   return Level::kBaseline;
 }
 
-template <typename T>
-const Kernels<T>* choose(const Kernels<T>* baseline, [[maybe_unused]] const Kernels<T>* avx2,
-                         [[maybe_unused]] const Kernels<T>* avx512) {
+template <typename Table>
+const Table* choose(const Table* baseline, [[maybe_unused]] const Table* avx2,
+                    [[maybe_unused]] const Table* avx512) {
   switch (detect()) {
     case Level::kAvx512:
       return avx512;
@@ -81,6 +84,11 @@ const Kernels<float>& kernels<float>() {
 template <>
 const Kernels<double>& kernels<double>() {
   static const Kernels<double>* const chosen = VNE_CHOOSE(kDouble);
+  return *chosen;
+}
+
+const ReductionKernels& reduction_kernels() {
+  static const ReductionKernels* const chosen = VNE_CHOOSE(kReduction);
   return *chosen;
 }
 

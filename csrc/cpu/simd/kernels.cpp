@@ -182,6 +182,59 @@ int64_t sweep_panel(T* panel, T* diagonal, T* c, T* y, int64_t size, int64_t m, 
   return repaired;
 }
 
+template <int kRows>
+void reflect_rows(float* a, int64_t stride, int64_t i, int64_t first, const float* v,
+                  const float* w, const float* next, float* y) {
+  using V = typename Vector<float>::Type;
+  constexpr int kWidth = Vector<float>::kSize;
+  static_assert(kPadding % kWidth == 0);
+  V sum[kRows];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) sum[r] = V{};
+  float* row = a + i * stride;
+  for (int64_t j = first / kWidth * kWidth; j < stride; j += kWidth) {
+    const V v_j = load(v + j), w_j = load(w + j), next_j = load(next + j);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const V entry = load(row + r * stride + j) - v[i + r] * w_j - w[i + r] * v_j;
+      store(row + r * stride + j, entry);
+      sum[r] += entry * next_j;
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    float total = 0;
+    for (int lane = 0; lane < kWidth; ++lane) total += sum[r][lane];
+    y[i + r] = total;
+  }
+}
+
+void reflect(float* a, int64_t stride, int64_t begin, int64_t end, int64_t first, const float* v,
+             const float* w, const float* next, float* y) {
+  int64_t i = begin;
+  for (; i + 4 <= end; i += 4) reflect_rows<4>(a, stride, i, first, v, w, next, y);
+  for (; i < end; ++i) reflect_rows<1>(a, stride, i, first, v, w, next, y);
+}
+
+void next_pivots(int poles, double diagonal, const double* t, double square, double* pivot) {
+  for (int k = 0; k < poles; ++k) pivot[k] = diagonal + t[k] - square / pivot[k];
+}
+
+void advance(int poles, const float* ratio, float* running, int64_t stride, float* row,
+             int64_t size) {
+  using V = typename Vector<float>::Type;
+  constexpr float kTooSmall = 1e-20F;
+  for (int64_t i = 0; i < size; i += Vector<float>::kSize) {
+    V sum = load(row + i);
+    for (int k = 0; k < poles; ++k) {
+      V entry = ratio[k] * load(running + k * stride + i);
+      entry = (entry > kTooSmall || entry < -kTooSmall) ? entry : V{};
+      store(running + k * stride + i, entry);
+      sum += entry;
+    }
+    store(row + i, sum);
+  }
+}
+
 // Sixteen partial sums: enough to hide latency.
 template <typename T>
 double dot(const T* x, const T* y, int64_t size) {
@@ -216,6 +269,7 @@ void scale(const T* x, T factor, T* out, int64_t size) {
 
 extern const Kernels<float> kFloat;
 extern const Kernels<double> kDouble;
+extern const ReductionKernels kReduction;
 
 const Kernels<float> kFloat = {VNE_STRINGIZE(VNE_SIMD), kTileRows,   kTileCols<float>,
                                multiply_tile<float>,    pack<float>, sweep_panel<float>,
@@ -225,5 +279,6 @@ const Kernels<double> kDouble = {VNE_STRINGIZE(VNE_SIMD), kTileRows,    kTileCol
                                  multiply_tile<double>,   pack<double>, sweep_panel<double>,
                                  sum_of_squares<double>,  dot<double>,  scale<double>,
                                  combine<double>};
+const ReductionKernels kReduction = {reflect, next_pivots, advance};
 
 }  // namespace vne::simd::VNE_SIMD

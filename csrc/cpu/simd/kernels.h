@@ -47,7 +47,28 @@ struct Kernels {
   void (*combine)(T a, const T* x, T b, const T* y, T* out, int64_t size);  // out = a x + b y
 };
 
+// For cpu/tridiagonal.cpp, in float32 alone. Rows are padded to a multiple of kPadding numbers,
+// which holds a whole number of any processor's vectors.
+constexpr int64_t kPadding = 16;
+
+struct ReductionKernels {
+  // One step of Householder's reduction, in rows begin .. end of a [., stride]; columns before
+  // `first` do not count. a_i -= v_i w + w_i v, then y_i = a_i . next. v, w and next [stride] are 0
+  // before `first` and behind the matrix.
+  void (*reflect)(float* a, int64_t stride, int64_t begin, int64_t end, int64_t first,
+                  const float* v, const float* w, const float* next, float* y);
+
+  // For every pole at once: pivot <- diagonal + t - square / pivot.
+  void (*next_pivots)(int poles, double diagonal, const double* t, double square, double* pivot);
+
+  // For every pole: running <- ratio running, running [poles, stride] and ratio [poles]; row [size]
+  // += their sum. What has become too small to matter is set to 0, so that nothing is denormal.
+  void (*advance)(int poles, const float* ratio, float* running, int64_t stride, float* row,
+                  int64_t size);
+};
+
 template <typename T>
 const Kernels<T>& kernels();  // the best table for this processor
+const ReductionKernels& reduction_kernels();
 
 }  // namespace vne::simd

@@ -1,0 +1,255 @@
+// log A^ by way of a tridiagonal matrix: A^ = Q T Q^T, log A^ = Q log(T) Q^T, and
+//
+//   log T = c0 I - sum_k w_k (T + t_k I)^-1,
+//
+// where a pole of T takes m^2 operations, not m^3. Householder's reduction takes 2 m^3 of them, the
+// way back 4 m^3; 16 sweeps of A^ itself (poles.cpp) take 16 m^3. But one step of the reduction
+// waits for the one before: it cannot be shared out, as the sweeps can.
+//
+// Reduction: H_k = I - tau_k v_k v_k^T makes the entries of row k beyond k + 1 zero. With
+// p = tau A v and w = p - tau/2 (p . v) v, H A H = A - v w^T - w v^T. The update of one step and
+// the product A v of the next are one pass over the matrix.
+//
+// Poles of T: with T + t = a on its diagonal, e beside it, and the pivots of the eliminations from
+// the top, f_i = a_i - e_{i-1}^2 / f_{i-1}, and from the bottom, b_i = a_i - e_i^2 / b_{i+1},
+//
+//   inverse_ii = 1 / (f_i + b_i - a_i),   inverse_ij = -e_{j-1} / b_j inverse_{i,j-1}  (i < j).
+//
+// In float32, but the pivots in double: T is small, and an inverse whose parts are rounded each for
+// itself is off by the condition number. Where the rounding of A^ may have made an eigenvalue of
+// T + t negative (a pivot is below 4 u |A^|_F) the inverse means nothing, and the sweeps, which
+// know what to do then, take over. In double the pivots would have to be in more than that, and S
+// was off by 4e-12 near collapse.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "cpu/pole_table.h"
+#include "cpu/stages.h"
+
+namespace vne {
+namespace {
+
+using Table = PoleTable<float>;
+constexpr int kPoles = Table::kSize;
+
+int64_t padded(int64_t m) { return ceil_div(m, simd::kPadding) * simd::kPadding; }
+
+// A^ = Q T Q^T with Q = H_0 ... H_{m-2}.
+struct Reduction {
+  explicit Reduction(int64_t m)
+      : diagonal(m), beside(std::max<int64_t>(m - 1, 0)), tau(m), v(m * padded(m)) {}
+  std::vector<double> diagonal, beside;  // of T
+  std::vector<float> tau;
+  Buffer<float> v;  // [m, padded]: row k is 0 up to k, 1 at k + 1
+};
+
+// v with v_0 = 1 and tau, such that (I - tau v v^T) x = (beta, 0, ...); returns beta.
+double householder(const float* x, int64_t size, float* v, float* tau) {
+  const double alpha = x[0];
+  const double rest = size > 1 ? simd::kernels<float>().sum_of_squares(x + 1, size - 1) : 0;
+  fill(v, size, 0);
+  v[0] = 1;
+  *tau = 0;
+  if (rest == 0) return alpha;
+  const double beta = -std::copysign(std::sqrt(alpha * alpha + rest), alpha);
+  *tau = static_cast<float>((beta - alpha) / beta);
+  if (size > 1)
+    simd::kernels<float>().scale(x + 1, static_cast<float>(1 / (alpha - beta)), v + 1, size - 1);
+  return beta;
+}
+
+Reduction reduce(const float* matrix, int64_t m) {
+  const simd::Kernels<float>& simd = simd::kernels<float>();
+  const simd::ReductionKernels& reduction = simd::reduction_kernels();
+  const int64_t stride = padded(m);
+  Reduction result(m);
+  Buffer<float> a(m * stride), zero(stride), w(stride), y(stride);
+  for (int64_t i = 0; i < m; ++i) {
+    std::copy_n(matrix + i * m, m, &a[i * stride]);
+    fill(&a[i * stride + m], stride - m, 0);
+  }
+  fill(zero.get(), stride, 0);
+  fill(w.get(), stride, 0);
+  const float* before = zero.get();  // the v whose update is still to be made
+  for (int64_t k = 0; k + 1 < m; ++k) {
+    float* row = &a[k * stride];
+    float* v = &result.v[k * stride];
+    fill(v, stride, 0);
+    result.diagonal[k] = row[k];
+    result.beside[k] = householder(row + k + 1, m - k - 1, v + k + 1, &result.tau[k]);
+    reduction.reflect(a.get(), stride, k + 1, m, k, before, w.get(), v, y.get());
+
+    const double tau = result.tau[k];
+    const double half = tau * tau / 2 * simd.dot(&y[k + 1], v + k + 1, m - k - 1);
+    fill(w.get(), k + 1, 0);
+    simd.combine(static_cast<float>(tau), &y[k + 1], static_cast<float>(-half), v + k + 1,
+                 &w[k + 1], m - k - 1);
+    // The row that the next reflector is made of is wanted at once.
+    reduction.reflect(a.get(), stride, k + 1, k + 2, k + 1, v, w.get(), zero.get(), y.get());
+    before = v;
+  }
+  result.diagonal[m - 1] = a[(m - 1) * stride + m - 1];
+  return result;
+}
+
+// f <- Q f for f [m, m].
+void multiply_by_q(const Reduction& q, int64_t m, float* f) {
+  const simd::Kernels<float>& simd = simd::kernels<float>();
+  const int64_t stride = padded(m), reflectors = m - 1;
+  // Reflectors multiplied on at a time: many make few passes over f, and waste a larger triangle.
+  const int64_t panel = m <= 256 ? 32 : 64;
+  const int64_t tile_rows = simd.tile_rows, tile_cols = simd.tile_cols;
+  Buffer<float> gram(panel * panel), s(panel * panel), product(panel * m), weighted(panel * m);
+  Buffer<float> packed(ceil_div(m, tile_cols) * panel * tile_cols);
+  for (int64_t first = (reflectors - 1) / panel * panel; first >= 0; first -= panel) {
+    // H_first ... = I - V^T S V on the rows from first + 1 on; S is upper triangular.
+    const int64_t size = std::min(panel, reflectors - first), from = first + 1, rows = m - from;
+    const MatrixView<float> v = row_major<float>(&q.v[first * stride + from], stride);
+    multiply<float>(size, size, rows, v, nullptr, transposed(v), gram.get(), Result::kFull);
+    fill(s.get(), size * size, 0);
+    for (int64_t j = 0; j < size; ++j) {
+      const float tau = q.tau[first + j];
+      for (int64_t i = 0; i < j; ++i) {
+        float sum = 0;
+        for (int64_t k = i; k < j; ++k) sum += s[i * size + k] * gram[k * size + j];
+        s[i * size + j] = -tau * sum;
+      }
+      s[j * size + j] = tau;
+    }
+    simd.scale(s.get(), -1.0F, s.get(), size * size);
+    multiply<float>(size, m, rows, v, nullptr, row_major<float>(f + from * m, m), product.get(),
+                    Result::kFull);
+    multiply<float>(size, m, size, row_major<float>(s.get(), size), nullptr,
+                    row_major<float>(product.get(), m), weighted.get(), Result::kFull);
+    torch::stable::parallel_for(
+        0, ceil_div(m, tile_cols), std::max<int64_t>(1, (1 << 19) / (size * rows * tile_cols)),
+        [&](int64_t begin, int64_t end) {
+          for (int64_t column = begin; column < end; ++column) {
+            const int64_t j = column * tile_cols;
+            const int cols = static_cast<int>(std::min(tile_cols, m - j));
+            float* part = &packed[column * panel * tile_cols];
+            simd.pack(size, cols, {&weighted[j], m, 1}, nullptr, part);
+            for (int64_t i = 0; i < rows; i += tile_rows) {
+              simd.multiply_tile(size, {v.data + i, 1, stride}, part, f + (from + i) * m + j, m,
+                                 static_cast<int>(std::min(tile_rows, rows - i)), cols, true);
+            }
+          }
+        });
+  }
+}
+
+// What the poles of T need: for pole k and place i, [m, poles].
+struct Pivots {
+  std::vector<double> inverse;  // (T + t)^-1_ii
+  std::vector<double> ratio;    // (T + t)^-1_ij / (T + t)^-1_{i,j-1}, at j
+};
+
+// False if T + t is not safely positive definite for the smallest t, and so for one of them.
+bool eliminate(const Reduction& q, int64_t m, double floor, Pivots* pivots) {
+  const auto next = simd::reduction_kernels().next_pivots;
+  double t[kPoles], pivot[kPoles];
+  for (int k = 0; k < kPoles; ++k) t[k] = Table::kPoles[k].t;
+  const auto square = [&](int64_t i) { return q.beside[i] * q.beside[i]; };
+  pivots->inverse.resize(m * kPoles);
+  pivots->ratio.resize(m * kPoles);
+
+  std::fill_n(pivot, kPoles, 1);
+  for (int64_t i = 0; i < m; ++i) {
+    next(kPoles, q.diagonal[i], t, i == 0 ? 0 : square(i - 1), pivot);
+    if (!(pivot[0] >= floor)) return false;
+    std::copy_n(pivot, kPoles, &pivots->inverse[i * kPoles]);
+  }
+  std::fill_n(pivot, kPoles, 1);
+  for (int64_t i = m - 1; i >= 0; --i) {
+    next(kPoles, q.diagonal[i], t, i == m - 1 ? 0 : square(i), pivot);
+    if (!(pivot[0] >= floor)) return false;
+    double* inverse = &pivots->inverse[i * kPoles];
+    double* ratio = &pivots->ratio[i * kPoles];
+    const double beside = i == 0 ? 0 : -q.beside[i - 1];
+    for (int k = 0; k < kPoles; ++k) {
+      inverse[k] = 1 / (inverse[k] + pivot[k] - q.diagonal[i] - t[k]);
+      ratio[k] = beside / pivot[k];
+    }
+  }
+  return true;
+}
+
+// f [m, m] <- log T + shift I, whole.
+void log_of_tridiagonal(const Pivots& pivots, int64_t m, double shift, float* f) {
+  constexpr double kNoRatio = 1e-10;  // the product with what `advance` keeps is not denormal
+  const int64_t stride = padded(m);
+  Buffer<float> running(kPoles * stride), row(stride);
+  fill(running.get(), kPoles * stride, 0);
+  float ratio[kPoles];
+  for (int64_t j = 0; j < m; ++j) {
+    for (int k = 0; k < kPoles; ++k) {
+      const double exact = pivots.ratio[j * kPoles + k];
+      ratio[k] = static_cast<float>(std::abs(exact) < kNoRatio ? 0 : exact);
+    }
+    fill(row.get(), stride, 0);
+    simd::reduction_kernels().advance(kPoles, ratio, running.get(), stride, row.get(), j);
+    double sum = Table::kConstant + shift;
+    for (int k = 0; k < kPoles; ++k) {
+      const double entry = -Table::kPoles[k].w * pivots.inverse[j * kPoles + k];
+      running[k * stride + j] = static_cast<float>(entry);
+      sum += entry;
+    }
+    std::copy_n(row.get(), j, f + j * m);
+    f[j * m + j] = static_cast<float>(sum);
+  }
+  mirror_lower(f, m);
+}
+
+// A smaller pivot of T + t may be rounding: 4 u |A^|_F.
+double least_pivot(const float* a, int64_t m) {
+  constexpr double kEpsilon = std::numeric_limits<float>::epsilon();  // 2 u
+  return 2 * kEpsilon * std::sqrt(simd::kernels<float>().sum_of_squares(a, m * m));
+}
+
+void transpose(float* f, int64_t m) {
+  constexpr int64_t kBlock = 32;  // both of a pair stay in the cache
+  for (int64_t row = 0; row < m; row += kBlock) {
+    for (int64_t col = 0; col <= row; col += kBlock) {
+      for (int64_t i = row; i < std::min(row + kBlock, m); ++i) {
+        for (int64_t j = col; j < std::min(col + kBlock, i); ++j)
+          std::swap(f[i * m + j], f[j * m + i]);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+bool log_by_tridiagonal(const float* a, int64_t m, double shift, float* result) {
+  const Reduction q = reduce(a, m);
+  Pivots pivots;
+  if (!eliminate(q, m, least_pivot(a, m), &pivots)) return false;
+  log_of_tridiagonal(pivots, m, shift, result);
+  multiply_by_q(q, m, result);
+  transpose(result, m);  // Q (Q f)^T = Q f Q^T, as f is symmetric
+  multiply_by_q(q, m, result);
+  return true;
+}
+
+bool entropy_by_tridiagonal(const float* a, int64_t m, double* entropy) {
+  const Reduction q = reduce(a, m);
+  Pivots pivots;
+  if (!eliminate(q, m, least_pivot(a, m), &pivots)) return false;
+  // -<T, log T>, which needs no more of log T than T has.
+  double sum = 0;
+  for (int64_t i = 0; i < m; ++i) {
+    double on = Table::kConstant, beside = 0;
+    for (int k = 0; k < kPoles; ++k) {
+      const double entry = -Table::kPoles[k].w * pivots.inverse[i * kPoles + k];
+      on += entry;
+      if (i + 1 < m) beside += entry * pivots.ratio[(i + 1) * kPoles + k];
+    }
+    sum += q.diagonal[i] * on + (i + 1 < m ? 2 * q.beside[i] * beside : 0);
+  }
+  *entropy = -sum;
+  return true;
+}
+
+}  // namespace vne
