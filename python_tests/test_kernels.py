@@ -9,12 +9,22 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from cases import gaussian, generator, gradient, relative_error
+from cases import (
+    GRADIENT_WELL_CONDITIONED,
+    absolute_error,
+    gaussian,
+    generator,
+    gradient,
+    gradient_scale,
+    relative_error,
+)
+from torch import Tensor
 
 from vne_kernels import doe_loss, reference, spectrum, vn_entropy
 
-# Sizes around every tile and panel: rows of 4, 6, 8, columns of 8, 16, 32, panels of 16.
-SHAPES = ((3, 5), (16, 40), (17, 33), (31, 95), (64, 64), (97, 50), (129, 260))
+# Sizes around every tile and panel: rows of 4, 6, 8, columns of 8, 16, 32, panels of 16, 32
+# and 64; below and above 8, where a matrix is reduced to a tridiagonal one first.
+SHAPES = ((3, 5), (7, 12), (8, 12), (16, 40), (17, 33), (31, 95), (64, 64), (97, 50), (129, 260))
 
 ERRORS = """
 import sys
@@ -84,6 +94,43 @@ def test_auto_is_one_of_the_methods(shape: tuple[int, ...], threads: int) -> Non
     auto = gradient(vn_entropy, z)
     both = [gradient(vn_entropy, z, method=method) for method in ("eigh", "poles")]
     assert any(torch.equal(auto, grad) for grad in both)
+
+
+@pytest.mark.usefixtures("restore_threads")
+@pytest.mark.parametrize("method", ["eigh", "auto"])
+def test_large_samples_of_a_batch_on_several_threads(method: str) -> None:
+    """From m = 768 on MKL's syevd is wrong if it is called from within a parallel region."""
+    torch.set_num_threads(2)
+    z = torch.randn(3, 768, 800, generator=generator(4))
+    exact, exact_grad = reference.oracle(z), reference.oracle_grad(z)
+    assert relative_error(vn_entropy(z, method=method), exact) <= 1e-5
+    assert relative_error(gradient(vn_entropy, z, method=method), exact_grad) <= 2e-4
+    entropy = torch.special.entr(spectrum(z)).sum(dim=-1)
+    assert relative_error(entropy, exact) <= 1e-5
+    assert relative_error(-doe_loss(z, z, beta=0.0), exact) <= 1e-5
+
+
+def reduced_cases() -> list[Tensor]:
+    """Matrices that are nearly, or wholly, tridiagonal, diagonal or in blocks: reflectors of 0."""
+    g = generator(5)
+    blocks = [torch.randn(9, 40, generator=g) for _ in range(4)]
+    return [
+        torch.eye(40),
+        torch.cat([torch.eye(24), torch.eye(24)]),
+        torch.block_diag(*blocks),
+        torch.eye(33) + 0.1 * torch.diag(torch.ones(32), 1),
+        torch.eye(33) + 1e-7 * torch.randn(33, 33, generator=g),
+        torch.logspace(0, -3, 48).sqrt()[:, None] * torch.randn(48, 200, generator=g),
+    ]
+
+
+@pytest.mark.parametrize("index", range(6))
+def test_reduction_of_what_is_reduced_already(index: int) -> None:
+    z = reduced_cases()[index]
+    assert relative_error(vn_entropy(z, method="poles"), reference.oracle(z)) <= 1e-5
+    exact = reference.oracle_grad(z)
+    error = absolute_error(gradient(vn_entropy, z, method="poles"), exact)
+    assert error <= GRADIENT_WELL_CONDITIONED * gradient_scale(z)
 
 
 def test_sizes_beyond_a_tile_of_everything() -> None:

@@ -80,45 +80,38 @@ void log_by_eigh(const T* a, int64_t m, double shift, T* result) {
   spectral_function(eigen, logs.get(), m, result);
 }
 
-// Whether the poles are those of a tridiagonal matrix. One thread is faster with it; the sweeps of
-// A^ itself are shared out, and by the figures of bench/NOTES.md eight threads draw level.
-bool is_reduced(const Problem& problem) {
-  constexpr int64_t kSmallest = 8, kThreadsForSweeps = 8;
-  return problem.m() >= kSmallest && threads_of_sample(problem, Method::kPoles) < kThreadsForSweeps;
-}
+constexpr int64_t kSmallestReduced = 8;  // a smaller A^ is swept as soon as reduced
 
 // S of A^ where it is to be had for less than log A^; false if not.
 template <typename T>
-bool entropy_alone(const Problem& problem, Method method, const T* a, double* entropy) {
+bool entropy_alone(Method method, const T* a, int64_t m, double* entropy) {
   if (method == Method::kEigh) {
-    entropy_by_eigenvalues(a, 1, problem.m(), entropy);
+    entropy_by_eigenvalues(a, 1, m, entropy);
     return true;
   }
   if constexpr (std::is_same_v<T, float>)
-    return is_reduced(problem) && entropy_by_tridiagonal(a, problem.m(), entropy);
+    return m >= kSmallestReduced && entropy_by_tridiagonal(a, m, entropy);
   return false;
 }
 
 template <typename T>
-void log_by(const Problem& problem, Method method, const T* a, double shift, T* result) {
-  const int64_t m = problem.m();
+void log_by(Method method, const T* a, int64_t m, double shift, T* result) {
   if (method == Method::kEigh) return log_by_eigh(a, m, shift, result);
   if constexpr (std::is_same_v<T, float>) {
-    if (is_reduced(problem) && log_by_tridiagonal(a, m, shift, result)) return;
+    if (m >= kSmallestReduced && log_by_tridiagonal(a, m, shift, result)) return;
   }
   log_by_sweeps(a, m, shift, result);
 }
 
 }  // namespace
 
-// The faster method on this CPU, from the measurements of bench/NOTES.md. The poles need 16
-// inverses that threads share out; LAPACK's eigendecomposition gains little from threads below m =
-// 512, and nothing but eigenvalues is cheaper still. In float64 there are 50 poles: never.
+// The faster method on this CPU, from the measurements of bench/NOTES.md. Beyond 512 LAPACK's
+// blocked reduction wins; it gains a little from threads, the poles' none. In float64 there are 50
+// poles, of A^ itself: never.
 Method fastest_method(const Problem& problem, ScalarType dtype, bool with_grad) {
   if (compute_dtype(dtype) == ScalarType::Double) return Method::kEigh;
-  const int64_t threads = torch::stable::get_num_threads();
-  const bool shared = problem.batch < threads;  // several threads for one sample
-  const int64_t largest = with_grad ? (shared ? 512 : 192) : (shared ? 192 : 0);
+  const bool alone = threads_of_sample(problem, Method::kPoles) == 1;
+  const int64_t largest = with_grad && !alone ? 384 : 512;
   return problem.m() <= largest ? Method::kPoles : Method::kEigh;
 }
 
@@ -137,11 +130,11 @@ double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* gr
   gram(problem, rows, a.get());
   const double shift = std::log(static_cast<double>(m));  // centres log A^ of a flat spectrum on 0
   double value;
-  if (!grad_z && entropy_alone(problem, method, a.get(), &value))
+  if (!grad_z && entropy_alone(method, a.get(), m, &value))
     return with_trace<T>(value, rows.trace, m);
 
   Buffer<T> log_a(m * m);
-  log_by(problem, method, a.get(), shift, log_a.get());
+  log_by(method, a.get(), m, shift, log_a.get());
   // (5): S = -<A^, log A^>. By eigenvectors these are Rayleigh quotients, better than
   // eigenvalues.
   value = shift * trace(a.get(), m) - simd::kernels<T>().dot(a.get(), log_a.get(), m * m);

@@ -3,8 +3,9 @@
 //   log T = c0 I - sum_k w_k (T + t_k I)^-1,
 //
 // where a pole of T takes m^2 operations, not m^3. Householder's reduction takes 2 m^3 of them, the
-// way back 4 m^3; 16 sweeps of A^ itself (poles.cpp) take 16 m^3. But one step of the reduction
-// waits for the one before: it cannot be shared out, as the sweeps can.
+// way back 4 m^3; 16 sweeps of A^ itself (poles.cpp) take 16 m^3. Threads could share out the
+// sweeps, and not the reduction, whose steps wait for each other: many of them would be needed to
+// draw level.
 //
 // Reduction: H_k = I - tau_k v_k v_k^T makes the entries of row k beyond k + 1 zero. With
 // p = tau A v and w = p - tau/2 (p . v) v, H A H = A - v w^T - w v^T. The update of one step and
