@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <type_traits>
 
 #include "cpu/stages.h"
@@ -154,29 +155,69 @@ struct Forward {
   Tensor entropy, grad_z, grad_weights;
 };
 
-// S of samples [begin, end) by eigenvalues alone. For a small matrix a call of the dispatcher takes
-// as long as its eigenvalues: one call serves all.
 template <typename T>
-void entropy_of_range(const Problem& problem, const Input& input, const T* weights, int64_t begin,
-                      int64_t end, T* entropies) {
-  const int64_t m = problem.m();
-  Buffer<T> a((end - begin) * m * m);
-  std::vector<int64_t> regular;  // neither NaN nor zero throughout: these have an A^
-  std::vector<double> traces;
-  for (int64_t sample = begin; sample < end; ++sample) {
-    const Rows<T> rows =
-        normalize<T>(problem, input, sample, weights ? weights + sample * problem.n : nullptr);
-    entropies[sample] = static_cast<T>(rows.valid ? 0 : kNaN);
-    if (!rows.valid || rows.empty()) continue;
-    gram(problem, rows, a.get() + static_cast<int64_t>(regular.size()) * m * m);
-    regular.push_back(sample);
-    traces.push_back(rows.trace);
+struct Sources {
+  const Problem& problem;
+  const Input& input;
+  const T* weights;  // [batch, n] or null
+
+  Rows<T> rows(int64_t sample) const {
+    return normalize<T>(problem, input, sample, weights ? weights + sample * problem.n : nullptr);
   }
-  if (regular.empty()) return;
-  std::vector<double> values(regular.size());
-  entropy_by_eigenvalues(a.get(), static_cast<int64_t>(regular.size()), m, values.data());
-  for (size_t k = 0; k < regular.size(); ++k)
-    entropies[regular[k]] = static_cast<T>(with_trace<T>(values[k], traces[k], m));
+};
+
+// S by the tridiagonal matrix where that is to be had; returns the samples where it is not.
+template <typename T>
+std::vector<int64_t> entropies_by_tridiagonal(const Sources<T>& sources, T* entropies) {
+  const Problem& problem = sources.problem;
+  const int64_t m = problem.m();
+  std::vector<char> found(problem.batch, 1);
+  for_each_sample(problem, Method::kPoles, [&](int64_t sample) {
+    const Rows<T> rows = sources.rows(sample);
+    entropies[sample] = static_cast<T>(rows.valid ? 0 : kNaN);
+    if (!rows.valid || rows.empty()) return;
+    Buffer<T> a(m * m);
+    gram(problem, rows, a.get());
+    double value;
+    found[sample] = entropy_alone(Method::kPoles, a.get(), m, &value);
+    if (found[sample]) entropies[sample] = static_cast<T>(with_trace<T>(value, rows.trace, m));
+  });
+  std::vector<int64_t> left;
+  for (int64_t sample = 0; sample < problem.batch; ++sample) {
+    if (!found[sample]) left.push_back(sample);
+  }
+  return left;
+}
+
+// S by eigenvalues. For a small matrix a call of the dispatcher takes as long as its eigenvalues:
+// one call serves several samples.
+template <typename T>
+void entropies_by_eigenvalues(const Sources<T>& sources, const std::vector<int64_t>& samples,
+                              T* entropies) {
+  const Problem& problem = sources.problem;
+  const int64_t m = problem.m(), count = static_cast<int64_t>(samples.size());
+  const int64_t at_once =
+      std::clamp<int64_t>(kEntriesAtOnce / (m * m), 1, std::max<int64_t>(count, 1));
+  Buffer<T> a(at_once * m * m);
+  std::vector<int64_t> waiting;
+  std::vector<double> traces, values(at_once);
+  for (int64_t index = 0; index < count; ++index) {
+    const int64_t sample = samples[index];
+    const Rows<T> rows = sources.rows(sample);
+    entropies[sample] = static_cast<T>(rows.valid ? 0 : kNaN);
+    if (rows.valid && !rows.empty()) {
+      gram(problem, rows, a.get() + static_cast<int64_t>(waiting.size()) * m * m);
+      waiting.push_back(sample);
+      traces.push_back(rows.trace);
+    }
+    const int64_t size = static_cast<int64_t>(waiting.size());
+    if (size == 0 || (size < at_once && index + 1 < count)) continue;
+    entropy_by_eigenvalues(a.get(), size, m, values.data());
+    for (int64_t k = 0; k < size; ++k)
+      entropies[waiting[k]] = static_cast<T>(with_trace<T>(values[k], traces[k], m));
+    waiting.clear();
+    traces.clear();
+  }
 }
 
 Forward forward(const Tensor& z, const std::optional<Tensor>& weights, bool normalize,
@@ -197,12 +238,13 @@ Forward forward(const Tensor& z, const std::optional<Tensor>& weights, bool norm
     T* z_grads = static_cast<T*>(result.grad_z.mutable_data_ptr());
     T* p_grads = static_cast<T*>(result.grad_weights.mutable_data_ptr());
     const T* p_data = data_or_null<T>(p);
-    if (chosen == Method::kEigh && !with_grad) {
-      const int64_t most = std::max<int64_t>(1, kEntriesAtOnce / (problem.m() * problem.m()));
-      for (int64_t sample = 0; sample < problem.batch; sample += most) {
-        const int64_t end = std::min(sample + most, problem.batch);
-        entropy_of_range(problem, input, p_data, sample, end, values);
-      }
+    if (!with_grad && method != "poles") {
+      // Where A^ lacks rank, eigenvalues alone cost less than the sweeps.
+      const Sources<T> sources{problem, input, p_data};
+      std::vector<int64_t> samples(problem.batch);
+      std::iota(samples.begin(), samples.end(), 0);
+      if (chosen == Method::kPoles) samples = entropies_by_tridiagonal(sources, values);
+      entropies_by_eigenvalues(sources, samples, values);
       return;
     }
     for_each_sample(problem, chosen, [&](int64_t sample) {
