@@ -311,12 +311,20 @@ def _baseline_ms(medians: dict[tuple[str, Variant], float], variant: Variant) ->
     return next((ms for ms in found if math.isfinite(ms)), math.nan)
 
 
-def rows_of(case: Case, measured: Sequence[Measured], ceilings: floor.Ceilings) -> list[Row]:
+def rows_of(
+    case: Case, measured: Sequence[Measured], ceilings: floor.Ceilings, on_gpu: bool
+) -> list[Row]:
     dtype = DTYPES[case.dtype]
     floor_ms = math.nan
     if dtype != torch.float64:  # the ceilings are those of float32 arithmetic
         floor_ms = 1e3 * floor.floor_s(
-            ceilings, case.n, case.d, case.batch, dtype.itemsize, gradient=case.gradient
+            ceilings,
+            case.n,
+            case.d,
+            case.batch,
+            dtype.itemsize,
+            gradient=case.gradient,
+            on_gpu=on_gpu,
         )
     quantiles = [m.contender.quantiles_ms() for m in measured]
     medians = {(m.provider.name, m.variant): q[1] for m, q in zip(measured, quantiles, strict=True)}
@@ -556,7 +564,8 @@ def run(arguments: argparse.Namespace) -> list[Row]:
         progress.start(case)
         torch.set_num_threads(case.threads)
         of_device = ceilings.of(case.threads)
-        measured = rows_of(case, bench.measure(case, problem[1]), of_device)
+        on_gpu = device.type == "cuda"
+        measured = rows_of(case, bench.measure(case, problem[1]), of_device, on_gpu)
         progress.stop()
         print_case(case, measured)
         clocks = machine.clocks(device)

@@ -5,7 +5,8 @@ and, on a GPU, the time of one dependent pivot. The floor of a call is the large
 
     bytes    z read once, the gradient written once                          / bytes per second
     work     Gram matrix m² K (half of it is enough: it is symmetric)
-             + 16 sweeps of m³ (likewise)
+             + on a GPU 16 sweeps of m³ (likewise); on a CPU a reduction of 4/3 m³, for the
+             gradient also its way back, 4 m³
              + for the gradient the product 2 m² K                           / operations per second
     chain    m pivots, each of which needs the one before: a store to shared memory, a barrier, a
              load, a reciprocal and a multiply-add                           * time of one
@@ -36,12 +37,13 @@ class Ceilings:
 
 
 def floor_s(
-    ceilings: Ceilings, n: int, d: int, batch: int, itemsize: int, *, gradient: bool
+    ceilings: Ceilings, n: int, d: int, batch: int, itemsize: int, *, gradient: bool, on_gpu: bool
 ) -> float:
     """Seconds below which no call can be."""
     m, k = min(n, d), max(n, d)
     moved = batch * n * d * itemsize * (2 if gradient else 1)
-    work = batch * (m * m * k + POLES * m**3 + (2 * m * m * k if gradient else 0))
+    log_a = POLES * m**3 if on_gpu else (4 / 3 + (4 if gradient else 0)) * m**3
+    work = batch * (m * m * k + log_a + (2 * m * m * k if gradient else 0))
     terms = (moved / ceilings.bytes_per_s, work / ceilings.flop_per_s, m * ceilings.pivot_s)
     return max((t for t in terms if not math.isnan(t)), default=math.nan)
 

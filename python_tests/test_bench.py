@@ -262,7 +262,7 @@ def test_a_provider_that_fails_stays_in_the_table(compare: ModuleType) -> None:
     case = compare.Case(4, 6, 2, "float32", 1, "forward+backward")
     problem = compare.make_problem(4, 6, 2, torch.float32, CPU)
     ceilings = compare.floor.Ceilings(*NOWHERE)
-    refused, nan, fine = compare.rows_of(case, bench.measure(case, problem), ceilings)
+    refused, nan, fine = compare.rows_of(case, bench.measure(case, problem), ceilings, False)
     assert refused["note"] == "NotImplementedError: not for this dtype"
     numbers = ("p50_ms", "speedup_vs_gram", "peak_mib", "value_rel_error", "grad_rel_error")
     assert {refused[column] for column in numbers} == {"nan"}
@@ -303,7 +303,7 @@ def test_graphs_and_cold_inputs(compare: ModuleType) -> None:
     case = compare.Case(4, 6, 2, "float32", 1, "forward+backward")
     problem = compare.make_problem(4, 6, 2, torch.float32, CPU)
     measured = bench.measure(case, problem)
-    rows = compare.rows_of(case, measured, compare.floor.Ceilings(1e9, 1e9, 1e-6))
+    rows = compare.rows_of(case, measured, compare.floor.Ceilings(1e9, 1e9, 1e-6), True)
     labels = [(row["provider"], row["launch"], row["l2"]) for row in rows]
     variants = [("eager", "hot"), ("eager", "cold"), ("graph", "hot"), ("graph", "cold")]
     assert labels == [(name, *variant) for name in names for variant in variants]
@@ -365,15 +365,19 @@ def test_half_precision_is_upcast_for_those_that_refuse_it(compare: ModuleType) 
 def test_the_floor_is_the_largest_of_three(compare: ModuleType) -> None:
     floor = compare.floor
     shape = {"n": 128, "d": 512, "batch": 2, "itemsize": 4}
+    gpu = {**shape, "on_gpu": True}
     moved = floor.Ceilings(1e9, math.inf, math.nan)
-    assert floor.floor_s(moved, **shape, gradient=True) == 2 * 2 * 128 * 512 * 4 / 1e9
-    assert floor.floor_s(moved, **shape, gradient=False) == 2 * 128 * 512 * 4 / 1e9
+    assert floor.floor_s(moved, **gpu, gradient=True) == 2 * 2 * 128 * 512 * 4 / 1e9
+    assert floor.floor_s(moved, **gpu, gradient=False) == 2 * 128 * 512 * 4 / 1e9
     work = floor.Ceilings(math.inf, 1e9, math.nan)
     flop = 2 * (128**2 * 512 + 16 * 128**3 + 2 * 128**2 * 512)
-    assert floor.floor_s(work, **shape, gradient=True) == flop / 1e9
+    assert floor.floor_s(work, **gpu, gradient=True) == flop / 1e9
+    on_cpu = 2 * (128**2 * 512 + 16 / 3 * 128**3 + 2 * 128**2 * 512)
+    got = floor.floor_s(work, **shape, gradient=True, on_gpu=False)
+    assert got == pytest.approx(on_cpu / 1e9)
     chain = floor.Ceilings(math.inf, math.inf, 1e-7)
-    assert floor.floor_s(chain, **shape, gradient=True) == 128e-7
-    assert math.isnan(floor.floor_s(floor.Ceilings(*NOWHERE), **shape, gradient=True))
+    assert floor.floor_s(chain, **gpu, gradient=True) == 128e-7
+    assert math.isnan(floor.floor_s(floor.Ceilings(*NOWHERE), **gpu, gradient=True))
     tiny = floor.measure(CPU)
     assert 1e8 < tiny.bytes_per_s < 1e13
     assert 1e8 < tiny.flop_per_s < 1e14
