@@ -441,7 +441,7 @@ def _fault(row: Mapping[str, str]) -> bool:
 
 
 def judge_benchmark(report: Report, ended: Sequence[Ended], work: Path) -> None:
-    """It ended by itself, with rows; others without a number say why in theirs, ours must have one."""
+    """It ended by itself, with rows. A row without a number says why; one of ours must have one."""
     path = work / f"{report.step}.csv"
     rows: list[dict[str, str]] = []
     if path.is_file():
