@@ -227,7 +227,7 @@ void advance(int poles, const float* ratio, float* running, int64_t stride, floa
     V sum = load(row + i);
     for (int k = 0; k < poles; ++k) {
       V entry = ratio[k] * load(running + k * stride + i);
-      entry = (entry > kTooSmall || entry < -kTooSmall) ? entry : V{};
+      entry = ((entry > kTooSmall) | (entry < -kTooSmall)) ? entry : V{};
       store(running + k * stride + i, entry);
       sum += entry;
     }
