@@ -42,6 +42,7 @@ from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import arguments
 import harness
 import torch
 
@@ -730,22 +731,6 @@ def run(options: Options) -> int:
 # ---------------------------------------------------------------------------------------------
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"wanted a positive whole number, got {text!r}")
-    return int(text)
-
-
-def _minutes(text: str) -> float:
-    try:
-        minutes = float(text)
-    except ValueError:
-        minutes = math.nan
-    if not (math.isfinite(minutes) and minutes > 0):
-        raise argparse.ArgumentTypeError(f"wanted a positive number of minutes, got {text!r}")
-    return minutes
-
-
 def _steps(text: str) -> tuple[str, ...]:
     for name in text.split(","):
         if name not in STEPS:
@@ -762,8 +747,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Options:
     add = parser.add_argument
     add("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal")
     add("--out", type=Path, help="folder; default: gpu_check-<device>-<date> in this one")
-    add("--minutes", type=_minutes, default=8.0, help="for everything (8)")
-    add("--random-shapes", type=_positive, help="cases; default: 1000, in a rehearsal 60")
+    add("--minutes", type=arguments.duration, default=8.0, help="for everything (8)")
+    add("--random-shapes", type=arguments.positive, help="cases; default: 1000, in a rehearsal 60")
     add("--only", type=_steps, default=STEPS, metavar="STEP,...", help=", ".join(STEPS))
     add("--sanitizer", metavar="PROGRAM", help="default: compute-sanitizer, where CUDA has it")
     given = parser.parse_args(argv)

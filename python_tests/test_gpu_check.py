@@ -344,8 +344,8 @@ def test_the_benchmark_gets_what_is_left(gpu_check: ModuleType, options: object)
     ("arguments", "message"),
     [
         ("--device tpu", "argument --device: invalid choice: 'tpu'"),
-        ("--minutes nan", "argument --minutes: wanted a positive number of minutes, got 'nan'"),
-        ("--random-shapes 0", "argument --random-shapes: wanted a positive whole number, got '0'"),
+        ("--minutes nan", "argument --minutes: wanted a positive number, got 'nan'"),
+        ("--random-shapes 0", "argument --random-shapes: wanted positive whole numbers, got '0'"),
         ("--only tests,lint", "argument --only: wanted some of environment,tests,"),
         ("--bogus", "unrecognized arguments: --bogus"),
     ],
