@@ -33,6 +33,7 @@ import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_ARCHITECTURES = ["7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0"]
@@ -148,6 +149,27 @@ class FreshBuild(build):
         super().run()
 
 
+class BuildPython(build_py):
+    """Leaves the commit that was built, for the records of runs, in ``vne_kernels/_commit.txt``."""
+
+    def run(self) -> None:
+        super().run()
+        commit = git("rev-parse", "HEAD") if (ROOT / ".git").exists() else ""
+        if commit and not self.editable_mode:
+            changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+            target = Path(self.build_lib) / "vne_kernels" / "_commit.txt"
+            target.write_text(f"{commit}{changed}\n", encoding="utf-8")
+
+
+def git(*arguments: str) -> str:
+    """What git says of this checkout; empty without git."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
 class CMakeBuild(build_ext):
     """Configures and builds once, then puts each module where setuptools expects it."""
 
@@ -214,6 +236,6 @@ if int(setuptools.__version__.split(".")[0]) < 77:
 
 setup(
     ext_modules=[Extension("vne_kernels._C", [], py_limited_api=True)],
-    cmdclass={"build": FreshBuild, "build_ext": CMakeBuild},
+    cmdclass={"build": FreshBuild, "build_py": BuildPython, "build_ext": CMakeBuild},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -21,10 +21,12 @@ import torch
 from PIL import Image
 
 from vne_kernels.pretrain import augment, evaluate, files
+from vne_kernels.pretrain.callbacks import MetricsTables, OnlineEvaluation
 from vne_kernels.pretrain.cli import main
 from vne_kernels.pretrain.config import Options
 from vne_kernels.pretrain.data import EpochSampler, ImageSet, TwoViews, load
-from vne_kernels.pretrain.model import Pretraining, beta_at, make_encoder
+from vne_kernels.pretrain.events import Events, read_events
+from vne_kernels.pretrain.model import Pretraining, make_encoder
 
 # fp32: bf16 would be chosen by a measurement. One epoch is 40 // 8 = 5 steps.
 SMALL = ["--backbone", "resnet18", "--precision", "32-true", "--accelerator", "cpu"]
@@ -83,10 +85,12 @@ def assert_same_run(out: Path, other: Path) -> None:
 
 def test_run_leaves_its_files(whole: Path) -> None:
     names = {path.name for path in whole.iterdir()}
-    plots = {"loss.png", "entropy.png", "cosine.png", "spectrum.png"}
-    tables = {"metrics.csv", "epochs.csv", "spectrum.csv"}
-    others = {"config.json", "results.json", "last.ckpt", "encoder.pt", "tensorboard"}
-    assert names == plots | tables | others  # and no temporary file
+    plots = {name for name in names if name.endswith(".png")}
+    assert plots >= {"loss.png", "entropy.png", "cosine.png", "spectrum.png"}
+    tables = {"metrics.csv", "epochs.csv", "spectrum.csv", "events.csv"}
+    records = {"config.json", "environment.json", "results.json", "report.html"}
+    others = {"last.ckpt", "encoder.pt", "tensorboard"}
+    assert names == plots | tables | records | others  # and no temporary file
     for name in plots:
         assert Image.open(whole / name).size[0] > 500
     assert list((whole / "tensorboard").glob("events.out.tfevents.*"))
@@ -105,7 +109,12 @@ def test_metrics(whole: Path) -> None:
     assert [row["lr"] for row in steps[:5]] == pytest.approx([peak * k / 5 for k in range(1, 6)])
     assert [row["lr"] for row in steps[5:]] == sorted(row["lr"] for row in steps[5:])[::-1]
     assert steps[-1]["lr"] == pytest.approx(0, abs=1e-9)
+    assert all(row["information"] == row["entropy"] for row in steps)  # what vn-doe maximises
     epochs = rows(whole / "epochs.csv")
+    for row in epochs:
+        assert row["effective_rank"] == pytest.approx(np.exp(row["probe_entropy"]), rel=1e-6)
+        assert 0 <= row["online_linear"] <= 1
+        assert 0 <= row["online_knn"] <= 1
     assert epochs[1]["loss"] == pytest.approx(np.mean([row["loss"] for row in steps[5:]]))
     spectra = rows(whole / "spectrum.csv")
     assert [row["epoch"] for row in spectra] == [0, 1, 2]
@@ -124,6 +133,11 @@ def test_results(whole: Path) -> None:
         assert all(0 <= score <= 1 for score in row.values())
     assert results["training"]["steps"] == 10
     assert results["config"]["backbone"] == "resnet18"
+    assert results["data"]["broken_images"] == 0
+    environment = json.loads((whole / "environment.json").read_text())
+    assert results["environment"].keys() == environment.keys()
+    assert environment["torch"] == torch.__version__
+    assert environment["device"].startswith("cpu (")
 
 
 def test_encoder_fits_torchvision(whole: Path) -> None:
@@ -134,6 +148,25 @@ def test_encoder_fits_torchvision(whole: Path) -> None:
     state = torch.load(whole / "encoder.pt", weights_only=True)
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert (missing, unexpected) == (["fc.weight", "fc.bias"], [])
+
+
+# ---- collapse ----------------------------------------------------------------------------------
+
+
+def test_collapse_is_told_once_and_so_is_its_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = Events(tmp_path / "events.csv")
+    events.keep_until(0)
+    online = OnlineEvaluation(*2 * [load("digits", "unused").test], None, every=0, workers=0)
+    tables = MetricsTables(tmp_path, torch.zeros(8, 3, 8, 8), 16, online, events)
+    for step, entropy in enumerate((1.5, 0.1, 0.15, 0.9, 0.05)):  # warned below 0.208
+        tables._watch_for_collapse(entropy, step)
+    kinds = [(int(step), kind) for step, kind, _ in read_events(events.path)]
+    assert kinds == [(1, "collapse"), (3, "recovered"), (4, "collapse")]
+    told = capsys.readouterr().err
+    assert "step 1: the representation collapses: the entropy of a fixed batch is 0.1 nats" in told
+    assert "effective rank 1.11 of 8 images (warned below 0.208 nats)" in told
 
 
 # ---- stopping and going on ---------------------------------------------------------------------
@@ -303,26 +336,18 @@ def test_sampler_goes_on_where_it_stopped(world: int) -> None:
 # ---- parts -------------------------------------------------------------------------------------
 
 
-def test_beta_is_linear() -> None:
-    assert [beta_at(step, 4, 1.0, 10.0) for step in range(4)] == [1.0, 4.0, 7.0, 10.0]
-    assert beta_at(0, 1, 1.0, 10.0) == 1.0
-
-
 def test_default_model_is_the_papers() -> None:
     config = Options(data="digits").resolved(8)
-    model = Pretraining(config, total_steps=10)
-    shapes = [tuple(p.shape) for p in model.projector.parameters() if p.ndim == 2]
+    model = Pretraining(config, total_steps=10, classes=10)
+    shapes = [tuple(p.shape) for p in model.objective.projector.parameters() if p.ndim == 2]
     assert shapes == [(2048, 2048), (256, 2048)]
     assert (config.beta_start, config.beta_end, config.backbone) == (1.0, 10.0, "resnet50")
     conv1 = make_encoder("resnet50", "3x3").conv1
     assert (conv1.kernel_size, conv1.stride) == ((3, 3), (1, 1))
-    config = model.configure_optimizers()
-    optimizer = config["optimizer"]
-    decayed, plain = optimizer.param_groups
+    decayed, plain, probe = model.configure_optimizers()["optimizer"].param_groups
     assert all(p.ndim > 1 for p in decayed["params"])
     assert all(p.ndim == 1 for p in plain["params"])
-    assert plain["weight_decay"] == 0.0
-    assert len(decayed["params"]) + len(plain["params"]) == len(list(model.parameters()))
+    assert plain["weight_decay"] == probe["weight_decay"] == 0.0
 
 
 def test_few_labels_are_drawn_per_class() -> None:

@@ -1,4 +1,4 @@
-"""What a run keeps while it trains: tables of its metrics and spectra, and its checkpoint.
+"""What a run keeps while it trains: tables of its metrics and spectra, events, its checkpoint.
 
 The tables hold rows up to the checkpoint's step and no further when a run is resumed, so that a
 resumed run leaves the same tables as one that never stopped.
@@ -6,6 +6,8 @@ resumed run leaves the same tables as one that never stopped.
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import signal
 import time
@@ -16,18 +18,34 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.transforms import v2
 
 from vne_kernels import spectrum, vn_entropy
+from vne_kernels.pretrain import evaluate
+from vne_kernels.pretrain.data import ImageSet, ViewBatch, stratified
+from vne_kernels.pretrain.events import BROKEN_IMAGE, COLLAPSE, RECOVERED, Events
 from vne_kernels.pretrain.files import append_rows, read_table, replacing, write_table
 
-STEP_HEADER = ("step", "epoch", "loss", "entropy", "cosine", "beta", "lr")
-EPOCH_HEADER = ("epoch", "step", "loss", "entropy", "cosine", "beta", "lr", "probe_entropy")
+#: per step, as the objective gives them
+TERMS = ("loss", "entropy", "cosine", "information", "beta", "lr")
+STEP_HEADER = ("step", "epoch", *TERMS)
+#: at the end of an epoch: of a fixed batch, and of the test set
+ONLINE = ("probe_entropy", "effective_rank", "online_linear", "online_knn")
+EPOCH_HEADER = ("epoch", "step", *TERMS, *ONLINE)
 CHECKPOINT_SECONDS = 60.0
 FLUSH_STEPS = 50
+#: Entropy of a fixed batch over its largest, log min(n, d), below which the user is warned. At a
+#: batch of 128 it is an effective rank of 1.6: one direction holds nearly everything.
+COLLAPSE_SHARE = 0.1
+ONLINE_BANK = 5000  # training images among which neighbours are looked for
+ONLINE_TEST = 2000
+ONLINE_NEIGHBOURS = 20
+ONLINE_TEMPERATURE = 0.1
 
 
 class Table:
@@ -57,17 +75,22 @@ class MetricsTables(Callback):
     """``metrics.csv``, a row per step, and ``epochs.csv`` and ``spectrum.csv``, a row per epoch.
 
     A row's step counts the optimiser steps taken when it was written. Entropies are in nats.
-    ``probe_entropy`` and the spectrum are those of the embeddings of ``probe``, a fixed batch of
-    images that are not augmented; the spectrum's epoch 0 is the untrained network.
+    ``probe_entropy``, ``effective_rank`` and the spectrum are those of the embeddings of ``fixed``,
+    a batch of images that are not augmented; the spectrum's epoch 0 is the untrained network. A
+    collapse of that batch, and the end of one, is an event.
     """
 
-    def __init__(self, out: Path, probe: Tensor, projector_dim: int) -> None:
-        count = min(len(probe), projector_dim)
+    def __init__(
+        self, out: Path, fixed: Tensor, dim: int, online: OnlineEvaluation, events: Events
+    ) -> None:
+        count = min(len(fixed), dim)
         self.steps = Table(out / "metrics.csv", STEP_HEADER)
         self.epochs = Table(out / "epochs.csv", EPOCH_HEADER)
         names = [f"eigenvalue_{i}" for i in range(1, count + 1)]
         self.spectra = Table(out / "spectrum.csv", ["epoch", "step", *names])
-        self.probe = probe
+        self.fixed, self.online, self.events = fixed, online, events
+        self.collapsed_below = COLLAPSE_SHARE * math.log(count) if count > 1 else 0.0
+        self.collapsed = False
         self.pending: list[tuple[Any, ...]] = []  # may hold tensors of the device
         self.this_epoch: list[list[float]] = []
 
@@ -78,6 +101,8 @@ class MetricsTables(Callback):
             self.this_epoch = [row for row in rows if row[1] == trainer.current_epoch + 1]
             self.epochs.keep_until(step)
             self.spectra.keep_until(step)
+            states = [row[1] for row in self.events.keep_until(step) if row[1] != BROKEN_IMAGE]
+            self.collapsed = states[-1:] == [COLLAPSE]
         if step == 0:
             self._spectrum(trainer, pl_module, epoch=0)
 
@@ -91,7 +116,8 @@ class MetricsTables(Callback):
     ) -> None:
         if not trainer.is_global_zero:
             return
-        values = (outputs[name] for name in STEP_HEADER[2:])
+        # Lightning's own "loss" has that of the online probe in it.
+        values = (outputs["objective" if name == "loss" else name] for name in TERMS)
         self.pending.append((trainer.global_step, trainer.current_epoch + 1, *values))
         if len(self.pending) >= FLUSH_STEPS:
             self.flush()
@@ -112,24 +138,120 @@ class MetricsTables(Callback):
         entropy = self._spectrum(trainer, pl_module, epoch)
         if not trainer.is_global_zero:
             return
-        loss, entropies, cosine = torch.tensor(self.this_epoch).mean(0)[2:5].tolist()
-        beta, lr = self.this_epoch[-1][5:]
-        row = [epoch, trainer.global_step, loss, entropies, cosine, beta, lr, entropy]
-        self.epochs.append([row])
+        accuracies = self.online.accuracies(trainer, pl_module)
+        terms = torch.tensor(self.this_epoch)[:, 2:]
+        means = dict(zip(TERMS, terms.mean(0).tolist(), strict=True))
+        # Of what follows a schedule, the last.
+        means |= {name: self.this_epoch[-1][2 + TERMS.index(name)] for name in ("beta", "lr")}
+        ends = [entropy, math.exp(entropy), *accuracies]
+        self.epochs.append([[epoch, trainer.global_step, *means.values(), *ends]])
+        self._watch_for_collapse(entropy, trainer.global_step)
+        for logger in trainer.loggers:
+            found = {name: x for name, x in zip(ONLINE, ends, strict=True) if not math.isnan(x)}
+            logger.log_metrics(found, trainer.global_step)
         self.this_epoch = []
+
+    def _watch_for_collapse(self, entropy: float, step: int) -> None:
+        collapsed = entropy < self.collapsed_below
+        if collapsed and not self.collapsed:
+            message = (
+                "the representation collapses: the entropy of a fixed batch is "
+                f"{entropy:.3g} nats, effective rank {math.exp(entropy):.2f} of {len(self.fixed)} "
+                f"images (warned below {self.collapsed_below:.3g} nats)"
+            )
+            self.events.add(step, COLLAPSE, message)
+        elif self.collapsed and not collapsed:
+            message = f"no longer collapsed: effective rank {math.exp(entropy):.2f}"
+            self.events.add(step, RECOVERED, message)
+        self.collapsed = collapsed
 
     @torch.no_grad()
     def _spectrum(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> float:
         # Every process takes part: synchronised batch norms wait for each other.
         with trainer.precision_plugin.forward_context(), _norms_of_the_batch(pl_module):
-            embeddings = pl_module(self.probe.to(pl_module.device)).float()
-        entropy = float(vn_entropy(embeddings))
+            embeddings = pl_module(self.fixed.to(pl_module.device)).float()
         if trainer.is_global_zero:
             self.spectra.append([[epoch, trainer.global_step, *spectrum(embeddings).tolist()]])
-            for logger in trainer.loggers:
-                logger.log_metrics({"probe_entropy": entropy}, trainer.global_step)
-        return entropy
+        return float(vn_entropy(embeddings))
 
+
+class OnlineEvaluation:
+    """How good the features are while they are trained: accuracies on images of the test set.
+
+    The linear probe is the one that is trained in the same steps; the neighbours are looked for
+    among a fixed part of the training set. Asked on one process: in evaluation mode the batch norms
+    of several do not wait for each other.
+    """
+
+    def __init__(
+        self, train: ImageSet, test: ImageSet, view: v2.Compose, *, every: int, workers: int
+    ) -> None:
+        self.every, self.workers, self.view = every, workers, view
+        self.train, self.test = (
+            images.take(stratified(images.labels, most))
+            for images, most in ((train, ONLINE_BANK), (test, ONLINE_TEST))
+        )
+
+    def accuracies(self, trainer: pl.Trainer, module: pl.LightningModule) -> tuple[float, float]:
+        """(linear probe, nearest neighbours), 0 to 1; NaN in an epoch that is left out."""
+        epoch = trainer.current_epoch + 1
+        if not self.every or (epoch % self.every and epoch != trainer.max_epochs):
+            return math.nan, math.nan
+        bank, test = (
+            evaluate.encode(
+                module.encoder,
+                images,
+                self.view,
+                module.device,
+                bf16=str(trainer.precision) == "bf16-mixed",
+                workers=self.workers,
+            )
+            for images in (self.train, self.test)
+        )
+        module.encoder.train()
+        with torch.no_grad():
+            found = module.probe(torch.from_numpy(test.features).to(module.device)).argmax(1)
+        neighbours = evaluate.weighted_knn(
+            bank,
+            test,
+            neighbours=min(ONLINE_NEIGHBOURS, len(bank.labels)),
+            temperature=ONLINE_TEMPERATURE,
+            device=module.device,
+        )
+        return float(np.mean(found.cpu().numpy() == test.labels)), neighbours
+
+
+class BrokenImages(Callback):
+    """Names every image file that could not be read, once, with the step that met it."""
+
+    def __init__(self, events: Events) -> None:
+        self.events = events
+        self.met: list[tuple[int, str]] = []
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: ViewBatch,
+        batch_idx: int,
+    ) -> None:
+        self.met += [(trainer.global_step, name) for name in batch.broken]
+        if trainer.world_size == 1:
+            self._tell()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.world_size > 1:
+            everyones: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(everyones, self.met)
+            self.met = sorted(itertools.chain(*everyones)) if trainer.is_global_zero else []
+            self._tell()
+
+    def _tell(self) -> None:
+        for step, name in self.met:
+            message = f"cannot read {name}; another image took its place"
+            self.events.add(step, BROKEN_IMAGE, message, once=True)
+        self.met.clear()
 
 @contextmanager
 def _norms_of_the_batch(module: nn.Module) -> Iterator[None]:

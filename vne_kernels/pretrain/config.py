@@ -3,22 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+LOSSES = (
+    "vn-doe",
+    "vn-doe-symmetric",
+    "shannon-doe",
+    "simclr",
+    "simsiam",
+    "byol",
+    "barlow",
+    "vicreg",
+)
+#: The losses with a weight beta of the cosine.
+DIFFERENCES_OF_ENTROPIES = ("vn-doe", "vn-doe-symmetric", "shannon-doe")
+BETA_SCHEDULES = ("linear", "constant")
 METHODS = ("auto", "poles", "eigh")
 PRECISIONS = ("auto", "32-true", "bf16-mixed")
 STEMS = ("auto", "3x3", "7x7")
-AUGMENTATIONS = ("auto", "simclr", "affine")
+AUGMENTATIONS = ("auto", "simclr", "simsiam", "byol", "affine")
+BATCH_NORMS = ("joint", "per-view")
 CHECKPOINT = "last.ckpt"  # in the output folder
 DOWNLOADS = ("cifar10", "cifar100")
 
+#: Images up to this side take the paper's Table 4 for tiny images (CIFAR-10 and CIFAR-100).
+SMALL = 64
+
 #: Options that a resumed run may change: they say where and how fast, not what is computed.
-FREE_ON_RESUME = ("workers", "accelerator", "devices", "precision", "download_dir")
+FREE_ON_RESUME = (
+    "workers",
+    "accelerator",
+    "devices",
+    "precision",
+    "download_dir",
+    "knn_every",
+    "evaluation",
+)
 
 
 class OptionError(ValueError):
@@ -30,24 +57,68 @@ class OptionError(ValueError):
 
 
 @dataclass(frozen=True)
+class Head:
+    """Width, hidden layers and output of a loss's projector; ``layers`` None: not to be chosen."""
+
+    hidden: int
+    layers: int | None
+    dim: int
+
+
+def head_of(loss: str, small: bool) -> Head:
+    """The projector that a loss was published with, for tiny images and for others."""
+    paper = Head(2048, 1, 256) if small else Head(2048, 2, 512)  # the paper's Table 4
+    return {
+        "simclr": Head(2048, 1, 128),  # Chen et al. 2020
+        "simsiam": Head(2048, None, 2048),  # Chen and He 2020
+        "byol": Head(4096, None, 256),  # Grill et al. 2020
+        "barlow": Head(8192, None, 8192),  # Zbontar et al. 2021
+        "vicreg": Head(8192, 2, 8192),  # Bardes et al. 2021
+    }.get(loss, paper)
+
+
+def temperature_of(loss: str, small: bool) -> float:
+    """SimCLR's 0.1, and 0.5 for CIFAR (its appendix B.9).
+
+    For the Shannon difference of entropies the paper states none. Its estimate reaches the bound of
+    log n, which takes 0.1: at 0.5 not even orthogonal embeddings come near it.
+    """
+    return 0.5 if loss == "simclr" and small else 0.1
+
+
+@dataclass(frozen=True)
 class Options:
-    """What the command line may say. ``None`` means: decided by the data (see :meth:`resolved`)."""
+    """What a recipe and the command line may say.
+
+    ``None`` means: decided by the loss and the data (see :meth:`resolved`).
+    """
 
     data: str = "digits"
     out: str | None = None
+    recipe: str | None = None
+    loss: str = "vn-doe"
     epochs: int | None = None
     warmup_epochs: int | None = None
     batch_size: int = 128
     lr: float | None = None
     weight_decay: float | None = None
+    beta_schedule: str = "linear"
     beta_start: float = 1.0
     beta_end: float = 10.0
+    temperature: float | None = None
     method: str = "auto"
     backbone: str = "resnet50"
     stem: str = "auto"
-    projector_dim: int = 256
+    projector_dim: int | None = None
+    projector_hidden: int | None = None
+    projector_layers: int | None = None
     image_size: int | None = None
     augment: str = "auto"
+    classes: str | None = None
+    train_images: int | None = None
+    batch_norm: str = "joint"
+    knn_every: int | None = None
+    evaluation: bool = True
     seed: int = 0
     workers: int | None = None
     accelerator: str = "auto"
@@ -61,7 +132,11 @@ class Options:
             ("warmup_epochs", 0),
             ("batch_size", 2),
             ("projector_dim", 1),
+            ("projector_hidden", 1),
+            ("projector_layers", 0),
             ("image_size", 4),
+            ("train_images", 2),
+            ("knn_every", 0),
             ("seed", 0),
             ("workers", 0),
         ):
@@ -72,11 +147,16 @@ class Options:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise OptionError(name, "a finite number >= 0", value)
+        if self.temperature is not None and not 0 < self.temperature < math.inf:
+            raise OptionError("temperature", "a finite number > 0", self.temperature)
         for name, choices in (
+            ("loss", LOSSES),
+            ("beta_schedule", BETA_SCHEDULES),
             ("method", METHODS),
             ("backbone", BACKBONES),
             ("stem", STEMS),
             ("augment", AUGMENTATIONS),
+            ("batch_norm", BATCH_NORMS),
             ("precision", PRECISIONS),
         ):
             if getattr(self, name) not in choices:
@@ -85,26 +165,32 @@ class Options:
             raise OptionError("seed", "an integer < 2**32", self.seed)
         if self.devices != "auto" and not (self.devices.isdecimal() and int(self.devices) > 0):
             raise OptionError("devices", "'auto' or an integer >= 1", self.devices)
+        if self.projector_layers is not None and head_of(self.loss, small=True).layers is None:
+            wanted = f"left out with --loss {self.loss}, whose projector has a fixed depth"
+            raise OptionError("projector_layers", wanted, self.projector_layers)
 
     @property
     def out_dir(self) -> Path:
-        return Path(self.out if self.out is not None else f"runs/{self.data_name}")
+        return Path(self.out if self.out is not None else f"runs/{self.recipe_name()}")
 
-    @property
-    def data_name(self) -> str:
-        """``digits``, ``cifar10``, ``cifar100``, or the file's or folder's own name."""
-        return Path(self.data).resolve().stem if os.sep in self.data else Path(self.data).stem
+    def recipe_name(self) -> str:
+        """The recipe's name, else ``digits``, ``cifar10``, or the file's or folder's own name."""
+        what = self.recipe or self.data
+        return Path(what).resolve().stem if os.sep in what else Path(what).stem
 
     def resolved(self, native_size: int) -> Config:
         """Fill in what depends on the data, whose images measure ``native_size`` pixels."""
         digits = self.data == "digits"
         defaults = DIGITS if digits else PAPER
         size = _or(self.image_size, native_size)
+        small = size <= SMALL
         epochs = _or(self.epochs, defaults["epochs"])
         warmup = _or(self.warmup_epochs, min(defaults["warmup_epochs"], epochs - 1))
         if warmup >= epochs and warmup > 0:
             raise OptionError("warmup_epochs", f"less than the {epochs} epochs", warmup)
-        augment = "affine" if digits else "simclr"
+        head = head_of(self.loss, small)
+        # Table 5: the losses compared there keep the augmentations they were published with.
+        augment = "affine" if digits else self.loss if self.loss in AUGMENTATIONS else "simclr"
         return Config(
             **dataclasses.asdict(self)
             | {
@@ -114,8 +200,13 @@ class Options:
                 "warmup_epochs": warmup,
                 "lr": _or(self.lr, defaults["lr"]),
                 "weight_decay": _or(self.weight_decay, defaults["weight_decay"]),
-                "stem": self.stem if self.stem != "auto" else "3x3" if size <= 64 else "7x7",
+                "temperature": _or(self.temperature, temperature_of(self.loss, small)),
+                "projector_dim": _or(self.projector_dim, head.dim),
+                "projector_hidden": _or(self.projector_hidden, head.hidden),
+                "projector_layers": _or(self.projector_layers, head.layers),
+                "stem": self.stem if self.stem != "auto" else "3x3" if small else "7x7",
                 "augment": self.augment if self.augment != "auto" else augment,
+                "knn_every": _or(self.knn_every, defaults["knn_every"]),
                 "workers": _or(self.workers, 0 if digits else min(8, os.cpu_count() or 1)),
             }
         )
@@ -130,12 +221,22 @@ class Config(Options):
     warmup_epochs: int = 10
     lr: float = 0.5
     weight_decay: float = 5e-5
+    temperature: float = 0.1
+    projector_dim: int = 256
+    projector_hidden: int = 2048
     image_size: int = 32
+    knn_every: int = 1
     workers: int = 0
 
 
 #: The paper's Table 3, 100 epochs of CIFAR-10.
-PAPER: dict[str, Any] = {"epochs": 100, "warmup_epochs": 10, "lr": 0.5, "weight_decay": 5e-5}
+PAPER: dict[str, Any] = {
+    "epochs": 100,
+    "warmup_epochs": 10,
+    "lr": 0.5,
+    "weight_decay": 5e-5,
+    "knn_every": 1,
+}
 
 #: For the bundled digits: found by short runs to end within six minutes on two CPU cores.
 DIGITS: dict[str, Any] = {
@@ -143,7 +244,36 @@ DIGITS: dict[str, Any] = {
     "warmup_epochs": 4,
     "lr": 0.8,
     "weight_decay": 5e-4,
+    "knn_every": 6,  # more often it would cost a fifth of the training
 }
+
+
+def load_config(run: Path) -> Config:
+    """The configuration of the run in the folder ``run``.
+
+    Raises:
+        OptionError: the folder holds none, or one that cannot be read.
+    """
+    path = run / "config.json"
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        return Config(**saved | {"out": str(run)})
+    except (OSError, ValueError, TypeError) as error:
+        if isinstance(error, OptionError):
+            raise
+        wanted = f"the folder of a run, with a readable {path.name}"
+        raise OptionError("run", wanted, f"{run} ({error})") from error
+
+
+def resumed_config(out: Path, given: Mapping[str, Any]) -> Config:
+    """The run's own options; those ``given`` must agree, or be free to change."""
+    config = load_config(out)
+    for name, value in given.items():
+        if name not in FREE_ON_RESUME and value != getattr(config, name):
+            wanted = f"left out or {getattr(config, name)!r}, as the run began, with --resume"
+            raise OptionError(name, wanted, value)
+    free = {name: value for name, value in given.items() if name in FREE_ON_RESUME}
+    return dataclasses.replace(config, **free)
 
 
 def _or(value: Any, default: Any) -> Any:

@@ -1,31 +1,62 @@
 """The image sets, and a loader whose every batch is a function of (seed, epoch, position).
 
 Nothing random hangs on what was drawn before: a run stopped after any step goes on with exactly
-the batches and views that it would have seen.
+the batches and views that it would have seen. A file that cannot be read does not end a run:
+another image takes its place.
 """
 
 from __future__ import annotations
 
 import signal
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vne_kernels.pretrain.config import DOWNLOADS, OptionError
+from vne_kernels.pretrain.config import DOWNLOADS, Config, OptionError
 
 Views = Callable[[Sequence[Image.Image]], tuple[Tensor, Tensor]]
 TEST_SHARE = 0.2
 SPLIT_SEED = 0
+
+#: What Pillow raises for a file that is missing, cut short, no image, or a decompression bomb.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+UNREADABLE_IN_A_ROW = 100  # more are not the files' fault: a disk that is gone
+
+#: Lists of class folders that come with the package: the paper's Table 6.
+CLASS_LISTS = ("imagenet10", "imagenet100")
+
+
+class UnreadableImages(OptionError):
+    """More than :data:`UNREADABLE_IN_A_ROW` images in a row cannot be read.
+
+    Made from its message alone: a loading process hands an exception over as its type and the text
+    of its traceback, which ends in the message.
+    """
+
+    def __init__(self, message: str) -> None:
+        name = f"{type(self).__module__}.{type(self).__qualname__}: "
+        ValueError.__init__(self, message.rstrip().rpartition(name)[2])
+
+
+class ViewBatch(NamedTuple):
+    """Two views of a batch of n images, those included that took the places of broken files."""
+
+    first: Tensor  # (n, 3, size, size)
+    second: Tensor
+    labels: Tensor  # (n,), int64: for the online probe alone
+    broken: Sequence[str]  # files that could not be read; a list where torch has pinned the batch
 
 
 @dataclass(frozen=True)
@@ -39,10 +70,33 @@ class ImageSet:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Image.Image:
+        """The image in RGB; a file that cannot be read raises one of :data:`UNREADABLE`."""
         image = self.images[index]
-        return (Image.open(image) if isinstance(image, str) else Image.fromarray(image)).convert(
-            "RGB"
-        )
+        if not isinstance(image, str):
+            return Image.fromarray(image).convert("RGB")
+        with Image.open(image) as file:
+            return file.convert("RGB")
+
+    def readable(self, index: int) -> tuple[int, Image.Image, list[str]]:
+        """The first image from ``index`` on that can be read (after the last comes the first).
+
+        Returns its index, the image in RGB, and the files passed over.
+
+        Raises:
+            UnreadableImages: more than :data:`UNREADABLE_IN_A_ROW` were passed over, or all.
+        """
+        broken: list[str] = []
+        reason = ""
+        for step in range(min(UNREADABLE_IN_A_ROW + 1, len(self))):
+            place = (index + step) % len(self)
+            try:
+                return place, self[place], broken
+            except UNREADABLE as error:
+                broken.append(str(self.images[place]))
+                reason = " ".join(str(error).split())
+        got = f"{len(broken)} in a row that cannot, from {broken[0]} on ({reason})"
+        wanted = "a set of images that can be read"
+        raise UnreadableImages(str(OptionError("data", wanted, got)))
 
     def take(self, indices: npt.NDArray[np.int64]) -> ImageSet:
         if isinstance(self.images, np.ndarray):
@@ -65,9 +119,34 @@ class ImageData:
         return len(np.unique(self.train.labels))
 
 
-def load(data: str, download_dir: str) -> ImageData:
-    """Read what ``--data`` names; raises :class:`OptionError` where that cannot be used."""
+def load_for(config: Config) -> ImageData:
+    """The images of a run."""
+    return load(
+        config.data,
+        config.download_dir,
+        classes=config.classes,
+        train_images=config.train_images,
+    )
+
+
+def load(
+    data: str, download_dir: str, *, classes: str | None = None, train_images: int | None = None
+) -> ImageData:
+    """Read what ``--data`` names; labels are 0, 1, ... in the order of the data's own.
+
+    Args:
+        data: "digits", "cifar10", "cifar100", an .npz file or a folder.
+        download_dir: where the CIFAR sets are, or come to.
+        classes: of a folder: a list of :data:`CLASS_LISTS`, or a file with a folder's name in each
+            line; the other folders are left out.
+        train_images: so many of the training images, every class in proportion, always the same.
+
+    Raises:
+        OptionError: it cannot be used.
+    """
     path = Path(data)
+    if classes is not None and not path.is_dir():
+        raise OptionError("classes", "left out where --data is not an image folder", classes)
     if data == "digits":
         train, test = _digits()
     elif data in DOWNLOADS:
@@ -75,7 +154,7 @@ def load(data: str, download_dir: str) -> ImageData:
     elif path.is_file() and path.suffix == ".npz":
         train, test = _npz(path)
     elif path.is_dir():
-        train, test = _folder(path)
+        train, test = _folder(path, None if classes is None else class_list(classes))
     else:
         wanted = f"'digits', {', '.join(map(repr, DOWNLOADS))}, an .npz file or an image folder"
         raise OptionError("data", f"{wanted} that exists", data)
@@ -84,7 +163,55 @@ def load(data: str, download_dir: str) -> ImageData:
         raise OptionError("data", "a set of at least 2 training images and 1 test image", got)
     if len(np.unique(train.labels)) < 2:
         raise OptionError("data", "a set of at least 2 classes", f"{data} with 1")
-    return ImageData(train, test, _native_size(train), *_statistics(train))
+    train, test = _with_contiguous_labels(train, test)
+    statistics = _statistics(train)
+    if train_images is not None and train_images < len(train):
+        train = train.take(stratified(train.labels, train_images))
+    return ImageData(train, test, _native_size(train), *statistics)
+
+
+def class_list(name: str) -> list[str]:
+    """The class folders of a list that comes with the package, or of a file, sorted.
+
+    A file names one in each line; lines that begin with # are comments.
+
+    Raises:
+        OptionError: there is none, or it names fewer than two.
+    """
+    known = name in CLASS_LISTS
+    path = files("vne_kernels.pretrain") / f"classes/{name}.txt" if known else Path(name)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        wanted = f"one of {', '.join(CLASS_LISTS)}, or a file with a folder's name in each line"
+        raise OptionError("classes", wanted, name) from error
+    names = sorted({line.strip() for line in lines if not line.startswith("#")} - {""})
+    if len(names) < 2:
+        raise OptionError("classes", "a list of at least 2 folders", f"{name} with {names}")
+    return names
+
+
+def stratified(labels: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """``count`` indices, ascending, of every class in proportion to its size; always the same."""
+    order = np.random.default_rng(0).permutation(len(labels))
+    place = np.empty(len(labels))  # of an image in its class, between 0 and 1
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        place[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return np.sort(order[np.argsort(place[order], kind="stable")[:count]])
+
+
+def _with_contiguous_labels(train: ImageSet, test: ImageSet) -> tuple[ImageSet, ImageSet]:
+    """The same images, labels numbered from 0 in the order of the training set's labels."""
+    names = np.unique(train.labels)
+    unknown = np.setdiff1d(test.labels, names)
+    if len(unknown):
+        wanted = "a set whose test labels all occur among the training labels"
+        raise OptionError("data", wanted, f"{unknown[:10].tolist()} in the test labels alone")
+    one, two = (
+        replace(images, labels=np.searchsorted(names, images.labels)) for images in (train, test)
+    )
+    return one, two
 
 
 def _digits() -> tuple[ImageSet, ImageSet]:
@@ -129,9 +256,11 @@ def _cifar(name: str, download_dir: str) -> tuple[ImageSet, ImageSet]:
 def _npz(path: Path) -> tuple[ImageSet, ImageSet]:
     """MedMNIST's keys. ``val_*``, where present, is left aside: nothing is tuned on it here."""
     try:
+        if not zipfile.is_zipfile(path):
+            raise ValueError("it is no zip archive")
         with np.load(path, allow_pickle=False) as file:
             return _npz_part(file, "train", path), _npz_part(file, "test", path)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, OptionError):
             raise
         raise OptionError("data", "a readable .npz file", f"{path} ({error})") from error
@@ -156,31 +285,76 @@ def _npz_part(file: np.lib.npyio.NpzFile, part: str, path: Path) -> ImageSet:
     return ImageSet(images, labels.reshape(-1).astype(np.int64))
 
 
-def _folder(path: Path) -> tuple[ImageSet, ImageSet]:
-    """``train/`` with ``test/`` or ``val/``, or class folders alone, which are split here."""
-    parts = [name for name in ("test", "val") if (path / name).is_dir()]
+def _folder(path: Path, chosen: list[str] | None) -> tuple[ImageSet, ImageSet]:
+    """``train/`` with ``test/`` or ``val/``, or class folders alone, which are split here.
+
+    ``chosen``: the class folders to use; None: all.
+    """
     try:
-        if (path / "train").is_dir() and parts:
-            train, classes = _class_folders(path / "train")
-            test, test_classes = _class_folders(path / parts[0])
-            if classes != test_classes:
-                got = f"{path} with {sorted(set(classes) ^ set(test_classes))} in one alone"
-                raise OptionError("data", f"a folder whose train and {parts[0]} agree", got)
-            return train, test
-        return _split(_class_folders(path)[0])
-    except (FileNotFoundError, ValueError) as error:
+        parts = _parts(path)
+        if parts is None:
+            whole, _ = _class_folders(path, chosen)
+            return _split(whole)
+        (train, classes), (test, test_classes) = (_class_folders(part, chosen) for part in parts)
+    except OSError as error:
+        raise OptionError("data", "a folder that can be read", f"{path} ({error})") from error
+    except ValueError as error:
         if isinstance(error, OptionError):
             raise
-        wanted = "a folder of class folders, or with train/ and test/ or val/ of class folders"
+        # scikit-learn says which class is too small to split
+        wanted = "a folder with train/ and test/, or with enough images per class to split"
         raise OptionError("data", wanted, f"{path} ({error})") from error
+    if classes != test_classes:
+        wanted = f"a folder whose train/ and {parts[1].name}/ have the same class folders"
+        got = f"{path} with {_listed(set(classes) ^ set(test_classes))} in one alone"
+        raise OptionError("data", wanted, got)
+    return train, test
 
 
-def _class_folders(path: Path) -> tuple[ImageSet, list[str]]:
-    from torchvision.datasets import ImageFolder
+def _parts(path: Path) -> tuple[Path, Path] | None:
+    """The folders of the training and the test set; None where ``path`` holds the classes."""
+    train = path / "train"
+    tests = [path / name for name in ("test", "val") if (path / name).is_dir()]
+    if train.is_dir() and tests:
+        # ImageNet's test/ has no labels: then it is val/
+        return train, next(filter(_folders_in, tests), tests[-1])
+    for part in (train, *tests):
+        if part.is_dir() and _folders_in(part):  # without folders it may be a class of that name
+            wanted = "a folder with train/ and, beside it, test/ or val/"
+            raise OptionError("data", wanted, f"{path} with {part.name}/ alone")
+    return None
 
-    folder = ImageFolder(str(path))
-    names = [name for name, _ in folder.samples]
-    return ImageSet(names, np.asarray(folder.targets, np.int64)), folder.classes
+
+def _class_folders(path: Path, chosen: list[str] | None) -> tuple[ImageSet, list[str]]:
+    """The images of the ``chosen`` (None: all) folders in ``path``, and these folders' names."""
+    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
+
+    found = _folders_in(path)
+    if not found:
+        loose = sum(item.suffix.lower() in IMG_EXTENSIONS for item in path.iterdir())
+        wanted = "a folder that sorts its images into a folder per class, for the probes' labels"
+        raise OptionError("data", wanted, f"{path} with {loose} images and no folders")
+    names = found if chosen is None else chosen
+    if missing := set(names).difference(found):
+        raise OptionError("classes", f"class folders of {path}", f"{_listed(missing)} (missing)")
+    labels = {name: label for label, name in enumerate(names)}
+    samples = make_dataset(str(path), labels, IMG_EXTENSIONS, allow_empty=True)
+    if empty := set(labels.values()).difference(label for _, label in samples):
+        wanted = "a folder whose class folders all hold images"
+        raise OptionError("data", wanted, f"{path} with none in {_listed(names[i] for i in empty)}")
+    images, numbers = zip(*samples, strict=True)
+    return ImageSet(images, np.array(numbers, np.int64)), names
+
+
+def _folders_in(path: Path) -> list[str]:
+    """Their names, sorted; not the hidden ones, which file managers and notebooks leave behind."""
+    return sorted(x.name for x in path.iterdir() if x.is_dir() and not x.name.startswith("."))
+
+
+def _listed(names: Iterable[str], shown: int = 5) -> str:
+    """The first names in alphabetical order, and how many more there are."""
+    first, others = (ordered := sorted(names))[:shown], len(ordered) - shown
+    return ", ".join(first) + (f" and {others} more" if others > 0 else "")
 
 
 def _native_size(images: ImageSet) -> int:
@@ -241,8 +415,11 @@ class EpochSampler(Sampler[tuple[int, int]]):
         return iter([(self.epoch, int(image)) for image in mine])
 
 
-class TwoViews(Dataset[tuple[Tensor, Tensor]]):
-    """Batches of two views; the randomness is seeded by (seed, epoch, first image) per batch."""
+class TwoViews(Dataset[ViewBatch]):
+    """Batches of two views; the randomness is seeded by (seed, epoch, first image) per batch.
+
+    ``views`` draws from torch's default generator and from nothing else.
+    """
 
     def __init__(self, images: ImageSet, views: Views, seed: int) -> None:
         self.images, self.views, self.seed = images, views, seed
@@ -250,35 +427,38 @@ class TwoViews(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, keys: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
-        entropy = np.random.SeedSequence((self.seed, *keys[0])).generate_state(2)
-        # torchvision draws from torch, lightly's blur from numpy.
-        with isolate_rng(include_cuda=False):
-            torch.default_generator.manual_seed(int(entropy[0]))
-            np.random.seed(int(entropy[1]))  # noqa: NPY002
-            return self.views([self.images[image] for _, image in keys])
+    def __getitems__(self, keys: list[tuple[int, int]]) -> ViewBatch:
+        """The batch of the (epoch, image) pairs ``keys``; the first one seeds it."""
+        read = [self.images.readable(index) for _, index in keys]
+        places, images, broken = zip(*read, strict=True)
+        (seed,) = np.random.SeedSequence((self.seed, *keys[0])).generate_state(1)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(seed))
+            first, second = self.views(images)
+        labels = torch.from_numpy(self.images.labels[list(places)])
+        return ViewBatch(first, second, labels, tuple(chain.from_iterable(broken)))
 
 
 def view_loader(
     images: ImageSet, views: Views, sampler: EpochSampler, *, workers: int, pin_memory: bool
-) -> DataLoader[tuple[Tensor, Tensor]]:
+) -> DataLoader[ViewBatch]:
     """Batches of two views; a last batch that is not full is dropped."""
     return DataLoader(
         TwoViews(images, views, sampler.seed),
         batch_size=sampler.batch,
         sampler=sampler,
         drop_last=True,
-        collate_fn=_as_is,
+        collate_fn=as_is,
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
-        worker_init_fn=_leave_interrupts_to_the_main_process,
+        worker_init_fn=leave_interrupts_to_the_main_process,
     )
 
 
-def _as_is(batch: Any) -> Any:
+def as_is(batch: Any) -> Any:
     return batch
 
 
-def _leave_interrupts_to_the_main_process(_: int) -> None:
+def leave_interrupts_to_the_main_process(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)

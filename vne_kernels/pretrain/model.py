@@ -1,4 +1,4 @@
-"""Encoder, projector, loss, optimiser and schedules: everything that a training step needs."""
+"""Encoder, objective, optimiser and schedules: everything that a training step needs."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightly.models.modules.heads import ProjectionHead  # type: ignore[import-untyped]
 from lightly.models.utils import get_weight_decay_parameters  # type: ignore[import-untyped]
-from lightly.utils.scheduler import CosineWarmupScheduler  # type: ignore[import-untyped]
+from lightly.utils.scheduler import cosine_warmup_schedule  # type: ignore[import-untyped]
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.lr_scheduler import LambdaLR
 from torchvision import models
 
-from vne_kernels import DoELoss
-from vne_kernels.pretrain.config import Config
+from vne_kernels.pretrain.config import DIFFERENCES_OF_ENTROPIES, Config
+from vne_kernels.pretrain.data import ViewBatch
+from vne_kernels.pretrain.objectives import OBJECTIVES, both_views
 
-HIDDEN = 2048  # width of the projector's hidden layer, as the paper's
 MOMENTUM = 0.9
 
 
@@ -36,79 +36,94 @@ def make_encoder(backbone: str, stem: str) -> nn.Module:
     return encoder.to(memory_format=torch.channels_last)
 
 
-def make_projector(features: int, dim: int) -> ProjectionHead:
-    """features -> 2048 -> dim, batch norm and ReLU between."""
-    return ProjectionHead(
-        [(features, HIDDEN, nn.BatchNorm1d(HIDDEN), nn.ReLU()), (HIDDEN, dim, None, None)]
-    )
-
-
-def beta_at(step: int, total_steps: int, start: float, end: float) -> float:
-    """The weight of the cosine: linear from the first step to the last."""
+def beta_at(step: int, total_steps: int, config: Config) -> float:
+    """The weight of the cosine: linear from the first step to the last, or constant."""
+    start, end = config.beta_start, config.beta_end
+    if config.beta_schedule == "constant":
+        return start
     return start + (end - start) * min(1.0, step / max(1, total_steps - 1))
 
 
 class Pretraining(pl.LightningModule):
-    """Maximises the mutual information of two views: loss = -S(U1) - beta * cos(U1, U2)."""
+    """An encoder, the objective that trains it, and a linear probe that only looks on.
 
-    def __init__(self, config: Config, total_steps: int) -> None:
+    The probe learns the labels from detached features in the same steps: it costs next to nothing,
+    and nothing of the labels reaches the encoder.
+    """
+
+    def __init__(self, config: Config, total_steps: int, classes: int) -> None:
         super().__init__()
         self.config = config
         self.total_steps = total_steps
         self.encoder = make_encoder(config.backbone, config.stem)
         features = models.get_model(config.backbone, weights=None).fc.in_features
-        self.projector = make_projector(features, config.projector_dim)
-        self.criterion = DoELoss(config.beta_start, method=config.method, gather_distributed=True)
+        self.objective = OBJECTIVES[config.loss](config, features, self.encoder)
+        self.probe = nn.Linear(features, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, 3, h, w) -> embeddings (n, projector_dim), not normalised."""
-        features = self.encoder(images.contiguous(memory_format=torch.channels_last))
-        embeddings: Tensor = self.projector(features)
+        embeddings: Tensor = self.objective.projector(self._encode(images))
         return embeddings
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
-        beta = beta_at(
-            self.global_step, self.total_steps, self.config.beta_start, self.config.beta_end
-        )
-        self.criterion.beta = beta
-        # Both views in one pass, as one batch of the batch norms.
-        z1, z2 = self(torch.cat(batch)).chunk(2)
-        loss: Tensor = self.criterion(z1, z2)
-        with torch.no_grad():
-            cosine = F.cosine_similarity(z1.float(), z2.float(), dim=-1).mean()
-            cosine = self.trainer.strategy.reduce(cosine, reduce_op="mean")
-            entropy = -loss - beta * cosine
-        optimizer = self.trainer.optimizers[0]
+    def _encode(self, images: Tensor) -> Tensor:
+        features: Tensor = self.encoder(images.contiguous(memory_format=torch.channels_last))
+        return features
+
+    def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Any]:
+        self.objective.follow(self.encoder, self.global_step, self.total_steps)
+        beta = beta_at(self.global_step, self.total_steps, self.config)
+        h1, h2 = both_views(self._encode, batch.first, batch.second, self.config)
+        terms = self.objective(h1, h2, (batch.first, batch.second), beta)
         outputs = {
-            "loss": loss,
-            "entropy": entropy,
-            "cosine": cosine,
-            "beta": beta,
-            "lr": optimizer.param_groups[0]["lr"],
+            "loss": terms.loss + self._probe_loss(h1, batch.labels),
+            "objective": terms.loss.detach(),
+            "entropy": terms.entropy,
+            "cosine": terms.cosine,
+            "information": terms.information,
+            "beta": beta if self.config.loss in DIFFERENCES_OF_ENTROPIES else float("nan"),
+            "lr": self.trainer.optimizers[0].param_groups[0]["lr"],
         }
-        self.log_dict({name: outputs[name] for name in ("loss", "beta", "lr")})
-        self.log_dict({"entropy": entropy, "cosine": cosine}, prog_bar=True)
+        self.log_dict({"loss": outputs["objective"], "lr": outputs["lr"]})
+        self.log_dict({name: outputs[name] for name in ("entropy", "cosine")}, prog_bar=True)
         return outputs
 
+    def _probe_loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return F.cross_entropy(self.probe(features.detach().float()), labels)
+
     def configure_optimizers(self) -> Any:
-        decayed, plain = get_weight_decay_parameters([self.encoder, self.projector])
+        decayed, plain = get_weight_decay_parameters([self.encoder, self.objective])
+        fixed = {id(p) for p in self.objective.fixed_lr_parameters()}
+        groups = [
+            {"params": self._trained(decayed, fixed), "weight_decay": self.config.weight_decay},
+            {"params": self._trained(plain, fixed), "weight_decay": 0.0},
+            {"params": list(self.probe.parameters()), "weight_decay": 0.0},
+        ]
+        lambdas = [self._lr_factor] * len(groups)
+        if fixed:
+            for some, decay in ((decayed, self.config.weight_decay), (plain, 0.0)):
+                groups.append({"params": [p for p in some if id(p) in fixed], "weight_decay": decay})
+                lambdas.append(lambda step: 1.0)
         optimizer = torch.optim.SGD(
-            [
-                {"params": decayed, "weight_decay": self.config.weight_decay},
-                {"params": plain, "weight_decay": 0.0},
-            ],
+            groups,
             lr=self.config.lr * self.config.batch_size / 256,
             momentum=MOMENTUM,
             fused=True,
         )
-        steps_per_epoch = self.total_steps // self.config.epochs
-        schedule = CosineWarmupScheduler(
-            optimizer,
-            warmup_epochs=self.config.warmup_epochs * steps_per_epoch,
-            max_epochs=self.total_steps,
-            end_value=0.0,
-        )
+        schedule = LambdaLR(optimizer, lambdas)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    @staticmethod
+    def _trained(parameters: list[nn.Parameter], apart: set[int]) -> list[nn.Parameter]:
+        return [p for p in parameters if p.requires_grad and id(p) not in apart]
+
+    def _lr_factor(self, step: int) -> float:
+        """Linear warm-up, then one half of a cosine to zero."""
+        warmup = self.config.warmup_epochs * (self.total_steps // self.config.epochs)
+        factor: float = cosine_warmup_schedule(
+            step, self.total_steps, 1.0, 0.0, warmup_steps=warmup, warmup_start_value=0.0
+        )
+        return factor

@@ -18,12 +18,24 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-import vne_kernels
-from vne_kernels.pretrain import evaluate, plots, precision
-from vne_kernels.pretrain.augment import SMALL, make_views, plain_view
-from vne_kernels.pretrain.callbacks import Checkpoints, MetricsTables
-from vne_kernels.pretrain.config import CHECKPOINT, Config, OptionError
-from vne_kernels.pretrain.data import EpochSampler, ImageData, view_loader
+from vne_kernels.pretrain import environment, evaluate, plots, precision, report
+from vne_kernels.pretrain.augment import make_views, plain_view
+from vne_kernels.pretrain.callbacks import (
+    BrokenImages,
+    Checkpoints,
+    MetricsTables,
+    OnlineEvaluation,
+)
+from vne_kernels.pretrain.config import (
+    CHECKPOINT,
+    DIFFERENCES_OF_ENTROPIES,
+    SMALL,
+    Config,
+    OptionError,
+)
+from vne_kernels.pretrain.data import EpochSampler, ImageData, ViewBatch, view_loader
+from vne_kernels.pretrain.environment import device_name
+from vne_kernels.pretrain.events import BROKEN_IMAGE, Events, read_events
 from vne_kernels.pretrain.files import read_table, replacing, write_json
 from vne_kernels.pretrain.model import Pretraining, make_encoder
 
@@ -45,18 +57,28 @@ def run(config: Config, data: ImageData, *, resume: bool) -> None:
     _quiet()
     config = _with_precision(config)
     out = Path(config.out)
-    tables = MetricsTables(out, _probe_images(config, data), config.projector_dim)
+    events = Events(out / "events.csv")
+    online = OnlineEvaluation(
+        data.train,
+        data.test,
+        plain_view(data, config.image_size),
+        every=config.knn_every,
+        workers=config.workers,
+    )
+    fixed = _fixed_batch(config, data)
+    tables = MetricsTables(out, fixed, config.projector_dim, online, events)
     checkpoints = Checkpoints(out / CHECKPOINT, tables)
-    trainer = _trainer(config, [TQDMProgressBar(), tables, checkpoints])
+    trainer = _trainer(config, [TQDMProgressBar(), BrokenImages(events), tables, checkpoints])
     device = trainer.strategy.root_device
     steps = config.epochs * _steps_per_epoch(config, len(data.train))
     steps_before = _steps_done(out / CHECKPOINT) if resume else 0
     loader = _loader(config, data, trainer, steps_before)
+    described = environment.describe(device)
     if trainer.is_global_zero:
-        _begin_output(out, config)
+        _begin_output(out, config, described)
         _announce(config, data, steps, device)
 
-    module = _seeded_module(config, steps)
+    module = _seeded_module(config, steps, data.classes)
     fit_start = time.monotonic()
     checkpoint = out / CHECKPOINT if resume else None
     trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
@@ -67,49 +89,43 @@ def run(config: Config, data: ImageData, *, resume: bool) -> None:
         return
 
     _save_encoder(module.encoder, out / "encoder.pt")
-    print("evaluating: untrained and trained encoder, linear probe and nearest neighbours")
-    evaluation = _evaluate(config, data, module, device)
-    _print_scores(evaluation)
+    results: dict[str, Any] = {}
+    if config.evaluation:
+        print("evaluating: untrained and trained encoder, linear probe and nearest neighbours")
+        results["evaluation"] = _evaluate(config, data, module.encoder, device)
+        _print_scores(results["evaluation"])
     drawn = plots.draw_all(out, n=config.batch_size, d=config.projector_dim)
-    training = {
+    results["training"] = {
         "steps": steps,
         "last_epoch": _last_epoch(out),
         "steps_of_this_process": steps - steps_before,
         "seconds_of_this_process": round(fit_seconds, 2),
     }
-    results: dict[str, Any] = {"evaluation": evaluation, "training": training}
-    results |= _circumstances(config, data, device)
+    results["data"] = {
+        "name": config.data,
+        "train_images": len(data.train),
+        "test_images": len(data.test),
+        "classes": data.classes,
+        "broken_images": sum(kind == BROKEN_IMAGE for _, kind, _ in read_events(events.path)),
+    }
+    results |= {"config": dataclasses.asdict(config), "environment": described}
     results["seconds"] = round(time.monotonic() - start, 2)
     write_json(out / "results.json", results)
+    report.write(out)
     names = ", ".join(path.name for path in drawn)
-    print(f"wrote results.json, encoder.pt, {CHECKPOINT}, tables (*.csv) and {names} in {out}")
+    print(
+        f"wrote report.html, results.json, encoder.pt, {CHECKPOINT}, tables (*.csv) and {names} "
+        f"in {out}"
+    )
 
 
-def _begin_output(out: Path, config: Config) -> None:
+def _begin_output(out: Path, config: Config, described: dict[str, Any]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "config.json", dataclasses.asdict(config))
+        write_json(out / "environment.json", described)
     except OSError as error:
         raise OptionError("out", "a folder that can be written", f"{out} ({error})") from error
-
-
-def _circumstances(config: Config, data: ImageData, device: torch.device) -> dict[str, Any]:
-    """What a reader of the results needs to repeat them."""
-    return {
-        "data": {
-            "name": config.data,
-            "train_images": len(data.train),
-            "test_images": len(data.test),
-            "classes": data.classes,
-        },
-        "config": dataclasses.asdict(config),
-        "environment": {
-            "vne_kernels": vne_kernels.__version__,
-            "torch": torch.__version__,
-            "device": _device_name(device),
-            "threads": torch.get_num_threads(),
-        },
-    }
 
 
 def _quiet() -> None:
@@ -173,7 +189,7 @@ def _trainer(config: Config, callbacks: list[pl.Callback]) -> pl.Trainer:
 
 def _loader(
     config: Config, data: ImageData, trainer: pl.Trainer, steps_done: int
-) -> DataLoader[tuple[Tensor, Tensor]]:
+) -> DataLoader[ViewBatch]:
     """The batches of this process from the step after ``steps_done`` on."""
     world = trainer.world_size
     if config.batch_size % world:
@@ -209,25 +225,28 @@ def _announce(config: Config, data: ImageData, steps: int, device: torch.device)
         f"data      {config.data}: {len(data.train)} training and {len(data.test)} test images, "
         f"{data.classes} classes, {size} x {size} pixels, augmentation {config.augment}\n"
         f"model     {config.backbone}, stem {config.stem}, projection to {config.projector_dim}\n"
+        f"loss      {_told_loss(config)}\n"
         f"training  {config.epochs} epochs, {steps} steps of {config.batch_size} images, "
-        f"beta {config.beta_start:g} to {config.beta_end:g}, {config.precision} on "
-        f"{_device_name(device)}\n"
+        f"learning rate {config.lr * config.batch_size / 256:g}, {config.precision} on "
+        f"{device_name(device)}\n"
         f"output    {config.out}",
         flush=True,
     )
 
 
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"cpu ({torch.get_num_threads()} threads)" if device.type == "cpu" else device.type
+def _told_loss(config: Config) -> str:
+    if config.loss not in DIFFERENCES_OF_ENTROPIES:
+        return config.loss
+    if config.beta_schedule == "constant":
+        return f"{config.loss}, beta {config.beta_start:g}"
+    return f"{config.loss}, beta {config.beta_start:g} to {config.beta_end:g}"
 
 
-def _seeded_module(config: Config, steps: int) -> Pretraining:
+def _seeded_module(config: Config, steps: int, classes: int) -> Pretraining:
     """The untrained network: a function of the seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        return Pretraining(config, steps)
+        return Pretraining(config, steps, classes)
 
 
 def _steps_done(checkpoint: Path) -> int:
@@ -239,7 +258,7 @@ def _steps_done(checkpoint: Path) -> int:
         raise OptionError("resume", f"used with a readable {CHECKPOINT}", got) from error
 
 
-def _probe_images(config: Config, data: ImageData) -> Tensor:
+def _fixed_batch(config: Config, data: ImageData) -> Tensor:
     """A fixed batch of training images, whatever their order on disk."""
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
     view = plain_view(data, config.image_size)
@@ -253,15 +272,10 @@ def _save_encoder(encoder: nn.Module, path: Path) -> None:
 
 
 def _evaluate(
-    config: Config, data: ImageData, module: Pretraining, device: torch.device
+    config: Config, data: ImageData, trained: nn.Module, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """Scores of the pixels themselves (of small images), the untrained and the trained encoder.
-
-    The untrained encoder keeps its batch norms as initialised: with the images' own statistics its
-    scores are far worse, and it is to be a fair rival.
-    """
-    untrained = _seeded_module(config, module.total_steps).encoder
-    encoders: dict[str, nn.Module] = {"untrained": untrained, "trained": module.encoder}
+    """Scores of the pixels themselves (of small images), the untrained and the trained encoder."""
+    encoders = {"untrained": evaluate.untrained_encoder(config), "trained": trained}
     if config.image_size <= SMALL:
         encoders = {"pixels": nn.Flatten(), **encoders}
     view = plain_view(data, config.image_size)
@@ -270,13 +284,16 @@ def _evaluate(
         train, test = (
             evaluate.encode(
                 encoder,
-                evaluate.plain_batches(images, view, config.workers),
+                images,
+                view,
                 device,
                 bf16=config.precision == "bf16-mixed" and name != "pixels",
+                workers=config.workers,
+                progress=f"{name}: features",
             )
-            for images in (data.train, data.test)
+            for images in (evaluate.probe_subset(data.train), data.test)
         )
-        evaluation[name] = evaluate.scores(train, data.train.labels, test, data.test.labels)
+        evaluation[name] = evaluate.scores(*train, *test)
     return evaluation
 
 

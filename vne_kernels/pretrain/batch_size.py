@@ -1,0 +1,205 @@
+"""Accuracy against batch size, as in the paper's Figure 3 and Table 1a: a table and its picture."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from vne_kernels.pretrain import paper, plots
+from vne_kernels.pretrain.config import load_config
+from vne_kernels.pretrain.files import write_table
+
+# Okabe and Ito's colours, told apart by readers of any colour vision.
+LOSSES = {  # name, colour, marker
+    "vn-doe": ("von Neumann DoE", "#0072B2", "o"),
+    "vn-doe-symmetric": ("von Neumann DoE, symmetric", "#56B4E9", "D"),
+    "shannon-doe": ("Shannon DoE", "#E69F00", "v"),
+    "simclr": ("SimCLR", "#D55E00", "s"),
+    "simsiam": ("SimSiam", "#009E73", "^"),
+    "byol": ("BYOL", "#CC79A7", "P"),
+    "barlow": ("Barlow Twins", "#000000", "X"),
+    "vicreg": ("VICReg", "#7F7F7F", "*"),
+}
+Dashes = Literal["-", "--", ":", "-."]
+DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.")  # most epochs first
+DODGE = 0.03  # octaves between two losses, whose points would hide each other
+
+
+class Row(NamedTuple):
+    """A finished run. Accuracies are 0 to 1, on the test images; nan: not measured."""
+
+    data: str
+    backbone: str
+    loss: str
+    batch_size: int
+    epochs: int
+    seed: int
+    linear_accuracy: float  # of linear-eval
+    knn: float  # of the frozen features
+    online_linear: float  # these of the last epoch of training
+    online_knn: float
+    effective_rank: float
+
+    @classmethod
+    def of_run(cls, run: Path) -> Row:
+        """Read from the files of a trained and evaluated run."""
+        config = load_config(run)
+        results = _read_json(run / "results.json")
+        last = results["training"]["last_epoch"]
+        trained = results.get("evaluation", {}).get("trained", {})
+        return cls(
+            paper.data_name(config),
+            config.backbone,
+            config.loss,
+            config.batch_size,
+            config.epochs,
+            config.seed,
+            _read_json(run / "linear_eval.json")["accuracy"],
+            trained.get("knn", math.nan),
+            last.get("online_linear", math.nan),
+            last.get("online_knn", math.nan),
+            last.get("effective_rank", math.nan),
+        )
+
+
+def write(rows: Iterable[Row], table: Path) -> Path:
+    """Write ``table`` (.csv) and, beside it, its picture (.png); returns the picture's path."""
+    write_table(table, Row._fields, sorted(rows))
+    return draw(table)
+
+
+def draw(table: Path) -> Path:
+    """Draw the table of :func:`write`: a line through the means, every seed a point.
+
+    Where the paper has the same images and losses its numbers stand in a panel of their own.
+    """
+    rows = _read(table)
+    measured: Lines = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        measured[row.loss, row.epochs][row.batch_size].append(100 * row.linear_accuracy)
+    of_paper = _paper_lines(rows)
+    losses = [loss for loss in LOSSES if any(key[0] == loss for key in measured)]
+    dashes = _dashes(measured, of_paper)
+    panels = 2 if of_paper else 1
+    figure = Figure(figsize=(6.5 if panels == 1 else 11, 4.8), layout="constrained")
+    axes, *others = figure.subplots(1, panels, squeeze=False, sharex=True, sharey=True)[0]
+    data = ", ".join(sorted({paper.DATA.get(row.data, row.data) for row in rows}))
+    backbones = ", ".join(sorted({row.backbone.replace("resnet", "ResNet-") for row in rows}))
+    axes.set_title(_title("measured", data, backbones, measured))
+    axes.set_ylabel("linear evaluation, Top-1 accuracy (%)")
+    _draw_lines(axes, measured, losses, dashes)
+    for axes in others:
+        title = _title("not measured here: the paper's Table 1a", data, "ResNet-50", of_paper)
+        axes.set_title(title, color="0.4")
+        axes.set_facecolor("0.96")
+        _draw_lines(axes, of_paper, losses, dashes, muted=True)
+    sizes = sorted({size for line in [*measured.values(), *of_paper.values()] for size in line})
+    axes.set_xticks(sizes, labels=[str(size) for size in sizes])
+    handles = _legend(losses, dashes, seeds=len({row.seed for row in rows}) > 1)
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+    return plots.save(figure, table.with_suffix(".png"))
+
+
+#: (loss, epochs) -> batch size -> accuracies of the seeds, %
+Lines = dict[tuple[str, int], dict[int, list[float]]]
+
+
+def _paper_lines(rows: Sequence[Row]) -> Lines:
+    """The paper's lines for the losses measured, at the epochs nearest to those measured."""
+    if len({row.data for row in rows}) != 1:
+        return {}
+    losses = {row.loss for row in rows}
+    nearest = {
+        min(paper.EPOCHS, key=lambda epochs: abs(math.log(epochs / row.epochs))) for row in rows
+    }
+    return {
+        (loss, epochs): {size: [accuracy] for size, accuracy in line.items()}
+        for (loss, epochs), line in paper.table_1a(rows[0].data).items()
+        if loss in losses and epochs in nearest
+    }
+
+
+def _draw_lines(
+    axes: Axes,
+    lines: Lines,
+    losses: Sequence[str],
+    dashes: Mapping[int, Dashes],
+    muted: bool = False,
+) -> None:
+    for (loss, count), line in lines.items():
+        _, colour, marker = LOSSES[loss]
+        shift = 2 ** (DODGE * (losses.index(loss) - (len(losses) - 1) / 2))
+        sizes = sorted(line)
+        at = [size * shift for size in sizes]
+        axes.plot(
+            at,
+            [sum(line[size]) / len(line[size]) for size in sizes],
+            color=colour,
+            linestyle=dashes.get(count, "-"),
+            linewidth=1.2 if muted else 1.8,
+            alpha=0.5 if muted else 1,
+            marker=marker,
+            markersize=5,
+            markerfacecolor="none" if muted else colour,
+        )
+        for x, size in zip(at, sizes, strict=True):
+            if len(line[size]) > 1:
+                seeds = [x] * len(line[size])
+                axes.scatter(seeds, line[size], s=14, color=colour, alpha=0.45, linewidths=0)
+    axes.set_xscale("log", base=2)
+    axes.set_xlabel("batch size (images)")
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _epochs(lines: Lines) -> list[int]:
+    return sorted({epochs for _, epochs in lines}, reverse=True)
+
+
+def _dashes(*panels: Lines) -> dict[int, Dashes]:
+    """A line style for each number of epochs; none where the titles alone tell them."""
+    if all(len(_epochs(lines)) <= 1 for lines in panels):
+        return {}
+    different = dict.fromkeys(epochs for lines in panels for epochs in _epochs(lines))
+    return dict(zip(different, itertools.cycle(DASHES), strict=False))
+
+
+def _title(what: str, data: str, backbones: str, lines: Lines) -> str:
+    epochs = _epochs(lines)
+    only = f", {epochs[0]} epochs" if len(epochs) == 1 else ""
+    return f"{what}\n{data}, {backbones}{only}"
+
+
+def _legend(losses: Sequence[str], dashes: Mapping[int, Dashes], seeds: bool) -> list[Line2D]:
+    handles = []
+    for loss in losses:
+        name, colour, marker = LOSSES[loss]
+        handles.append(Line2D([], [], color=colour, marker=marker, markersize=5, label=name))
+    for epochs, style in dashes.items():
+        handles.append(Line2D([], [], color="0.3", linestyle=style, label=f"{epochs} epochs"))
+    if seeds:
+        point = Line2D([], [], color="0.65", linestyle="", marker="o", markersize=4, label="a seed")
+        handles.append(point)
+    return handles
+
+
+def _read_json(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read(table: Path) -> list[Row]:
+    kinds = (str, str, str, int, int, int, float, float, float, float, float)
+    with table.open(newline="", encoding="utf-8") as file:
+        _, *rows = csv.reader(file)
+    return [Row(*(kind(x) for kind, x in zip(kinds, row, strict=True))) for row in rows]

@@ -1,0 +1,90 @@
+"""What the commands that train many runs share: their options, and how they end."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vne_kernels.pretrain import recipes
+from vne_kernels.pretrain.commands import train
+from vne_kernels.pretrain.config import OptionError, resumed_config
+
+if TYPE_CHECKING:  # it needs the extra, which help and bad options do without
+    from vne_kernels.pretrain.sweep import Run
+
+RECIPE = "cifar10-table1a"
+
+EPILOG = f"""\
+What stands after -- are options of vne-pretrain train, the same for every run; without --data and
+--recipe among them the paper's protocol is taken: --recipe {RECIPE}.
+
+Each run has a folder of its own in --out, with the files of vne-pretrain train and linear-eval.
+Ctrl-C lets the running ones save what they have done; the same command then goes on, and skips what
+is finished. A run that fails is told, and tried again next time; exit code 1.
+"""
+
+
+def configure(parser: argparse.ArgumentParser, out: str) -> None:
+    add = parser.add_argument
+    add("--out", metavar="DIR", default=out, help=f"output folder (default: {out})")
+    add(
+        "--jobs",
+        type=int,
+        metavar="N",
+        default=1,
+        help="runs side by side, which share the processors; their output goes to log.txt in the "
+        "folder of each (default: 1, whose output is shown)",
+    )
+    add(
+        "train_options",
+        nargs="*",
+        metavar="-- OPTION",
+        default=[],
+        help="options of vne-pretrain train",
+    )
+
+
+def make_run(folder: Path, varied: Mapping[str, Any], rest: Sequence[str]) -> Run:
+    """The run in ``folder``, by the options that are ``varied`` and those that stood after ``--``.
+
+    Raises:
+        OptionError: an option is wrong, or one that the sweep decides, or the folder holds a run of
+            other options.
+    """
+    from vne_kernels.pretrain.cli import make_parser
+    from vne_kernels.pretrain.sweep import Run
+
+    given = vars(make_parser("train", train).parse_args(rest))
+    for name in ("out", "resume", *varied):
+        if name in given:
+            raise OptionError(name, "left out after --, where the sweep decides it", given[name])
+    ours = {} if given.keys() & {"data", "recipe"} else {"recipe": RECIPE}
+    ours |= varied
+    recipes.options(given | ours)
+    if (folder / "config.json").exists():
+        resumed_config(folder, given | ours)
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in ours.items()]
+    # linear-eval takes the images and the rest from the run itself.
+    where = [f"--accelerator={given['accelerator']}"] if "accelerator" in given else []
+    return Run(folder, (*options, *rest), tuple(where))
+
+
+def sweep(given: Mapping[str, Any], runs: Sequence[Run], after_each: Callable[[], None]) -> int:
+    """Train and evaluate the runs; returns the exit code."""
+    if given["jobs"] < 1:
+        raise OptionError("jobs", "an integer >= 1", given["jobs"])
+
+    from vne_kernels.pretrain.sweep import sweep
+
+    outcome = sweep(Path(given["out"]), runs, given["jobs"], after_each)
+    if outcome.interrupted:
+        print("\nstopped, and nothing is lost; the same command goes on", file=sys.stderr)
+        return 130
+    if outcome.failed:
+        names = ", ".join(run.folder.name for run in outcome.failed)
+        print(f"\n{len(outcome.failed)} of {len(runs)} runs failed: {names}", file=sys.stderr)
+        return 1
+    return 0

@@ -1,0 +1,208 @@
+"""``vne-pretrain train``, and bare ``vne-pretrain``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from vne_kernels.pretrain.config import (
+    AUGMENTATIONS,
+    BACKBONES,
+    BATCH_NORMS,
+    BETA_SCHEDULES,
+    CHECKPOINT,
+    DIGITS,
+    LOSSES,
+    METHODS,
+    PAPER,
+    PRECISIONS,
+    STEMS,
+    OptionError,
+    Options,
+    resumed_config,
+)
+
+DESCRIPTION = """\
+Pretrain a ResNet without labels by maximising the von Neumann mutual information of two views:
+loss = -S(U1) - beta * cos(U1, U2), beta rising linearly; or by another loss. With no options:
+ResNet-50 on scikit-learn's handwritten digits (1797 real images, a fifth of them kept for testing),
+on two CPU cores in six to eight minutes.
+"""
+
+EPILOG = """\
+recipes: --recipe NAME takes a protocol of the paper (vne-pretrain recipes lists them), or a file of
+your own; every other option given overrides it.
+
+augmentation:
+  simclr   random crop, flip, colour jitter, grey; blur for images above 64 pixels
+  simsiam, byol   as these were published (the paper's Table 5)
+  affine   small rotation, shift, scale, aspect and shear, each image its own. For digits: a
+           flipped or cropped digit may be another digit, and grey images have no colour to change.
+
+written to the output folder:
+  report.html          what came of the run, in one file that can be mailed
+  results.json         accuracies of the trained and the untrained encoder (and of raw pixels,
+                       for small images), configuration, environment
+  encoder.pt           the encoder's state dict in torchvision's names, without the classifier:
+                       load it with torch.load(path, weights_only=True), or vne-pretrain export
+  last.ckpt            Lightning's checkpoint, for --resume
+  metrics.csv          a row per step; entropies are in nats
+  epochs.csv           a row per epoch; spectrum.csv: eigenvalues on a fixed batch
+  events.csv           collapses, images that could not be read
+  *.png                loss, entropy, cosine, spectrum, accuracies; and tensorboard/
+
+Ctrl-C saves last.ckpt after the step in hand; --resume goes on from there with nothing lost.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--recipe", metavar="NAME", help="a protocol by its name or its .toml file")
+    add(
+        "--data",
+        metavar="WHAT",
+        help="digits (default), cifar10, cifar100, an .npz (MedMNIST's keys: train_images, "
+        "train_labels, test_images, test_labels), or an image folder (train/ and test/ or val/ of "
+        "class folders, or class folders alone, a fifth of which is kept for testing)",
+    )
+    add(
+        "--classes",
+        metavar="LIST",
+        help="of an image folder: imagenet10 or imagenet100 (the paper's Table 6), or a file with "
+        "a folder's name in each line (default: all)",
+    )
+    add(
+        "--train-images",
+        type=int,
+        metavar="N",
+        help="so many of the training images, of every class in proportion (default: all)",
+    )
+    add("--out", metavar="DIR", help="output folder (default: runs/NAME of the recipe or the data)")
+    add("--resume", action="store_true", help="go on with the run in the output folder")
+    add("--loss", choices=LOSSES, help="default: vn-doe, the paper's Algorithm 1")
+    add("--epochs", type=int, metavar="N", help=_default("epochs"))
+    add("--batch-size", type=int, metavar="N", help="of all devices together (default: 128)")
+    add("--lr", type=float, help=f"peak, for 256 images: scaled by batch size; {_default('lr')}")
+    add("--weight-decay", type=float, help=f"not of biases and norms; {_default('weight_decay')}")
+    add("--warmup-epochs", type=int, metavar="N", help=f"linear; {_default('warmup_epochs')}")
+    add(
+        "--beta-schedule",
+        choices=BETA_SCHEDULES,
+        help="of the weight of the cosine in the differences of entropies: linear (default) from "
+        "--beta-start to --beta-end, or constant at --beta-start",
+    )
+    add("--beta-start", type=float, help="at the first step (default: 1)")
+    add("--beta-end", type=float, help="and at the last (default: 10)")
+    add("--temperature", type=float, help="of simclr (default: 0.5 for small images, else 0.1) "
+        "and shannon-doe (0.1)")
+    add("--method", choices=METHODS, help="of the entropy (default: auto)")
+    add("--backbone", choices=BACKBONES, help="default: resnet50")
+    add(
+        "--stem",
+        choices=STEMS,
+        help="3x3: stride 1, no pooling, for small images; 7x7: ImageNet's; "
+        "auto (default): 3x3 up to 64 pixels",
+    )
+    add("--projector-dim", type=int, metavar="D", help="of the embeddings (default: by the loss; "
+        "vn-doe: 256 for small images, else 512)")
+    add("--projector-hidden", type=int, metavar="D", help="width of its hidden layers (2048)")
+    add("--projector-layers", type=int, metavar="N", help="how many (1 for small images, else 2)")
+    add(
+        "--batch-norm",
+        choices=BATCH_NORMS,
+        help="statistics over both views together (joint, default), or one pass and statistics for "
+        "each view (per-view, as in Algorithm 1)",
+    )
+    add("--image-size", type=int, metavar="PIXELS", help="default: the data's own; files: 224")
+    add(
+        "--augment",
+        choices=AUGMENTATIONS,
+        help="auto (default): affine for digits, else the one the loss was published with",
+    )
+    add(
+        "--knn-every",
+        type=int,
+        metavar="N",
+        help="epochs between two looks at the test accuracy of the online linear probe and nearest "
+        f"neighbours, 0: never; {_default('knn_every')}",
+    )
+    add(
+        "--no-evaluation",
+        dest="evaluation",
+        action="store_false",
+        help="end without the probes on frozen features (linear-eval and knn can be run later)",
+    )
+    add("--seed", type=int, help="of weights, order and views; the split is fixed (default: 0)")
+    add("--workers", type=int, metavar="N", help="processes that load images (default: by data)")
+    add("--accelerator", metavar="NAME", help="Lightning's: auto (default), cpu, gpu, mps, ...")
+    add("--devices", metavar="N", help="how many (default: auto)")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        help="auto (default): bf16 autocast where it is faster, on a CPU by a short measurement",
+    )
+    add("--download-dir", metavar="DIR", help="for cifar10 and cifar100 (default: data)")
+
+
+def _default(name: str) -> str:
+    return f"default: {DIGITS[name]:g} for digits, else {PAPER[name]:g}"
+
+
+def start(given: dict[str, Any]) -> int:
+    from vne_kernels.pretrain import recipes
+
+    resume = given.pop("resume", False)
+    if resume:
+        out = Path(given["out"]) if "out" in given else Options(**given).out_dir
+    else:
+        options = recipes.options(given)
+        out = options.out_dir
+    _check_output(out, resume)
+
+    # Here, not above: help and the checks of the options come at once, without the extra.
+    from vne_kernels.pretrain.data import load, load_for
+    from vne_kernels.pretrain.run import Interrupted, run
+
+    try:
+        if resume:
+            config = resumed_config(out, given)
+            data = load_for(config)
+        else:
+            data = load(
+                options.data,
+                options.download_dir,
+                classes=options.classes,
+                train_images=options.train_images,
+            )
+            config = options.resolved(data.native_size)
+        run(config, data, resume=resume)
+    except Interrupted:
+        print("stopped and saved; nothing is lost", file=sys.stderr)
+        _say_how_to_resume(out)
+        return 130
+    except KeyboardInterrupt:
+        if (out / CHECKPOINT).exists():
+            _say_how_to_resume(out)
+        raise
+    return 0
+
+
+def _say_how_to_resume(out: Path) -> None:
+    print(
+        f"go on from {CHECKPOINT} with:\n  vne-pretrain --resume --out {shlex.quote(str(out))}",
+        file=sys.stderr,
+    )
+
+
+def _check_output(out: Path, resume: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise OptionError("out", "a folder", str(out))
+    exists = (out / CHECKPOINT).exists()
+    if exists and not resume:
+        wanted = "a folder without a run (or add --resume to go on with it)"
+        raise OptionError("out", wanted, str(out))
+    if resume and not exists:
+        raise OptionError("resume", f"used with an --out that holds {CHECKPOINT}", str(out))

@@ -1,0 +1,45 @@
+"""``events.csv``: what happened in a run that its reader should know of."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from pathlib import Path
+
+from vne_kernels.pretrain.files import append_rows, write_table
+
+HEADER = ("step", "kind", "message")
+COLLAPSE, RECOVERED, BROKEN_IMAGE = "collapse", "recovered", "broken-image"
+
+
+class Events:
+    """A row per event: the optimiser steps taken by then, its kind, and a sentence."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seen: set[tuple[str, str]] = set()
+
+    def keep_until(self, step: int) -> list[list[str]]:
+        """Drop the events after ``step``, which a resumed run meets again; return the others."""
+        rows = [row for row in read_events(self.path) if int(row[0]) <= step] if step else []
+        write_table(self.path, HEADER, rows)
+        self.seen = {(kind, message) for _, kind, message in rows}
+        return rows
+
+    def add(self, step: int, kind: str, message: str, *, once: bool = False) -> None:
+        """Write the event and say it; with ``once``, not if it was said before."""
+        if once and (kind, message) in self.seen:
+            return
+        self.seen.add((kind, message))
+        append_rows(self.path, [(step, kind, message)])
+        # On a line of its own: a progress bar stands on the one in hand.
+        print(f"\nvne-pretrain: step {step}: {message}", file=sys.stderr)
+
+
+def read_events(path: Path) -> list[list[str]]:
+    """The rows of the table; none where there is no table, or where a crash cut one short."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        _, *rows = csv.reader(file)
+    return [row for row in rows if len(row) == len(HEADER)]
