@@ -10,6 +10,7 @@ In README.md each stands between `<!-- table: NAME -->` and `<!-- /table -->`.
 from __future__ import annotations
 
 import argparse
+import csv
 import difflib
 import json
 import math
@@ -18,6 +19,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import rows as results
@@ -38,6 +40,14 @@ DIGITS = {
     "knn_10_labels": "k nearest neighbours, 10 labels per class",
 }
 ENCODERS = ("pixels", "untrained", "trained")
+#: beside batch_size.csv: by linear-eval --encoder untrained, and of one of the runs
+COMPARISON = ("linear_eval_untrained.json", "results.json")
+COMPARED = {
+    "vn-doe": "von Neumann DoE",
+    "simclr": "SimCLR",
+    "simsiam": "SimSiam",
+    "shannon-doe": "Shannon DoE",
+}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -359,6 +369,51 @@ def digits_seconds(folder: Path) -> str:
     )
 
 
+def _comparison(folder: Path) -> tuple[list[Row], dict[str, Any], dict[str, Any]]:
+    """Rows of batch_size.csv, the untrained encoder's linear evaluation, a run's results."""
+    table, *others = (folder / "cifar10" / name for name in ("batch_size.csv", *COMPARISON))
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    untrained, run = (json.loads(path.read_text(encoding="utf-8")) for path in others)
+    return rows, untrained, run
+
+
+def cifar10(folder: Path) -> str:
+    """Accuracy of the linear evaluation: a line a loss, a column a batch size."""
+    rows, untrained, _ = _comparison(folder)
+    sizes = sorted({int(row["batch_size"]) for row in rows})
+    seeds = sorted({int(row["seed"]) for row in rows})
+    header = ["linear evaluation, top-1, %", *(f"batch {size}" for size in sizes)]
+    header += [f"effective rank, batch {size}" for size in sizes]
+    lines = []
+    for loss, name in COMPARED.items():
+        own = [where(rows, loss=loss, batch_size=str(size)) for size in sizes]
+        if not all(own):
+            continue
+        scores = [[100 * float(row["linear_accuracy"]) for row in cell] for cell in own]
+        ranks = [[float(row["effective_rank"]) for row in cell] for cell in own]
+        cells = [f"{mean(x):.1f} ({' / '.join(f'{one:.1f}' for one in x)})" for x in scores]
+        lines.append([name, *cells, *(f"{mean(x):.0f}" for x in ranks)])
+    accuracy = f"{100 * untrained['accuracy']:.1f}"
+    lines.append(["untrained encoder, seed 0", *[accuracy] * len(sizes), *[MISSING] * len(sizes)])
+    header[0] += f" (mean; seeds {' / '.join(map(str, seeds))})"
+    return _table(header, lines)
+
+
+def cifar10_scale(folder: Path) -> str:
+    rows, _, run = _comparison(folder)
+    config, data, made = run["config"], run["data"], run["environment"]
+    (epochs,) = {row["epochs"] for row in rows}
+    return _sentences(
+        f"{config['backbone'].replace('resnet', 'ResNet-')} with ImageNet's {config['stem']} stem,"
+        f" {data['train_images']:,} of CIFAR-10's 50,000 training images, {epochs} epochs (the paper:"
+        " ResNet-50 with a 3x3 stem, all images, 25 to 100 epochs); base learning rate"
+        f" {config['lr']:g} for every loss, linear evaluation on all {data['test_images']:,} test"
+        f" images; {made['processor']}, torch {made['torch']}, one thread a run; commit"
+        f" {made['commit'][:10]}."
+    )
+
+
 # ---------------------------------------------------------------------------------------------
 # README.md
 # ---------------------------------------------------------------------------------------------
@@ -372,6 +427,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "training-step": training_step,
     "digits-seconds": digits_seconds,
     "digits": digits,
+    "cifar10-scale": cifar10_scale,
+    "cifar10": cifar10,
 }
 
 

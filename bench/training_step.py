@@ -7,8 +7,9 @@ A case is an image size and a batch size. In each, every loss is timed alone, fo
 to the embeddings, and inside a step that is really run with this loss and this number of views:
 encoder and projector of all views under autocast, the loss in float32, backward, SGD.
 
-Encoder, projector and optimiser are those of `vne_kernels.pretrain`, written out here so that
-torchvision is all that is needed beside this package; the losses to compare with come from lightly.
+Encoder, projector and optimiser are those of `vne_kernels.pretrain` (the projector that of small
+images, at every image size), written out here so that torchvision is all that is needed beside this
+package; the losses to compare with come from lightly.
 """
 
 from __future__ import annotations
@@ -199,7 +200,7 @@ def check_ours(z: Tensor) -> None:
 
 
 def make_model(backbone: str, image: int, dim: int) -> nn.Sequential:
-    """Encoder and projector, (n, 3, image, image) -> (n, dim), as `vne_kernels.pretrain.model`.
+    """Encoder and projector, (n, 3, image, image) -> (n, dim), as in `vne_kernels.pretrain`.
 
     Up to 64 pixels the stem is a 3x3 convolution of stride 1 without pooling, above torchvision's.
     """

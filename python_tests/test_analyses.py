@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vne_kernels.pretrain import batch_size, paper, sweep
+from vne_kernels.pretrain import batch_size, paper, sweep, variance
 from vne_kernels.pretrain.cli import main
 from vne_kernels.pretrain.config import OptionError, Options
 from vne_kernels.pretrain.sweep import Run
@@ -42,10 +42,11 @@ if command == "linear-eval":
 
 out = Path(rest[rest.index("--out") + 1])
 out.mkdir(parents=True, exist_ok=True)
-given = dict(x[2:].replace("-", "_").split("=", 1) for x in rest if "=" in x)
 config = json.loads(os.environ["FAKE_CONFIG"])
-config.update(given, **{name: int(given[name]) for name in ("batch_size", "epochs", "seed")})
-config["loss"] = given["loss"].replace("_", "-")
+for option in rest:
+    if "=" in option:
+        name, value = option[2:].split("=", 1)
+        config[name.replace("-", "_")] = int(value) if value.isdecimal() else value
 (out / "config.json").write_text(json.dumps(config))
 print("training", out, flush=True)
 if os.environ.get("FAKE_FAILS", "nothing") in str(out):
@@ -59,6 +60,8 @@ if "FAKE_WAITS" in os.environ and "--resume" not in rest:
         (out / "last.ckpt").touch()
         sys.exit(130)
 (out / "last.ckpt").touch()
+rows = [f"{k},{1 + (k - 1) // 4},{-k},{k / 10}" for k in range(1, 4 * config["epochs"] + 1)]
+(out / "metrics.csv").write_text("\\n".join(["step,epoch,loss,information", *rows]) + "\\n")
 last = {"online_linear": 0.5, "online_knn": 0.25, "effective_rank": 12.5}
 results = {"evaluation": {"trained": {"knn": 0.6}}, "training": {"last_epoch": last}}
 (out / "results.json").write_text(json.dumps(results))
@@ -352,3 +355,83 @@ def test_paper_is_beside_the_same_images_alone(tmp_path: Path) -> None:
     assert widths["cifar10", "simclr"] > widths["digits", "simclr"] == widths["cifar10", "byol"]
     lines = batch_size._paper_lines([row("cifar10", "simclr"), row("cifar10", "vicreg")])
     assert lines == {("simclr", 25): {16: [73.6], 32: [73.8], 64: [73.5], 128: [68.7]}}
+
+
+# ---- variance ----------------------------------------------------------------------------------
+
+
+def test_variance(
+    calls: Callable[[], list[list[str]]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = ["variance", "--out", str(tmp_path), "--", "--data", "digits"]
+    assert main(command) == 0
+    losses = ["simclr", "shannon-doe", "vn-doe"]
+    assert [call[2:] for call in calls()[::2]] == [
+        ["--out", str(tmp_path / loss), f"--loss={loss}", "--data", "digits"] for loss in losses
+    ]
+    rows = table(tmp_path / "variance.csv")
+    epochs = Options(data="digits").resolved(native_size=8).epochs
+    assert [row["loss"] for row in rows] == [loss for loss in losses for _ in range(epochs)]
+    # the stand-in's steps of the second epoch: 5 to 8, information 0.5 to 0.8 nats
+    assert (rows[1]["epoch"], rows[1]["steps"]) == ("2", "4")
+    assert float(rows[1]["information_mean"]) == pytest.approx(0.65 / math.log(2), rel=1e-5)
+    assert float(rows[1]["information_max"]) == pytest.approx(0.8 / math.log(2), rel=1e-5)
+    assert float(rows[1]["loss_value_min"]) == -8
+    assert float(rows[1]["loss_value_std"]) == pytest.approx(np.std([5, 6, 7, 8]), rel=1e-5)
+    assert float(rows[1]["loss_value_step_std"]) == pytest.approx(0, abs=1e-9)
+    assert Image.open(tmp_path / "variance.png").size[0] > 1000
+    shown = capfd.readouterr().out
+    assert "shannon-doe" in shown
+    assert "75.00 %" in shown
+    assert main([*command, "--loss", "byol"]) == 2
+
+
+def test_step_std_is_that_of_the_noise() -> None:
+    random = np.random.default_rng(0)
+    rows, noise = [], 0.3
+    for epoch in range(1, 21):
+        trend = np.linspace(epoch, epoch + 1, 100)
+        spread = variance.spread(trend + noise * random.standard_normal(100))
+        assert spread.std > 1.2 * spread.step_std
+        rows.append(variance.Row("simclr", epoch, 100, spread, spread))
+    # of 2000 draws: a relative standard error of 1.6 %
+    assert variance.step_std(rows, "information") == pytest.approx(noise, rel=0.05)
+
+
+def test_step_std_of_too_few_steps_is_unknown() -> None:
+    spread = variance.spread(np.array([1.0, 2.0]))
+    assert (spread.mean, spread.min, spread.max) == (1.5, 1, 2)
+    row = variance.Row("simclr", 1, 2, spread, spread)
+    assert math.isnan(spread.step_std)
+    assert math.isnan(variance.step_std([row], "information"))
+    # and does not spoil that of the other epochs
+    known = variance.Row("simclr", 2, 3, *[variance.spread(np.array([0.0, 1.0, 0.0]))] * 2)
+    assert variance.step_std([row, known], "information") == known.information.step_std
+
+
+# ---- the real program --------------------------------------------------------------------------
+
+
+def test_the_real_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # its processes must not find the source folder
+    random = np.random.default_rng(0)
+    content = {}
+    for part, count in (("train", 24), ("test", 8)):
+        content[f"{part}_images"] = random.integers(0, 256, (count, 8, 8), dtype=np.uint8)
+        content[f"{part}_labels"] = np.arange(count) % 2
+    np.savez("noise.npz", **content)
+    options = ["--data", "noise.npz", "--backbone", "resnet18", "--projector-dim", "16"]
+    options += ["--workers", "0", "--accelerator", "cpu", "--precision", "32-true"]
+    command = ["batch-size", "--out", "out", "--batch-sizes", "8", "--epochs", "2", "--jobs", "2"]
+    assert main([*command, "--", *options, "--no-evaluation"]) == 0
+    (row,) = table(Path("out/batch_size.csv"))
+    assert (row["data"], row["loss"], row["batch_size"], row["epochs"]) == (
+        "noise",
+        "vn-doe",
+        "8",
+        "2",
+    )
+    assert 0 <= float(row["linear_accuracy"]) <= 1
+    assert 0 <= float(row["online_linear"]) <= 1
+    assert 1 <= float(row["effective_rank"]) <= 8
+    assert row["knn"] == "nan"  # left out by --no-evaluation

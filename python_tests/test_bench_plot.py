@@ -389,7 +389,8 @@ def invented(tmp_path: Path) -> Path:
     write(tmp_path / "gpu.csv", gpu_rows())
     write(tmp_path / "cpu-training-step.csv", training_rows())
     (tmp_path / "else.csv").write_text("something,else\n1,2\n")
-    shutil.copytree(RESULTS / "digits", tmp_path / "digits")
+    for run in ("digits", "cifar10"):
+        shutil.copytree(RESULTS / run, tmp_path / run)
     return tmp_path
 
 
@@ -430,6 +431,37 @@ def test_digits_have_a_value_for_each_seed(tables: ModuleType) -> None:
     table = tables.digits(RESULTS)
     assert len(table.splitlines()) == 2 + 4
     assert "| linear probe, all 1,437 labels | 96.9 | " in table
+
+
+def test_comparison_on_cifar10(tables: ModuleType, tmp_path: Path) -> None:
+    """Means and every seed, from the rows themselves; the untrained encoder beside them."""
+    folder = tmp_path / "cifar10"
+    shutil.copytree(RESULTS / "cifar10", folder)
+    header = (folder / "batch_size.csv").read_text().splitlines()[0].split(",")
+    rows = []
+    for loss, size, seed, accuracy, rank in (
+        ("vn-doe", 32, 0, 0.5, 20),
+        ("vn-doe", 32, 1, 0.6, 22),
+        ("vn-doe", 128, 0, 0.25, 30),
+        ("simsiam", 32, 0, 0.1, 2),
+        ("simsiam", 128, 0, 0.2, 3),
+        ("simclr", 32, 0, 0.9, 9),  # not at 128: it has no line yet
+    ):
+        row = dict.fromkeys(header, "nan") | {"loss": loss, "epochs": "4", "seed": str(seed)}
+        row |= {"batch_size": str(size), "linear_accuracy": str(accuracy)}
+        rows.append(row | {"effective_rank": str(rank)})
+    with (folder / "batch_size.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, header)
+        writer.writeheader()
+        writer.writerows(rows)
+    (folder / "linear_eval_untrained.json").write_text('{"accuracy": 0.333}')
+    lines = tables.cifar10(tmp_path).splitlines()
+    assert lines[2:] == [
+        "| von Neumann DoE | 55.0 (50.0 / 60.0) | 25.0 (25.0) | 21 | 30 |",
+        "| SimSiam | 10.0 (10.0) | 20.0 (20.0) | 2 | 3 |",
+        "| untrained encoder, seed 0 | 33.3 | 33.3 | – | – |",
+    ]
+    assert "(mean; seeds 0 / 1) | batch 32 | batch 128 | effective rank" in lines[0]
 
 
 def marked(names: Iterable[str]) -> str:
@@ -496,7 +528,7 @@ def test_the_pictures_are_those_of_the_data(plot: ModuleType, rows: ModuleType) 
             held = plot.source(drawn[picture]).encode() in picture.read_bytes()
             assert held, f"{picture.name} is of other data: run python bench/plot.py"
         else:
-            assert picture.parent == RESULTS / "digits"
+            assert picture.parent in (RESULTS / "digits", RESULTS / "cifar10")
 
 
 def test_the_drawn_run_is_that_of_the_table() -> None:

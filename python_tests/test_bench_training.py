@@ -112,10 +112,11 @@ def test_table_on_screen_and_nothing_half_written(finished: tuple[str, str, Path
 def test_model_is_the_pretraining_program_s(training: ModuleType, image: int, stem: str) -> None:
     from lightly.models.utils import get_weight_decay_parameters
 
-    from vne_kernels.pretrain.model import make_encoder, make_projector
+    from vne_kernels.pretrain.model import make_encoder
+    from vne_kernels.pretrain.objectives import paper_projector
 
     model = training.make_model("resnet18", image, 24)
-    program = torch.nn.Sequential(make_encoder("resnet18", stem), make_projector(512, 24))
+    program = torch.nn.Sequential(make_encoder("resnet18", stem), paper_projector(512, 2048, 1, 24))
     states = zip(model.state_dict().values(), program.state_dict().values(), strict=True)
     for one, other in states:
         assert one.shape == other.shape
@@ -128,9 +129,10 @@ def test_model_is_the_pretraining_program_s(training: ModuleType, image: int, st
 
 
 def test_resnet50_has_as_many_parameters_as_the_program_s(training: ModuleType) -> None:
-    from vne_kernels.pretrain.model import make_encoder, make_projector
+    from vne_kernels.pretrain.model import make_encoder
+    from vne_kernels.pretrain.objectives import paper_projector
 
-    program = [make_encoder("resnet50", "3x3"), make_projector(2048, training.DIM)]
+    program = [make_encoder("resnet50", "3x3"), paper_projector(2048, 2048, 1, training.DIM)]
     wanted = sum(p.numel() for part in program for p in part.parameters())
     model = training.make_model("resnet50", 32, training.DIM)
     assert sum(p.numel() for p in model.parameters()) == wanted

@@ -1,4 +1,4 @@
-"""``vne-pretrain export``: the lines that come with a file load it, and what they load is the same."""
+"""``vne-pretrain export``: the lines that come with a file load it, and it computes the same."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def features(run: Path, images: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def images() -> Tensor:
-    return torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 # ---- torchvision and timm ----------------------------------------------------------------------

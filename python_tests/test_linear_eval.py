@@ -23,7 +23,7 @@ from PIL import Image
 from vne_kernels.pretrain import evaluate, linear_eval
 from vne_kernels.pretrain.cli import main
 from vne_kernels.pretrain.config import OptionError, Options
-from vne_kernels.pretrain.data import ImageData, ImageSet
+from vne_kernels.pretrain.data import ImageSet, stratified
 from vne_kernels.pretrain.frozen import Frozen
 from vne_kernels.pretrain.linear_eval import Probe
 from vne_kernels.pretrain.model import Pretraining, make_encoder
@@ -332,27 +332,12 @@ def test_encode_keeps_features_and_labels_together(tmp_path: Path) -> None:
         evaluate.encode(flatten, nothing, mean_of, cpu, bf16=False, workers=0)
 
 
-def image_data(train: list[int], test: list[int]) -> ImageData:
-    sets = [
-        ImageSet(np.zeros((len(x), 2, 2), np.uint8), np.array(x, np.int64)) for x in (train, test)
-    ]
-    return ImageData(*sets, 2, (0.5,) * 3, (0.5,) * 3)
-
-
-def test_labels_become_contiguous() -> None:
-    data = evaluate.with_contiguous_labels(image_data([5, -1, 9, 5], [9, -1]))
-    assert data.train.labels.tolist() == [1, 0, 2, 1]
-    assert data.test.labels.tolist() == [2, 0]
-    with pytest.raises(OptionError, match=r"\[4\] in the test labels alone"):
-        evaluate.with_contiguous_labels(image_data([5, 9], [4, 9]))
-
-
 def test_subset_for_the_probes_is_stratified(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = np.repeat([0, 1, 2], [500, 300, 200])
-    chosen = evaluate.stratified(labels, 100)
+    chosen = stratified(labels, 100)
     assert np.bincount(labels[chosen]).tolist() == [50, 30, 20]
     assert chosen.tolist() == sorted(set(chosen.tolist()))
-    assert np.array_equal(chosen, evaluate.stratified(labels, 100))
+    assert np.array_equal(chosen, stratified(labels, 100))
     assert np.ptp(chosen[:50]) > 400  # not the first of each class
     images = ImageSet(np.zeros((1000, 1, 1), np.uint8), labels)
     assert evaluate.probe_subset(images) is images

@@ -122,9 +122,11 @@ def test_bad_recipe(content: str, message: str, tmp_path: Path) -> None:
 
 
 def test_unknown_recipe_and_missing_data() -> None:
-    with pytest.raises(OptionError, match="--recipe: must be a .toml file, or one of cifar10-100ep"):
+    with pytest.raises(
+        OptionError, match=r"--recipe: must be a .toml file, or one of cifar10-100ep"
+    ):
         recipes.options({"recipe": "cifar11"})
-    with pytest.raises(OptionError, match="--data: must be given with --recipe imagenet10"):
+    with pytest.raises(OptionError, match=r"--data: must be given with --recipe imagenet10"):
         recipes.options({"recipe": "imagenet10"})
 
 

@@ -184,6 +184,7 @@ def test_files_that_are_not_there_are_left_out(kept: tuple[str, ...], tmp_path: 
     page = read(run)
     assert f"not finished: {EPOCHS if 'epochs.csv' in kept else 0} of 4 epochs" in page.text
     assert len(page.images) == {0: 0, 1: 3, 2: 5}[len(kept)]
+    assert "no events.csv" in page.text
 
 
 def test_tables_without_a_row_are_left_out(tmp_path: Path) -> None:
@@ -207,16 +208,19 @@ def test_results_of_linear_eval_and_knn(whole: Path, tmp_path: Path) -> None:
     protocol |= {"weight_decay": 1e-6, "augment": False, "seed": 3}
     linear = {"accuracy": 0.5, "features": "plain view", "protocol": protocol}
     linear["measured"] = "test images, after the last of 100 epochs"
+    linear["broken_images"] = {"train": 2, "test": 0}
     write_json(run / "linear_eval.json", linear | {"top5_accuracy": 0.75})
     other = linear | {"accuracy": 0.375, "protocol": protocol | {"lr": 0.1, "augment": True}}
     write_json(run / "linear_eval_untrained.json", other)
-    write_json(run / "knn.json", {"accuracy": 0.625, "neighbours": 200, "temperature": 0.1})
+    knn = {"accuracy": 0.625, "neighbours": 200, "temperature": 0.1}
+    write_json(run / "knn.json", knn | {"broken_images": {"train": 0, "test": 0}})
     text = read(run).text
     assert "Linear probe 50.00 % test top-1, vne-pretrain linear-eval" in text
     assert "Nearest neighbours 62.50 % test top-1, vne-pretrain knn" in text
     assert "linear-eval trained 50.00 % 75.00 % the paper's protocol; features of the plain" in text
     assert "linear-eval untrained 37.50 % – other than the paper's: lr 0.1 (paper: 0.3);" in text
-    assert "200 neighbours, temperature 0.1" in text
+    assert "after the last of 100 epochs; images not readable: 2 train" in text
+    assert "200 neighbours, temperature 0.1 " in text
 
 
 # ---- events --------------------------------------------------------------------------------------

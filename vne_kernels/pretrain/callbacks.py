@@ -30,6 +30,7 @@ from vne_kernels.pretrain import evaluate
 from vne_kernels.pretrain.data import ImageSet, ViewBatch, stratified
 from vne_kernels.pretrain.events import BROKEN_IMAGE, COLLAPSE, RECOVERED, Events
 from vne_kernels.pretrain.files import append_rows, read_table, replacing, write_table
+from vne_kernels.pretrain.model import Pretraining
 
 #: per step, as the objective gives them
 TERMS = ("loss", "entropy", "cosine", "information", "beta", "lr")
@@ -138,6 +139,7 @@ class MetricsTables(Callback):
         entropy = self._spectrum(trainer, pl_module, epoch)
         if not trainer.is_global_zero:
             return
+        assert isinstance(pl_module, Pretraining)
         accuracies = self.online.accuracies(trainer, pl_module)
         terms = torch.tensor(self.this_epoch)[:, 2:]
         means = dict(zip(TERMS, terms.mean(0).tolist(), strict=True))
@@ -192,7 +194,7 @@ class OnlineEvaluation:
             for images, most in ((train, ONLINE_BANK), (test, ONLINE_TEST))
         )
 
-    def accuracies(self, trainer: pl.Trainer, module: pl.LightningModule) -> tuple[float, float]:
+    def accuracies(self, trainer: pl.Trainer, module: Pretraining) -> tuple[float, float]:
         """(linear probe, nearest neighbours), 0 to 1; NaN in an epoch that is left out."""
         epoch = trainer.current_epoch + 1
         if not self.every or (epoch % self.every and epoch != trainer.max_epochs):
@@ -252,6 +254,7 @@ class BrokenImages(Callback):
             message = f"cannot read {name}; another image took its place"
             self.events.add(step, BROKEN_IMAGE, message, once=True)
         self.met.clear()
+
 
 @contextmanager
 def _norms_of_the_batch(module: nn.Module) -> Iterator[None]:

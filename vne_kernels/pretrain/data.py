@@ -75,7 +75,8 @@ class ImageSet:
         if not isinstance(image, str):
             return Image.fromarray(image).convert("RGB")
         with Image.open(image) as file:
-            return file.convert("RGB")
+            rgb: Image.Image = file.convert("RGB")
+        return rgb
 
     def readable(self, index: int) -> tuple[int, Image.Image, list[str]]:
         """The first image from ``index`` on that can be read (after the last comes the first).

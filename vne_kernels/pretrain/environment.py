@@ -39,7 +39,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The commit the package was built from, written into it by setup.py; None: built from an archive.
+    """The commit the package was built from, as setup.py wrote it down; None: no checkout.
 
     Ends in "+" where the working tree had changes.
     """

@@ -7,7 +7,6 @@ features have to bring the classes together; the mean over several fixed draws i
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightly.utils.benchmarking.knn import knn_predict  # type: ignore[import-untyped]
-from PIL import Image
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
@@ -31,9 +29,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from vne_kernels.pretrain.config import Config, OptionError
 from vne_kernels.pretrain.data import (
-    ImageData,
-    ImageSet,
     UNREADABLE,
+    ImageSet,
     leave_interrupts_to_the_main_process,
     stratified,
 )

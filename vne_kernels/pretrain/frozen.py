@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,19 @@ from torch import Tensor, nn
 from vne_kernels.pretrain import evaluate
 from vne_kernels.pretrain.augment import plain_view
 from vne_kernels.pretrain.config import Config, OptionError, load_config
-from vne_kernels.pretrain.data import ImageData, ImageSet, load
+from vne_kernels.pretrain.data import ImageData, ImageSet, load_for
 from vne_kernels.pretrain.protocol import Setting
 
 
 @dataclass(frozen=True)
 class Frozen:
-    """An encoder in evaluation mode, and images whose labels are 0, 1, ..."""
+    """An encoder in evaluation mode, and images whose labels are 0, 1, ...
 
-    run: Path
-    setting: Setting
+    ``state`` is "trained" or "untrained"; ``config`` the run's, but for where the images are and
+    how many processes load them.
+    """
+
+    state: str
     config: Config
     encoder: nn.Module
     data: ImageData
@@ -36,23 +39,15 @@ class Frozen:
         Raises:
             OptionError: the folder, the images or the accelerator cannot be used.
         """
-        config = load_config(run)
+        changes = {name: getattr(setting, name) for name in ("data", "download_dir", "workers")}
+        given = {name: value for name, value in changes.items() if value is not None}
+        config = replace(load_config(run), **given)
         trained = setting.encoder == "trained"
         encoder = (
             evaluate.trained_encoder(run, config) if trained else evaluate.untrained_encoder(config)
         )
         device = _device(setting.accelerator)
-        data = load(
-            setting.data or config.data,
-            setting.download_dir or config.download_dir,
-            classes=config.classes,
-            train_images=config.train_images,
-        )
-        return cls(run, setting, config, encoder.to(device).eval(), data, device)
-
-    @property
-    def workers(self) -> int:
-        return self.config.workers if self.setting.workers is None else self.setting.workers
+        return cls(setting.encoder, config, encoder.to(device).eval(), load_for(config), device)
 
     @property
     def bf16(self) -> bool:
@@ -68,7 +63,7 @@ class Frozen:
             view,
             self.device,
             bf16=self.bf16,
-            workers=self.workers,
+            workers=self.config.workers,
             progress=progress,
         )
 
@@ -79,12 +74,12 @@ class Frozen:
     def describe(self) -> dict[str, Any]:
         """What was judged, for a result's reader."""
         return {
-            "encoder": self.setting.encoder,
+            "encoder": self.state,
             "backbone": self.config.backbone,
             "stem": self.config.stem,
             "precision": self.config.precision,
             "data": {
-                "name": self.setting.data or self.config.data,
+                "name": self.config.data,
                 "train_images": len(self.data.train),
                 "test_images": len(self.data.test),
                 "classes": self.data.classes,

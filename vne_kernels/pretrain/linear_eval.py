@@ -250,7 +250,7 @@ def augmented(
         TwoViews(subject.data.train, CropAndFlip(subject), seed),
         batch_sampler=order,
         collate_fn=as_is,
-        num_workers=subject.workers,
+        num_workers=subject.config.workers,
         pin_memory=subject.device.type == "cuda",
         worker_init_fn=leave_interrupts_to_the_main_process,
     )
@@ -288,8 +288,8 @@ class Checkpoint:
     def __init__(self, path: Path, protocol: LinearProtocol, subject: Frozen) -> None:
         self.path = path
         self.begun_with = dataclasses.asdict(protocol) | {
-            "data": subject.setting.data or subject.config.data,
-            "encoder": f"{subject.setting.encoder}, sha256 {_digest(subject.encoder)}",
+            "data": subject.config.data,
+            "encoder": f"{subject.state}, sha256 {_digest(subject.encoder)}",
         }
 
     def save(self, probe: Probe) -> None:

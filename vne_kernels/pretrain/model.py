@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
@@ -99,18 +100,20 @@ class Pretraining(pl.LightningModule):
             {"params": self._trained(plain, fixed), "weight_decay": 0.0},
             {"params": list(self.probe.parameters()), "weight_decay": 0.0},
         ]
-        lambdas = [self._lr_factor] * len(groups)
+        factors: list[Callable[[int], float]] = [self._lr_factor] * len(groups)
         if fixed:
             for some, decay in ((decayed, self.config.weight_decay), (plain, 0.0)):
-                groups.append({"params": [p for p in some if id(p) in fixed], "weight_decay": decay})
-                lambdas.append(lambda step: 1.0)
+                groups.append(
+                    {"params": [p for p in some if id(p) in fixed], "weight_decay": decay}
+                )
+                factors.append(lambda step: 1.0)
         optimizer = torch.optim.SGD(
             groups,
             lr=self.config.lr * self.config.batch_size / 256,
             momentum=MOMENTUM,
             fused=True,
         )
-        schedule = LambdaLR(optimizer, lambdas)
+        schedule = LambdaLR(optimizer, factors)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},

@@ -1,4 +1,4 @@
-"""What an encoder is trained by: a loss with the heads and the stop-gradients it was published with.
+"""What an encoder is trained by: a loss with the heads and stop-gradients it was published with.
 
 An objective turns the features of two views into :class:`Terms`. Losses and heads are lightly's
 where it has them; the differences of entropies are this package's own.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -260,9 +261,7 @@ class BYOL(Predicted):
 
 
 def _barlow(config: Config, features: int, encoder: nn.Module) -> Objective:
-    projector = BarlowTwinsProjectionHead(
-        features, config.projector_hidden, config.projector_dim
-    )
+    projector = BarlowTwinsProjectionHead(features, config.projector_hidden, config.projector_dim)
     # Not gathered: each process takes the statistics of its own batch, as DDP users run it.
     return Published(config, projector, BarlowTwinsLoss())
 
@@ -296,7 +295,7 @@ OBJECTIVES: dict[str, Callable[[Config, int, nn.Module], Objective]] = {
 def paper_projector(features: int, hidden: int, layers: int, dim: int) -> ProjectionHead:
     """features -> hidden, ``layers`` times with batch norm and ReLU -> dim (Appendix C)."""
     widths = [features, *[hidden] * layers]
-    blocks = [(a, b, nn.BatchNorm1d(b), nn.ReLU()) for a, b in zip(widths, widths[1:], strict=False)]
+    blocks = [(a, b, nn.BatchNorm1d(b), nn.ReLU()) for a, b in pairwise(widths)]
     return ProjectionHead([*blocks, (widths[-1], dim, None, None)])
 
 

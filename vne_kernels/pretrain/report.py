@@ -47,7 +47,7 @@ LOSSES = {
 
 #: Every option of a run, in the order in which a reader asks for them.
 OPTIONS = {
-    "Data": ("data", "classes", "image_size", "augment", "download_dir"),
+    "Data": ("data", "classes", "train_images", "image_size", "augment", "download_dir"),
     "Network": (
         "backbone",
         "stem",
@@ -177,6 +177,7 @@ def _content(run: Path, config: Config, drawn: list[Path]) -> dict[str, Any]:
         "pictures": _pictures(drawn),
         "changes": [event for event in events if event[1] in (COLLAPSE, RECOVERED)],
         "broken": [event for event in events if event[1] == BROKEN_IMAGE],
+        "watched": (run / "events.csv").exists(),
         "collapsed_since": _collapsed_since(events),
         "shown_images": SHOWN_IMAGES,
         "usual": usual,
@@ -253,7 +254,14 @@ def _measured(run: Path) -> Iterator[Measured]:
         knn = _read(run / f"{setting.file_stem('knn')}.json")
         if knn:
             how = f"{knn['neighbours']} neighbours, temperature {knn['temperature']:g}"
+            how += _left_out(knn)
             yield Measured("knn", encoder, _percent(knn["accuracy"]), "–", how)
+
+
+def _left_out(result: dict[str, Any]) -> str:
+    """How many images the command could not read, if any."""
+    parts = [f"{count} {part}" for part, count in result["broken_images"].items() if count]
+    return f"; images not readable: {', '.join(parts)}" if parts else ""
 
 
 def _protocol(linear: dict[str, Any]) -> str:
@@ -265,7 +273,8 @@ def _protocol(linear: dict[str, Any]) -> str:
         if name != "augment" and value != usual[name]
     ]
     protocol = "other than the paper's: " + ", ".join(other) if other else "the paper's protocol"
-    return f"{protocol}; features of the {linear['features']}; {linear['measured']}"
+    how = f"{protocol}; features of the {linear['features']}; {linear['measured']}"
+    return how + _left_out(linear)
 
 
 def _pictures(drawn: list[Path]) -> list[tuple[str, str, str]]:
@@ -334,7 +343,7 @@ def _show(value: Any) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
+    return f"{100 * share:.2f}\N{NO-BREAK SPACE}%"
 
 
 def _duration(seconds: float) -> str:

@@ -71,7 +71,11 @@ def write(runs: Sequence[Path], out: Path) -> list[Curve]:
     """Write ``variance.csv`` and ``variance.png`` of trained and evaluated runs into ``out``."""
     curves = [read(run) for run in runs]
     names = [f"{what}_{name}" for what in QUANTITIES for name in Spread._fields]
-    rows = [[*row[:3], *row.information, *row.loss_value] for c in curves for row in c.rows]
+    rows = [
+        [*row[:3], *(f"{x:.6g}" for x in (*row.information, *row.loss_value))]
+        for curve in curves
+        for row in curve.rows
+    ]
     write_table(out / "variance.csv", ["loss", "epoch", "steps", *names], rows)
     draw(curves, out / "variance.png")
     return curves

@@ -54,8 +54,7 @@ def make_run(folder: Path, varied: Mapping[str, Any], rest: Sequence[str]) -> Ru
         OptionError: an option is wrong, or one that the sweep decides, or the folder holds a run of
             other options.
     """
-    from vne_kernels.pretrain.cli import make_parser
-    from vne_kernels.pretrain.sweep import Run
+    from vne_kernels.pretrain.cli import make_parser  # which imports the commands
 
     given = vars(make_parser("train", train).parse_args(rest))
     for name in ("out", "resume", *varied):
@@ -67,6 +66,8 @@ def make_run(folder: Path, varied: Mapping[str, Any], rest: Sequence[str]) -> Ru
     if (folder / "config.json").exists():
         resumed_config(folder, given | ours)
     options = [f"--{name.replace('_', '-')}={value}" for name, value in ours.items()]
+    from vne_kernels.pretrain.sweep import Run
+
     # linear-eval takes the images and the rest from the run itself.
     where = [f"--accelerator={given['accelerator']}"] if "accelerator" in given else []
     return Run(folder, (*options, *rest), tuple(where))

@@ -96,8 +96,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add("--beta-start", type=float, help="at the first step (default: 1)")
     add("--beta-end", type=float, help="and at the last (default: 10)")
-    add("--temperature", type=float, help="of simclr (default: 0.5 for small images, else 0.1) "
-        "and shannon-doe (0.1)")
+    add(
+        "--temperature",
+        type=float,
+        help="of simclr (default: 0.5 for small images, else 0.1) and shannon-doe (0.1)",
+    )
     add("--method", choices=METHODS, help="of the entropy (default: auto)")
     add("--backbone", choices=BACKBONES, help="default: resnet50")
     add(
@@ -106,8 +109,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="3x3: stride 1, no pooling, for small images; 7x7: ImageNet's; "
         "auto (default): 3x3 up to 64 pixels",
     )
-    add("--projector-dim", type=int, metavar="D", help="of the embeddings (default: by the loss; "
-        "vn-doe: 256 for small images, else 512)")
+    add(
+        "--projector-dim",
+        type=int,
+        metavar="D",
+        help="of the embeddings (default: by the loss; vn-doe: 256 for small images, else 512)",
+    )
     add("--projector-hidden", type=int, metavar="D", help="width of its hidden layers (2048)")
     add("--projector-layers", type=int, metavar="N", help="how many (1 for small images, else 2)")
     add(

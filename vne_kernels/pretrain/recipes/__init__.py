@@ -64,7 +64,7 @@ def read(name: str) -> dict[str, Any]:
         OptionError: it cannot be read, or says what no recipe can say.
     """
     try:
-        content = tomllib.loads(text(name))
+        content: dict[str, Any] = tomllib.loads(text(name))
     except tomllib.TOMLDecodeError as error:
         raise OptionError("recipe", "a readable TOML file", f"{name} ({error})") from error
     tables = {"options": content.get("options", {}), **_by_batch_size(name, content)}
