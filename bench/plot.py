@@ -616,7 +616,12 @@ def training_step(rows: Sequence[Row]) -> Figure:
 def _draw_run(folder: Path) -> list[Path]:
     """The pictures of a vne-pretrain run, by that program's own functions."""
     config = json.loads((folder / RUN).read_text(encoding="utf-8"))["config"]
-    return pretrain_plots.draw_all(folder, n=config["batch_size"], d=config["projector_dim"])
+    return pretrain_plots.draw_all(
+        folder,
+        n=config["batch_size"],
+        d=config["projector_dim"],
+        loss=config.get("loss", "vn-doe"),  # older runs had no other
+    )
 
 
 def _draw_entropy(rows: Sequence[Row], path: Path) -> list[Path]:

@@ -406,8 +406,8 @@ def cifar10_scale(folder: Path) -> str:
     (epochs,) = {row["epochs"] for row in rows}
     return _sentences(
         f"{config['backbone'].replace('resnet', 'ResNet-')} with ImageNet's {config['stem']} stem,"
-        f" {data['train_images']:,} of CIFAR-10's 50,000 training images, {epochs} epochs (the paper:"
-        " ResNet-50 with a 3x3 stem, all images, 25 to 100 epochs); base learning rate"
+        f" {data['train_images']:,} of CIFAR-10's 50,000 training images, {epochs} epochs (the"
+        " paper: ResNet-50 with a 3x3 stem, all images, 25 to 100 epochs); base learning rate"
         f" {config['lr']:g} for every loss, linear evaluation on all {data['test_images']:,} test"
         f" images; {made['processor']}, torch {made['torch']}, one thread a run; commit"
         f" {made['commit'][:10]}."

@@ -52,7 +52,8 @@ class OptionError(ValueError):
     """A bad option: the message names it, says what was wanted and what came."""
 
     def __init__(self, name: str, wanted: str, got: Any) -> None:
-        option = "--" + name.replace("_", "-")
+        # the folder of a run is given by its place
+        option = "RUN" if name == "run" else "--" + name.replace("_", "-")
         super().__init__(f"argument {option}: must be {wanted}, got {got!r}")
 
 

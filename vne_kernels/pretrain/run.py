@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vne_kernels.pretrain import environment, evaluate, plots, precision, report
+from vne_kernels.pretrain import environment, evaluate, precision, report
 from vne_kernels.pretrain.augment import make_views, plain_view
 from vne_kernels.pretrain.callbacks import (
     BrokenImages,
@@ -94,7 +94,6 @@ def run(config: Config, data: ImageData, *, resume: bool) -> None:
         print("evaluating: untrained and trained encoder, linear probe and nearest neighbours")
         results["evaluation"] = _evaluate(config, data, module.encoder, device)
         _print_scores(results["evaluation"])
-    drawn = plots.draw_all(out, n=config.batch_size, d=config.projector_dim)
     results["training"] = {
         "steps": steps,
         "last_epoch": _last_epoch(out),
@@ -112,10 +111,9 @@ def run(config: Config, data: ImageData, *, resume: bool) -> None:
     results["seconds"] = round(time.monotonic() - start, 2)
     write_json(out / "results.json", results)
     report.write(out)
-    names = ", ".join(path.name for path in drawn)
     print(
-        f"wrote report.html, results.json, encoder.pt, {CHECKPOINT}, tables (*.csv) and {names} "
-        f"in {out}"
+        f"wrote report.html, results.json, encoder.pt, {CHECKPOINT}, tables (*.csv) and pictures "
+        f"(*.png) in {out}"
     )
 
 

@@ -141,6 +141,7 @@ def draw(curves: Sequence[Curve], picture: Path) -> Path:
     """
     figure = Figure(figsize=(1 + 3.7 * len(curves), 7), layout="constrained")
     panels = figure.subplots(2, len(curves), squeeze=False, sharex="col")
+    least = min(0, *(curve.information.min() for curve in curves))  # one scale for all
     for (above, below), curve in zip(panels.T, curves, strict=True):
         loss, n = curve.config.loss, curve.config.batch_size
         bound = math.log2(n)
@@ -152,7 +153,7 @@ def draw(curves: Sequence[Curve], picture: Path) -> Path:
             linewidth=0.9,
             label=f"log₂ {n} = {bound:.3g} bits",
         )
-        above.set_ylim(min(0, curve.information.min()), 1.06 * bound)
+        above.set_ylim(least, 1.06 * bound)
         _draw_steps(below, curve, "loss_value")
         theirs = f"  (paper: {paper.FIGURE_2[loss]} %)" if _is_papers(curve.config) else ""
         judged = f"linear evaluation {100 * curve.accuracy:.1f} %{theirs}"

@@ -65,9 +65,10 @@ def make_run(folder: Path, varied: Mapping[str, Any], rest: Sequence[str]) -> Ru
     recipes.options(given | ours)
     if (folder / "config.json").exists():
         resumed_config(folder, given | ours)
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in ours.items()]
+
     from vne_kernels.pretrain.sweep import Run
 
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in ours.items()]
     # linear-eval takes the images and the rest from the run itself.
     where = [f"--accelerator={given['accelerator']}"] if "accelerator" in given else []
     return Run(folder, (*options, *rest), tuple(where))
