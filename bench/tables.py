@@ -25,6 +25,7 @@ from typing import Any
 import rows as results
 from rows import BEST_VENDOR, LABELS, OURS, Row, number, timed, unique, where
 
+from vne_kernels.pretrain.config import LOSSES
 from vne_kernels.pretrain.files import replacing
 
 BENCH = Path(__file__).resolve().parent
@@ -42,12 +43,7 @@ DIGITS = {
 ENCODERS = ("pixels", "untrained", "trained")
 #: beside batch_size.csv: by linear-eval --encoder untrained, and of one of the runs
 COMPARISON = ("linear_eval_untrained.json", "results.json")
-COMPARED = {
-    "vn-doe": "von Neumann DoE",
-    "simclr": "SimCLR",
-    "simsiam": "SimSiam",
-    "shannon-doe": "Shannon DoE",
-}
+COMPARED = ("vn-doe", "simclr", "simsiam", "shannon-doe")
 
 
 # ---------------------------------------------------------------------------------------------
@@ -386,14 +382,14 @@ def cifar10(folder: Path) -> str:
     header = ["linear evaluation, top-1, %", *(f"batch {size}" for size in sizes)]
     header += [f"effective rank, batch {size}" for size in sizes]
     lines = []
-    for loss, name in COMPARED.items():
+    for loss in COMPARED:
         own = [where(rows, loss=loss, batch_size=str(size)) for size in sizes]
         if not all(own):
             continue
         scores = [[100 * float(row["linear_accuracy"]) for row in cell] for cell in own]
         ranks = [[float(row["effective_rank"]) for row in cell] for cell in own]
         cells = [f"{mean(x):.1f} ({' / '.join(f'{one:.1f}' for one in x)})" for x in scores]
-        lines.append([name, *cells, *(f"{mean(x):.0f}" for x in ranks)])
+        lines.append([LOSSES[loss], *cells, *(f"{mean(x):.0f}" for x in ranks)])
     accuracy = f"{100 * untrained['accuracy']:.1f}"
     lines.append(["untrained encoder, seed 0", *[accuracy] * len(sizes), *[MISSING] * len(sizes)])
     header[0] += f" (mean; seeds {' / '.join(map(str, seeds))})"

@@ -250,4 +250,4 @@ def test_run_that_has_not_ended(tmp_path: Path, capsys: pytest.CaptureFixture[st
     run = make_run(tmp_path / "run", "resnet18", "3x3")
     (run / "encoder.pt").unlink()
     assert main(["export", str(run), "--format", "timm"]) == 2
-    assert "argument --run: must be the folder of a run that has ended" in capsys.readouterr().err
+    assert "argument RUN: must be the folder of a run that has ended" in capsys.readouterr().err

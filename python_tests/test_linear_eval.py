@@ -163,6 +163,7 @@ def test_order_is_a_permutation_of_every_epoch() -> None:
 
 def interrupt(run: Path, step: int, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     """Ctrl-C while the probe takes this step."""
+    (run / "linear_eval.json").write_text("of an earlier evaluation")
     original = Probe.learn
 
     def interrupting(self: Probe, *args: torch.Tensor) -> None:

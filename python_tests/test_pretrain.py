@@ -21,11 +21,11 @@ import pytest
 import torch
 from PIL import Image
 
-from vne_kernels.pretrain import augment, evaluate, files
+from vne_kernels.pretrain import evaluate, files
 from vne_kernels.pretrain.callbacks import MetricsTables, OnlineEvaluation
 from vne_kernels.pretrain.cli import main
 from vne_kernels.pretrain.config import Options
-from vne_kernels.pretrain.data import ImageSet, load
+from vne_kernels.pretrain.data import load
 from vne_kernels.pretrain.events import Events, read_events
 from vne_kernels.pretrain.model import Pretraining, make_encoder
 
@@ -246,16 +246,6 @@ def test_ctrl_c_at_a_process(npz: Path, tmp_path: Path) -> None:
 # ---- data --------------------------------------------------------------------------------------
 
 
-def test_colour_npz_and_simclr(tmp_path: Path) -> None:
-    path = write_npz(tmp_path / "colour.npz", size=16, colour=True)
-    data = load(str(path), "unused")
-    config = Options(data=str(path)).resolved(data.native_size)
-    assert (config.augment, config.stem, config.image_size) == ("simclr", "3x3", 16)
-    first, second = augment.make_views("simclr", data, 16)([data.train[i] for i in range(3)])
-    assert first.shape == second.shape == (3, 3, 16, 16)
-    assert not torch.equal(first, second)
-
-
 def write_folder(path: Path, counts: dict[str, int]) -> None:
     random = np.random.default_rng(1)
     for name, count in counts.items():
@@ -274,9 +264,6 @@ def test_run_on_image_folder(tmp_path: Path) -> None:
     results = json.loads((out / "results.json").read_text())
     assert results["data"]["train_images"] == 16
     assert results["data"]["test_images"] == 4
-
-
-# ---- views and order ---------------------------------------------------------------------------
 
 
 # ---- parts -------------------------------------------------------------------------------------
@@ -365,61 +352,6 @@ def test_bad_option(
     assert errors.strip().splitlines()[-1].startswith("vne-pretrain: error: ")
 
 
-def bad_npz(**changes: np.ndarray | None) -> dict[str, np.ndarray]:
-    content = {
-        "train_images": np.zeros((6, 4, 4), np.uint8),
-        "train_labels": np.arange(6) % 2,
-        "test_images": np.zeros((2, 4, 4), np.uint8),
-        "test_labels": np.arange(2),
-    } | changes
-    return {name: value for name, value in content.items() if value is not None}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"test_images": None}, "an .npz with the key test_images, got"),
-        (
-            {"train_images": np.zeros((6, 4, 4))},
-            "uint8 (N, H, W[, 1 or 3]), got 'float64 (6, 4, 4)",
-        ),
-        ({"train_images": np.zeros((6, 4), np.uint8)}, "(N, H, W[, 1 or 3]), got 'uint8 (6, 4)"),
-        ({"train_labels": np.arange(5)}, "train_labels has one integer per image, got 'int64 (5,)"),
-        ({"train_labels": np.zeros(6, int)}, "at least 2 classes"),
-        ({"train_labels": np.array([None] * 6)}, "a readable .npz file"),
-    ],
-    ids=["missing", "float", "flat", "too few labels", "one class", "pickle"],
-)
-def test_bad_npz(
-    changes: dict[str, np.ndarray | None],
-    message: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    path = tmp_path / "bad.npz"
-    np.savez(path, **bad_npz(**changes))
-    assert main(["--data", str(path), "--out", str(tmp_path / "o")]) == 2
-    error = capsys.readouterr().err
-    assert "argument --data: must be " in error
-    assert message in error
-    assert error.count("\n") == 1
-
-
-@pytest.mark.parametrize("content", [b"", b"not a zip"])
-def test_npz_that_is_none(
-    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = tmp_path / "bad.npz"
-    path.write_bytes(content)
-    assert main(["--data", str(path), "--out", str(tmp_path / "o")]) == 2
-    assert "argument --data: must be a readable .npz file" in capsys.readouterr().err
-
-
-def test_empty_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--data", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
-    assert "argument --data: must be a folder of class folders" in capsys.readouterr().err
-
-
 def test_a_run_is_not_overwritten(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", str(whole)]) == 2
     assert "argument --out: must be a folder without a run" in capsys.readouterr().err
@@ -459,10 +391,3 @@ def test_help_needs_no_extra(tmp_path: Path) -> None:
     missing = run(command)
     assert missing.returncode == 1
     assert "lightning is not installed; this program needs: pip install" in missing.stderr
-
-
-def test_image_set_reads_grey_and_colour() -> None:
-    grey = ImageSet(np.full((1, 2, 2), 7, np.uint8), np.zeros(1, np.int64))
-    assert grey[0].getpixel((0, 0)) == (7, 7, 7)
-    colour = ImageSet(np.array([[[[1, 2, 3]]]], np.uint8), np.zeros(1, np.int64))
-    assert colour[0].getpixel((0, 0)) == (1, 2, 3)

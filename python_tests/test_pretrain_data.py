@@ -57,6 +57,18 @@ def test_cifar_images_are_real() -> None:
     assert data.mean == pytest.approx((0.491, 0.482, 0.447), abs=0.05)
 
 
+def test_image_set_reads_grey_and_colour() -> None:
+    grey = ImageSet(np.full((1, 2, 2), 7, np.uint8), np.zeros(1, np.int64))
+    assert grey[0].getpixel((0, 0)) == (7, 7, 7)
+    colour = ImageSet(np.array([[[[1, 2, 3]]]], np.uint8), np.zeros(1, np.int64))
+    assert colour[0].getpixel((0, 0)) == (1, 2, 3)
+
+
+def test_defaults_of_tiny_colour_images() -> None:
+    config = Options(data=str(CIFAR)).resolved(load(str(CIFAR), "unused").native_size)
+    assert (config.augment, config.stem, config.image_size) == ("simclr", "3x3", 32)
+
+
 def test_image_folder_is_split(tmp_path: Path) -> None:
     write_folder(tmp_path, {"cat": 10, "dog": 15})
     data = load(str(tmp_path), "unused")
@@ -93,6 +105,68 @@ def test_stratified_takes_every_class_in_proportion() -> None:
     chosen = stratified(labels, 20)
     assert np.bincount(labels[chosen]).tolist() == [12, 6, 2]
     assert (np.diff(chosen) > 0).all()
+
+
+# ---- bad .npz files ----------------------------------------------------------------------------
+
+
+def write_npz(path: Path, **changes: np.ndarray | None) -> None:
+    content = {
+        "train_images": np.zeros((6, 4, 4), np.uint8),
+        "train_labels": np.arange(6) % 2,
+        "test_images": np.zeros((2, 4, 4), np.uint8),
+        "test_labels": np.arange(2),
+    } | changes
+    np.savez_compressed(path, **{k: value for k, value in content.items() if value is not None})
+
+
+BAD_NPZ = {
+    "missing": ({"test_images": None}, "an .npz with the key test_images, got"),
+    "float": (
+        {"train_images": np.zeros((6, 4, 4))},
+        "uint8 (N, H, W[, 1 or 3]), got 'float64 (6, 4, 4)",
+    ),
+    "flat": (
+        {"train_images": np.zeros((6, 4), np.uint8)},
+        "(N, H, W[, 1 or 3]), got 'uint8 (6, 4)",
+    ),
+    "channels first": (
+        {"train_images": np.zeros((6, 3, 4, 4), np.uint8)},
+        "(N, H, W[, 1 or 3]), got 'uint8 (6, 3, 4, 4)",
+    ),
+    "too few labels": (
+        {"train_labels": np.arange(5)},
+        "train_labels has one integer per image, got 'int64 (5,)",
+    ),
+    "one class": ({"train_labels": np.zeros(6, int)}, "at least 2 classes"),
+    "pickle": ({"train_labels": np.array([None] * 6)}, "a readable .npz file"),
+}
+
+
+@pytest.mark.parametrize("fault", BAD_NPZ)
+def test_bad_npz(fault: str, tmp_path: Path) -> None:
+    changes, message = BAD_NPZ[fault]
+    path = tmp_path / "bad.npz"
+    write_npz(path, **changes)
+    with pytest.raises(OptionError, match="--data: must be .*" + re.escape(message)):
+        load(str(path), "unused")
+
+
+@pytest.mark.parametrize("how", ["empty", "no zip", "an array", "cut short", "damaged"])
+def test_npz_that_is_none(how: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.npz"
+    write_npz(path)
+    content = bytearray(path.read_bytes())
+    if how == "an array":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    elif how == "damaged":
+        content[50:90] = bytes(40)  # in the first array's compressed bytes
+        path.write_bytes(content)
+    else:
+        path.write_bytes({"empty": b"", "no zip": b"not a zip"}.get(how, content[:300]))
+    with pytest.raises(OptionError, match=r"--data: must be a readable \.npz file"):
+        load(str(path), "unused")
 
 
 # ---- chosen classes ----------------------------------------------------------------------------

@@ -3,21 +3,31 @@
 The program behind the console script (also ``python -m vne_kernels.pretrain``). Modules, each with
 one reason to change, dependencies pointing down only:
 
-====================  ===========================================================================
-``cli``               command line -> ``Config``; exit codes; starts or resumes a run
-``run``               one run from data to results
-``callbacks``         metrics tables, spectrum recorder, checkpoints and Ctrl-C
-``evaluate``          linear probe and nearest neighbours on frozen features
-``plots``             PNG plots, drawn from the tables alone
-``model``             encoder, projector, loss, optimiser, schedules
-``precision``         decides 32-true or bf16-mixed by measuring
-``augment``           two random views of an image
-``data``              the image sets and the loader that can resume anywhere
-``config``            every option with its default and its check
-``files``             atomic writes
-====================  ===========================================================================
+======================  ===========================================================================
+``cli``, ``commands``   command line -> a command, a module each; exit codes
+``run``                 one run from data to results
+``sweep``               many runs, each in a process of its own
+``batch_size``          accuracy against batch size: the table and picture of such a sweep
+``variance``            information estimates during training: likewise
+``report``, ``plots``   a run's HTML report and PNG plots, drawn from its files alone
+``linear_eval``         the paper's linear probe; ``knn``, ``export``: what else is done with
+``frozen``              the encoder of a run
+``callbacks``           metrics tables, spectrum, online probes, checkpoints and Ctrl-C
+``evaluate``            features of a frozen encoder, scikit-learn's probes and nearest neighbours
+``model``               encoder, optimiser, schedules
+``objectives``          what ``--loss`` names: losses with their heads
+``augment``             two random views of an image
+``data``, ``classes``   the image sets and the loader that can resume anywhere; lists of classes
+``precision``           decides 32-true or bf16-mixed by measuring
+``environment``         versions, commit, device
+``recipes``             the named protocols, a TOML file each
+``paper``               the paper's own numbers
+``config``              every option of a run with its default and its check; ``protocol``: of the
+                        commands that use a run
+``events``, ``files``   what happened in a run; atomic writes
+======================  ===========================================================================
 
-Lightning does the loop, the devices and the resume, lightly the augmentation, projection head and
-schedule, scikit-learn the probes. They come with the extra ``pip install 'vne_kernels[pretrain]'``;
-this package imports none of them until the program starts.
+Lightning does the loop, the devices and the resume, lightly the losses, heads and schedules,
+torchvision the models and transforms, scikit-learn the probes. They come with the extra
+``pip install 'vne_kernels[pretrain]'``; this package imports none of them until the program starts.
 """

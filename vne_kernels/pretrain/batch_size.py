@@ -16,19 +16,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from vne_kernels.pretrain import paper, plots
-from vne_kernels.pretrain.config import load_config
+from vne_kernels.pretrain.config import LOSSES, load_config
 from vne_kernels.pretrain.files import write_table
 
 # Okabe and Ito's colours, told apart by readers of any colour vision.
-LOSSES = {  # name, colour, marker
-    "vn-doe": ("von Neumann DoE", "#0072B2", "o"),
-    "vn-doe-symmetric": ("von Neumann DoE, symmetric", "#56B4E9", "D"),
-    "shannon-doe": ("Shannon DoE", "#E69F00", "v"),
-    "simclr": ("SimCLR", "#D55E00", "s"),
-    "simsiam": ("SimSiam", "#009E73", "^"),
-    "byol": ("BYOL", "#CC79A7", "P"),
-    "barlow": ("Barlow Twins", "#000000", "X"),
-    "vicreg": ("VICReg", "#7F7F7F", "*"),
+MARKS = {  # colour, marker
+    "vn-doe": ("#0072B2", "o"),
+    "vn-doe-symmetric": ("#56B4E9", "D"),
+    "shannon-doe": ("#E69F00", "v"),
+    "simclr": ("#D55E00", "s"),
+    "simsiam": ("#009E73", "^"),
+    "byol": ("#CC79A7", "P"),
+    "barlow": ("#000000", "X"),
+    "vicreg": ("#7F7F7F", "*"),
 }
 Dashes = Literal["-", "--", ":", "-."]
 DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.")  # most epochs first
@@ -137,7 +137,7 @@ def _draw_lines(
     muted: bool = False,
 ) -> None:
     for (loss, count), line in lines.items():
-        _, colour, marker = LOSSES[loss]
+        colour, marker = MARKS[loss]
         shift = 2 ** (DODGE * (losses.index(loss) - (len(losses) - 1) / 2))
         sizes = sorted(line)
         at = [size * shift for size in sizes]
@@ -184,8 +184,10 @@ def _title(what: str, data: str, backbones: str, lines: Lines) -> str:
 def _legend(losses: Sequence[str], dashes: Mapping[int, Dashes], seeds: bool) -> list[Line2D]:
     handles = []
     for loss in losses:
-        name, colour, marker = LOSSES[loss]
-        handles.append(Line2D([], [], color=colour, marker=marker, markersize=5, label=name))
+        colour, marker = MARKS[loss]
+        handles.append(
+            Line2D([], [], color=colour, marker=marker, markersize=5, label=LOSSES[loss])
+        )
     for epochs, style in dashes.items():
         handles.append(Line2D([], [], color="0.3", linestyle=style, label=f"{epochs} epochs"))
     if seeds:

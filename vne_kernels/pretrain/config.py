@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-LOSSES = (
-    "vn-doe",
-    "vn-doe-symmetric",
-    "shannon-doe",
-    "simclr",
-    "simsiam",
-    "byol",
-    "barlow",
-    "vicreg",
-)
+#: --loss -> its name in titles and legends; DoE: difference of entropies
+LOSSES = {
+    "vn-doe": "von Neumann DoE",
+    "vn-doe-symmetric": "von Neumann DoE, symmetric",
+    "shannon-doe": "Shannon DoE",
+    "simclr": "SimCLR",
+    "simsiam": "SimSiam",
+    "byol": "BYOL",
+    "barlow": "Barlow Twins",
+    "vicreg": "VICReg",
+}
 #: The losses with a weight beta of the cosine.
 DIFFERENCES_OF_ENTROPIES = ("vn-doe", "vn-doe-symmetric", "shannon-doe")
 BETA_SCHEDULES = ("linear", "constant")

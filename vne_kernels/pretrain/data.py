@@ -146,7 +146,8 @@ def load(
         OptionError: it cannot be used.
     """
     path = Path(data)
-    if classes is not None and not path.is_dir():
+    named = data in ("digits", *DOWNLOADS)  # even where a folder has that name
+    if classes is not None and (named or not path.is_dir()):
         raise OptionError("classes", "left out where --data is not an image folder", classes)
     if data == "digits":
         train, test = _digits()

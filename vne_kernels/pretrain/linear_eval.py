@@ -1,8 +1,7 @@
 """The paper's linear evaluation (Appendix C): a linear classifier on frozen features, by SGD.
 
-The loop is a plain one. A step on cached features takes a fraction of a millisecond, several times
-less than Lightning's trainer adds to it, and there are tens of thousands; a plain loop can also
-stop and go on at any step.
+The loop is a plain one: it can stop and go on at any step, and Lightning's trainer would add 1.7 ms
+to each (measured on a CPU), about a third of what a step on cached features takes.
 """
 
 from __future__ import annotations
@@ -90,6 +89,7 @@ def evaluate(
         else cached(train, order)
     )
     table = Table(run / f"{stem}.csv", probe.header)
+    (run / f"{stem}.json").unlink(missing_ok=True)  # of an earlier evaluation, as the table's rows
     rows = table.keep_until(probe.step)
     rows += fit(probe, stream, test, table, checkpoint)
     last = dict(zip(probe.header, rows[-1], strict=True))

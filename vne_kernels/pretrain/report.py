@@ -23,6 +23,7 @@ from vne_kernels.pretrain import plots, recipes
 from vne_kernels.pretrain.config import (
     DIFFERENCES_OF_ENTROPIES,
     FREE_ON_RESUME,
+    LOSSES,
     Config,
     OptionError,
     load_config,
@@ -33,17 +34,6 @@ from vne_kernels.pretrain.protocol import ENCODERS, LinearProtocol, Setting
 
 FILE = "report.html"
 SHOWN_IMAGES = 20  # broken ones that are named at once; the others unfold
-
-LOSSES = {
-    "vn-doe": "von Neumann difference of entropies",
-    "vn-doe-symmetric": "von Neumann difference of entropies, both views",
-    "shannon-doe": "Shannon difference of entropies",
-    "simclr": "SimCLR",
-    "simsiam": "SimSiam",
-    "byol": "BYOL",
-    "barlow": "Barlow Twins",
-    "vicreg": "VICReg",
-}
 
 #: Every option of a run, in the order in which a reader asks for them.
 OPTIONS = {

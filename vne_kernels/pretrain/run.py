@@ -260,7 +260,7 @@ def _fixed_batch(config: Config, data: ImageData) -> Tensor:
     """A fixed batch of training images, whatever their order on disk."""
     order = torch.randperm(len(data.train), generator=torch.Generator().manual_seed(0))
     view = plain_view(data, config.image_size)
-    return torch.stack([view(data.train[int(i)]) for i in order[: config.batch_size]])
+    return torch.stack([view(data.train.readable(int(i))[1]) for i in order[: config.batch_size]])
 
 
 def _save_encoder(encoder: nn.Module, path: Path) -> None:
