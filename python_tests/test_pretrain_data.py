@@ -489,3 +489,16 @@ def test_views_are_normalised_and_differ(name: str, size: int) -> None:
     views = torch.cat([first, second])
     assert views.mean().abs() < 0.3
     assert 0.6 < views.std() < 1.4
+
+
+@pytest.mark.parametrize(("size", "rim"), [(32, 0), (224, 16)])
+def test_plain_view_shows_tiny_images_whole_and_cuts_the_rim_of_others(size: int, rim: int) -> None:
+    """A white rim of a sixteenth of the side is 0 or all of what 256 -> 224 cuts away."""
+    data = load(str(CIFAR), "unused")
+    side = size + 2 * rim
+    image = Image.new("RGB", (side, side), "white")
+    image.paste("black", (side // 16, side // 16, side - side // 16, side - side // 16))
+    seen = augment.plain_view(data, size)(image)
+    assert seen.shape == (3, size, size)
+    black = -torch.tensor(data.mean) / torch.tensor(data.std)
+    assert torch.allclose(seen[:, 0, 0], black, atol=1e-4) == (rim > 0)

@@ -73,11 +73,16 @@ def make_views(name: str, data: ImageData, size: int) -> Views:
 
 
 def plain_view(data: ImageData, size: int) -> v2.Compose:
-    """Resize (and crop to a square), scale, normalise: nothing random."""
+    """Resize and crop to a square, scale, normalise: nothing random.
+
+    Tiny images are shown whole. Of larger ones the rim is cut off, 256 pixels to 224, as linear
+    evaluations on ImageNet do.
+    """
+    shorter_side = size if size <= SMALL else round(size * 8 / 7)
     return v2.Compose(
         [
             v2.PILToTensor(),
-            v2.Resize(size, antialias=True),
+            v2.Resize(shorter_side, antialias=True),
             v2.CenterCrop(size),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(data.mean, data.std),

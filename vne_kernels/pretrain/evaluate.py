@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from vne_kernels.pretrain.config import Config, OptionError
 from vne_kernels.pretrain.data import (

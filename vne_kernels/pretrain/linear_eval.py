@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from vne_kernels.pretrain import environment
 from vne_kernels.pretrain.callbacks import CHECKPOINT_SECONDS, Table

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import pickle
 import time
 import warnings
 from pathlib import Path
@@ -105,6 +104,9 @@ def run(config: Config, data: ImageData, *, resume: bool) -> None:
         "train_images": len(data.train),
         "test_images": len(data.test),
         "classes": data.classes,
+        "mean": data.mean,
+        "std": data.std,
+        "probe_training_images": min(len(data.train), evaluate.PROBE_IMAGES),
         "broken_images": sum(kind == BROKEN_IMAGE for _, kind, _ in read_events(events.path)),
     }
     results |= {"config": dataclasses.asdict(config), "environment": described}
@@ -128,7 +130,8 @@ def _begin_output(out: Path, config: Config, described: dict[str, Any]) -> None:
 
 def _quiet() -> None:
     """Keep Lightning's hints to itself, where they do not concern the user of this program."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
+    # lightly imports the same library under its older names, and the last imported one speaks
+    for name in ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
@@ -249,11 +252,9 @@ def _seeded_module(config: Config, steps: int, classes: int) -> Pretraining:
 
 def _steps_done(checkpoint: Path) -> int:
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        return int(content["global_step"])
-    except (OSError, EOFError, RuntimeError, KeyError, pickle.UnpicklingError) as error:
-        got = f"{checkpoint} ({' '.join(str(error).split())[:120]})"
-        raise OptionError("resume", f"used with a readable {CHECKPOINT}", got) from error
+        return int(evaluate.read_tensors(checkpoint)["global_step"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise OptionError("resume", f"used with a readable {CHECKPOINT}", str(error)) from error
 
 
 def _fixed_batch(config: Config, data: ImageData) -> Tensor:
