@@ -98,6 +98,7 @@ def test_a_part_of_the_training_images() -> None:
     again = load(str(CIFAR), "unused", train_images=30)
     np.testing.assert_array_equal(part.train.images, again.train.images)
     assert len(load(str(CIFAR), "unused", train_images=500).train) == 80
+    assert load(str(CIFAR), "unused", train_images=4).classes == 10
 
 
 def test_stratified_takes_every_class_in_proportion() -> None:

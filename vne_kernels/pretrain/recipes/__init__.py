@@ -108,8 +108,8 @@ def options(given: Mapping[str, Any]) -> Options:
         sizes = sorted(map(int, tables))
         below = [candidate for candidate in sizes if candidate <= size]
         chosen |= tables[str(below[-1] if below else sizes[0])]
-    if chosen.get("warmup_epochs", 0) >= given.get("epochs", chosen.get("epochs", math.inf)):
-        del chosen["warmup_epochs"]  # a shorter run than the recipe's warms up for a part of it
+    if chosen.get("warmup_epochs", 0) >= given.get("epochs", math.inf):
+        chosen.pop("warmup_epochs", None)  # a run shorter than the warm-up takes what fits
     if "data" not in chosen | dict(given):
         raise OptionError("data", f"given with --recipe {name}: an image folder", "nothing")
     return Options(**chosen | dict(given))
