@@ -64,6 +64,7 @@ rows = [f"{k},{1 + (k - 1) // 4},{-k},{k / 10}" for k in range(1, 4 * config["ep
 (out / "metrics.csv").write_text("\\n".join(["step,epoch,loss,information", *rows]) + "\\n")
 last = {"online_linear": 0.5, "online_knn": 0.25, "effective_rank": 12.5}
 results = {"evaluation": {"trained": {"knn": 0.6}}, "training": {"last_epoch": last}}
+results["data"] = {"train_images": 1437}
 (out / "results.json").write_text(json.dumps(results))
 """
 
@@ -125,6 +126,7 @@ def test_every_run_is_trained_and_evaluated(
     )
     assert rows[0] == {
         "data": "digits",
+        "train_images": "1437",
         "backbone": "resnet18",
         "loss": "simclr",
         "batch_size": "8",
@@ -346,7 +348,7 @@ def test_table_1a() -> None:
 def test_paper_is_beside_the_same_images_alone(tmp_path: Path) -> None:
     def row(data: str, loss: str) -> batch_size.Row:
         nan = math.nan
-        return batch_size.Row(data, "resnet18", loss, 16, 20, 0, 0.5, nan, nan, nan, nan)
+        return batch_size.Row(data, 1437, "resnet18", loss, 16, 20, 0, 0.5, nan, nan, nan, nan)
 
     widths = {}
     for data, loss in (("digits", "simclr"), ("cifar10", "simclr"), ("cifar10", "byol")):

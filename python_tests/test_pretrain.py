@@ -207,6 +207,10 @@ def test_interrupted_and_resumed_run_equals_the_whole_one(
         file.write(f"{step + 1},1,0,0,0,0,0\n{step + 2},1,0")
     assert main(["--resume", "--out", str(out)]) == 0
     assert_same_run(out, whole)
+    environment = json.loads((out / "environment.json").read_text())
+    assert len(environment["resumed"]) == 1
+    assert environment["resumed"][0].keys() == environment.keys() - {"resumed"}
+    assert f"{environment['resumed'][0]['started']} on cpu (" in (out / "report.html").read_text()
 
 
 def test_ctrl_c_at_a_process(npz: Path, tmp_path: Path) -> None:

@@ -95,9 +95,9 @@ def test_command_line_comes_before_the_recipe() -> None:
 
 def test_recipe_of_ones_own(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
-    path.write_text(recipes.text("cifar10-100ep").replace("epochs = 100", "epochs = 7"))
+    path.write_text(recipes.text("cifar10-100ep").replace("epochs = 100", "epochs = 20"))
     config = resolved(str(path))
-    assert (config.epochs, config.lr) == (7, 0.5)
+    assert (config.epochs, config.lr) == (20, 0.5)
     assert config.out == "runs/mine"
 
 

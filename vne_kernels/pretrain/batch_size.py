@@ -39,6 +39,7 @@ class Row(NamedTuple):
     """A finished run. Accuracies are 0 to 1, on the test images; nan: not measured."""
 
     data: str
+    train_images: int
     backbone: str
     loss: str
     batch_size: int
@@ -59,6 +60,7 @@ class Row(NamedTuple):
         trained = results.get("evaluation", {}).get("trained", {})
         return cls(
             paper.data_name(config),
+            results["data"]["train_images"],
             config.backbone,
             config.loss,
             config.batch_size,
@@ -95,7 +97,8 @@ def draw(table: Path) -> Path:
     axes, *others = figure.subplots(1, panels, squeeze=False, sharex=True, sharey=True)[0]
     data = ", ".join(sorted({paper.DATA.get(row.data, row.data) for row in rows}))
     backbones = ", ".join(sorted({row.backbone.replace("resnet", "ResNet-") for row in rows}))
-    axes.set_title(_title("measured", data, backbones, measured))
+    images = " and ".join(f"{count:,}" for count in sorted({row.train_images for row in rows}))
+    axes.set_title(_title("measured", f"{data} ({images} images)", backbones, measured))
     axes.set_ylabel("linear evaluation, Top-1 accuracy (%)")
     _draw_lines(axes, measured, losses, dashes)
     for axes in others:
@@ -201,7 +204,7 @@ def _read_json(path: Path) -> Any:
 
 
 def _read(table: Path) -> list[Row]:
-    kinds = (str, str, str, int, int, int, float, float, float, float, float)
+    kinds = (str, int, str, str, int, int, int, float, float, float, float, float)
     with table.open(newline="", encoding="utf-8") as file:
         _, *rows = csv.reader(file)
     return [Row(*(kind(x) for kind, x in zip(kinds, row, strict=True))) for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 import subprocess
@@ -36,6 +37,15 @@ def describe(device: torch.device) -> dict[str, Any]:
         "command": shlex.join(["vne-pretrain", *sys.argv[1:]]),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def resumed(path: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """What ``path`` says of a run's begin, with ``now`` in its list of resumptions."""
+    try:
+        begin: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return now
+    return begin | {"resumed": [*begin.get("resumed", []), now]}
 
 
 def commit() -> str | None:

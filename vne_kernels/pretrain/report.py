@@ -175,8 +175,9 @@ def _content(run: Path, config: Config, drawn: list[Path]) -> dict[str, Any]:
         "environment": {
             name: value
             for name, value in environment.items()
-            if value is not None and name != "command"
+            if value is not None and name not in ("command", "resumed")
         },
+        "resumed": environment.get("resumed", []),
         "command": environment.get("command"),
         "version": vne_kernels.__version__,
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import time
 import warnings
 from pathlib import Path
@@ -38,6 +39,7 @@ from vne_kernels.pretrain.events import BROKEN_IMAGE, Events, read_events
 from vne_kernels.pretrain.files import read_table, replacing, write_json
 from vne_kernels.pretrain.model import Pretraining, make_encoder
 
+EVENTS, ENVIRONMENT = "events.csv", "environment.json"
 LOG_STEPS = 10  # between two points in TensorBoard; metrics.csv has every step
 
 
@@ -56,7 +58,7 @@ def run(config: Config, data: ImageData, *, resume: bool) -> None:
     _quiet()
     config = _with_precision(config)
     out = Path(config.out)
-    events = Events(out / "events.csv")
+    events = Events(out / EVENTS)
     online = OnlineEvaluation(
         data.train,
         data.test,
@@ -73,6 +75,8 @@ def run(config: Config, data: ImageData, *, resume: bool) -> None:
     steps_before = _steps_done(out / CHECKPOINT) if resume else 0
     loader = _loader(config, data, trainer, steps_before)
     described = environment.describe(device)
+    if resume:
+        described = environment.resumed(out / ENVIRONMENT, described)
     if trainer.is_global_zero:
         _begin_output(out, config, described)
         _announce(config, data, steps, device)
@@ -99,16 +103,7 @@ def run(config: Config, data: ImageData, *, resume: bool) -> None:
         "steps_of_this_process": steps - steps_before,
         "seconds_of_this_process": round(fit_seconds, 2),
     }
-    results["data"] = {
-        "name": config.data,
-        "train_images": len(data.train),
-        "test_images": len(data.test),
-        "classes": data.classes,
-        "mean": data.mean,
-        "std": data.std,
-        "probe_training_images": min(len(data.train), evaluate.PROBE_IMAGES),
-        "broken_images": sum(kind == BROKEN_IMAGE for _, kind, _ in read_events(events.path)),
-    }
+    results["data"] = _told_data(config, data, out)
     results |= {"config": dataclasses.asdict(config), "environment": described}
     results["seconds"] = round(time.monotonic() - start, 2)
     write_json(out / "results.json", results)
@@ -119,11 +114,24 @@ def run(config: Config, data: ImageData, *, resume: bool) -> None:
     )
 
 
+def _told_data(config: Config, data: ImageData, out: Path) -> dict[str, Any]:
+    return {
+        "name": config.data,
+        "train_images": len(data.train),
+        "test_images": len(data.test),
+        "classes": data.classes,
+        "mean": data.mean,
+        "std": data.std,
+        "probe_training_images": min(len(data.train), evaluate.PROBE_IMAGES),
+        "broken_images": sum(kind == BROKEN_IMAGE for _, kind, _ in read_events(out / EVENTS)),
+    }
+
+
 def _begin_output(out: Path, config: Config, described: dict[str, Any]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "config.json", dataclasses.asdict(config))
-        write_json(out / "environment.json", described)
+        write_json(out / ENVIRONMENT, described)
     except OSError as error:
         raise OptionError("out", "a folder that can be written", f"{out} ({error})") from error
 
@@ -308,5 +316,7 @@ def _print_scores(evaluation: dict[str, dict[str, float]]) -> None:
 
 
 def _last_epoch(out: Path) -> dict[str, float]:
+    """Without what was not measured: JSON has no NaN."""
     header, rows = read_table(out / "epochs.csv")
-    return dict(zip(header, rows[-1], strict=True))
+    named = zip(header, rows[-1], strict=True)
+    return {name: value for name, value in named if not math.isnan(value)}
