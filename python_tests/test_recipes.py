@@ -141,8 +141,8 @@ def test_list_and_text(capsys: pytest.CaptureFixture[str]) -> None:
 # ---- two epochs of each on real images ---------------------------------------------------------
 
 # Small for time alone: the recipe's own network, loss and schedule stay.
-SHORT = ["--epochs", "2", "--batch-size", "20", "--train-images", "40", "--workers", "0"]
-SHORT += ["--precision", "32-true", "--accelerator", "cpu", "--no-evaluation"]
+SHORT = ["--epochs", "2", "--batch-size", "10", "--train-images", "20", "--workers", "0"]
+SHORT += ["--precision", "32-true", "--accelerator", "cpu", "--no-evaluation", "--knn-every", "2"]
 
 
 @pytest.fixture(scope="module")
