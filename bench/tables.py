@@ -41,9 +41,10 @@ DIGITS = {
     "knn_10_labels": "k nearest neighbours, 10 labels per class",
 }
 ENCODERS = ("pixels", "untrained", "trained")
-#: beside batch_size.csv: by linear-eval --encoder untrained, and of one of the runs
-COMPARISON = ("linear_eval_untrained.json", "results.json")
+#: beside batch_size.csv: by linear-eval and knn with --encoder untrained, and of one of the runs
+BESIDE = ("linear_eval_untrained", "knn_untrained", "results")
 COMPARED = ("vn-doe", "simclr", "simsiam", "shannon-doe")
+COLUMNS = {"linear_accuracy": "linear", "knn": "kNN", "effective_rank": "effective rank"}
 
 
 # ---------------------------------------------------------------------------------------------
@@ -365,40 +366,48 @@ def digits_seconds(folder: Path) -> str:
     )
 
 
-def _comparison(folder: Path) -> tuple[list[Row], dict[str, Any], dict[str, Any]]:
-    """Rows of batch_size.csv, the untrained encoder's linear evaluation, a run's results."""
-    table, *others = (folder / "cifar10" / name for name in ("batch_size.csv", *COMPARISON))
-    with table.open(newline="", encoding="utf-8") as file:
+def _comparison(folder: Path) -> tuple[list[Row], dict[str, Any]]:
+    """Rows of batch_size.csv, and what else lies beside it, by its name."""
+    folder = folder / "cifar10"
+    with (folder / "batch_size.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    untrained, run = (json.loads(path.read_text(encoding="utf-8")) for path in others)
-    return rows, untrained, run
+    others = {name: json.loads((folder / f"{name}.json").read_text("utf-8")) for name in BESIDE}
+    return rows, others
 
 
 def cifar10(folder: Path) -> str:
-    """Accuracy of the linear evaluation: a line a loss, a column a batch size."""
-    rows, untrained, _ = _comparison(folder)
+    """A line a loss, a column a measure and batch size: the mean of the seeds, and each."""
+    rows, others = _comparison(folder)
     sizes = sorted({int(row["batch_size"]) for row in rows})
     seeds = sorted({int(row["seed"]) for row in rows})
-    header = ["linear evaluation, top-1, %", *(f"batch {size}" for size in sizes)]
-    header += [f"effective rank, batch {size}" for size in sizes]
+    header = [f"% (mean; seeds {' / '.join(map(str, seeds))})"]
+    header += [f"{name}, batch {size}" for name in COLUMNS.values() for size in sizes]
     lines = []
     for loss in COMPARED:
-        own = [where(rows, loss=loss, batch_size=str(size)) for size in sizes]
-        if not all(own):
+        cells = [
+            [float(row[column]) for row in where(rows, loss=loss, batch_size=str(size))]
+            for column in COLUMNS
+            for size in sizes
+        ]
+        if not all(cells):
             continue
-        scores = [[100 * float(row["linear_accuracy"]) for row in cell] for cell in own]
-        ranks = [[float(row["effective_rank"]) for row in cell] for cell in own]
-        cells = [f"{mean(x):.1f} ({' / '.join(f'{one:.1f}' for one in x)})" for x in scores]
-        lines.append([LOSSES[loss], *cells, *(f"{mean(x):.0f}" for x in ranks)])
-    accuracy = f"{100 * untrained['accuracy']:.1f}"
-    lines.append(["untrained encoder, seed 0", *[accuracy] * len(sizes), *[MISSING] * len(sizes)])
-    header[0] += f" (mean; seeds {' / '.join(map(str, seeds))})"
+        accuracies, ranks = cells[: -len(sizes)], cells[-len(sizes) :]
+        told = [[f"{100 * value:.1f}" for value in cell] for cell in accuracies]
+        means = [f"{100 * mean(cell):.1f}" for cell in accuracies]
+        lines.append(
+            [LOSSES[loss]]
+            + [f"{one} ({' / '.join(each)})" for one, each in zip(means, told, strict=True)]
+            + [f"{mean(cell):.1f}" for cell in ranks]
+        )
+    untrained = [others["linear_eval_untrained"], others["knn_untrained"]]
+    same = [f"{100 * other['accuracy']:.1f}" for other in untrained for _ in sizes]
+    lines.append(["untrained encoder, seed 0", *same, *[MISSING] * len(sizes)])
     return _table(header, lines)
 
 
 def cifar10_scale(folder: Path) -> str:
-    rows, _, run = _comparison(folder)
-    config, data, made = run["config"], run["data"], run["environment"]
+    rows, others = _comparison(folder)
+    config, data, made = (others["results"][name] for name in ("config", "data", "environment"))
     (epochs,) = {row["epochs"] for row in rows}
     return _sentences(
         f"{config['backbone'].replace('resnet', 'ResNet-')} with ImageNet's {config['stem']} stem,"

@@ -449,19 +449,24 @@ def test_comparison_on_cifar10(tables: ModuleType, tmp_path: Path) -> None:
     ):
         row = dict.fromkeys(header, "nan") | {"loss": loss, "epochs": "4", "seed": str(seed)}
         row |= {"batch_size": str(size), "linear_accuracy": str(accuracy)}
-        rows.append(row | {"effective_rank": str(rank)})
+        rows.append(row | {"effective_rank": str(rank), "knn": str(accuracy / 2)})
     with (folder / "batch_size.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, header)
         writer.writeheader()
         writer.writerows(rows)
     (folder / "linear_eval_untrained.json").write_text('{"accuracy": 0.333}')
+    (folder / "knn_untrained.json").write_text('{"accuracy": 0.222}')
     lines = tables.cifar10(tmp_path).splitlines()
     assert lines[2:] == [
-        "| von Neumann DoE | 55.0 (50.0 / 60.0) | 25.0 (25.0) | 21 | 30 |",
-        "| SimSiam | 10.0 (10.0) | 20.0 (20.0) | 2 | 3 |",
-        "| untrained encoder, seed 0 | 33.3 | 33.3 | – | – |",
+        "| von Neumann DoE | 55.0 (50.0 / 60.0) | 25.0 (25.0) | 27.5 (25.0 / 30.0) | 12.5 (12.5) |"
+        " 21.0 | 30.0 |",
+        "| SimSiam | 10.0 (10.0) | 20.0 (20.0) | 5.0 (5.0) | 10.0 (10.0) | 2.0 | 3.0 |",
+        "| untrained encoder, seed 0 | 33.3 | 33.3 | 22.2 | 22.2 | – | – |",
     ]
-    assert "(mean; seeds 0 / 1) | batch 32 | batch 128 | effective rank" in lines[0]
+    assert lines[0] == (
+        "| % (mean; seeds 0 / 1) | linear, batch 32 | linear, batch 128 | kNN, batch 32 |"
+        " kNN, batch 128 | effective rank, batch 32 | effective rank, batch 128 |"
+    )
 
 
 def marked(names: Iterable[str]) -> str:

@@ -46,7 +46,7 @@ class Row(NamedTuple):
     epochs: int
     seed: int
     linear_accuracy: float  # of linear-eval
-    knn: float  # of the frozen features
+    knn: float  # of the knn command, where it was called, else of the run's own evaluation
     online_linear: float  # these of the last epoch of training
     online_knn: float
     effective_rank: float
@@ -57,6 +57,7 @@ class Row(NamedTuple):
         config = load_config(run)
         results = _read_json(run / "results.json")
         last = results["training"]["last_epoch"]
+        neighbours = run / "knn.json"
         trained = results.get("evaluation", {}).get("trained", {})
         return cls(
             paper.data_name(config),
@@ -67,7 +68,9 @@ class Row(NamedTuple):
             config.epochs,
             config.seed,
             _read_json(run / "linear_eval.json")["accuracy"],
-            trained.get("knn", math.nan),
+            _read_json(neighbours)["accuracy"]
+            if neighbours.exists()
+            else trained.get("knn", math.nan),
             last.get("online_linear", math.nan),
             last.get("online_knn", math.nan),
             last.get("effective_rank", math.nan),
