@@ -1,13 +1,11 @@
-"""doe_loss and the modules: value, gradient, components, and the batch of several processes."""
+"""doe_loss and the modules: value, gradient, components."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from cases import (
     DEFICIENT_SPECTRA,
     DEGENERATE,
@@ -32,12 +30,12 @@ from cases import (
     spectrum_case,
     views,
 )
-from distributed_worker import BETA, WORLD_SIZE, batch, free_port, projector, train_step
 from torch import Tensor, nn
 
 from vne_kernels import DoELoss, VNEntropy, doe_loss, reference, vn_entropy
 
 FLOATS = (torch.float64, torch.float32)
+BETA = 2.5
 
 
 def composition(z1: Tensor, z2: Tensor, beta: float, method: str) -> Tensor:
@@ -292,30 +290,3 @@ def test_training_raises_entropy_and_cosine(method: str) -> None:
         optimizer.step()
         history.append(float(components.loss.detach()))
     assert history[-1] < history[0] - 0.2
-
-
-# ---------------------------------------------------------------------------------------------
-# Several processes
-# ---------------------------------------------------------------------------------------------
-
-
-def test_gradient_of_two_processes_is_that_of_one(tmp_path: Path) -> None:
-    """DDP averages over processes; the average must be the gradient of the whole batch."""
-    port = free_port()
-    mp.spawn(train_step, (port, str(tmp_path)), nprocs=WORLD_SIZE)
-    model = projector()
-    x1, x2 = batch()
-    loss = DoELoss(beta=BETA)(model(x1), model(x2))
-    expected = gradients(loss, *model.parameters())
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(WORLD_SIZE)]
-    mean_loss = torch.stack([rank[0] for rank in ranks]).mean()
-    assert_value(mean_loss, loss.detach(), VALUE[torch.float64])
-    assert abs(ranks[0][1] - loss) > 1e-3  # without gathering, half of the batch is another loss
-    for _, _, grads in ranks:
-        for grad, want in zip(grads, expected, strict=True):
-            assert relative_error(grad, want) <= GRADIENT_FLOAT64
-
-
-def test_gather_without_processes_is_the_plain_loss() -> None:
-    z1, z2 = views("iid", (16, 12), torch.float64)
-    assert torch.equal(DoELoss(gather_distributed=True)(z1, z2), DoELoss()(z1, z2))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vne_kernels import distributed
 from vne_kernels import ops as _registered  # noqa: F401  (fake kernels and autograd of the operators)
 from vne_kernels.ops import compute_dtype
 
@@ -33,6 +34,8 @@ def vn_entropy(
     weights: Tensor | None = None,
     method: str = "auto",
     eps: float = _EPS,
+    group: Any = None,
+    max_rows: int | None = None,
 ) -> Tensor:
     """Von Neumann entropy of representations, in nats: equation (1) of csrc/README.md.
 
@@ -49,6 +52,15 @@ def vn_entropy(
         method: "eigh", by an eigendecomposition; "poles", by the logarithm as a sum of inverses;
             "auto", the faster one for this size, dtype and number of threads.
         eps: the smallest norm a row is divided by.
+        group: a ProcessGroup or one-dimensional DeviceMesh: S of the rows of all its processes
+            together, 1/N each of N in all unless ``weights`` (of this process's rows) say
+            otherwise; n may differ, and be 0 on some. Every process must call this, and run its
+            backward; differentiable once. The gradient is that of the sum of all processes' losses:
+            averaged over them, as DistributedDataParallel does, that of one process with the whole
+            batch. Default: the rows of this process alone.
+        max_rows: with ``group``, no process has more rows, such as the batch size of the loader.
+            Without it the processes tell each other how many they have, which the host waits for
+            and torch.compile and CUDA graphs stumble over.
 
     Returns:
         (...), float64 for float64 input, otherwise float32. NaN for a sample that holds a NaN or an
@@ -59,8 +71,10 @@ def vn_entropy(
 
     Raises:
         ValueError: z has fewer than 2 dimensions, or n = 0 or d = 0; weights do not broadcast to
-            (..., n); method is unknown; eps is negative or not finite.
-        TypeError: z or weights is not a tensor of one of these dtypes.
+            (..., n); method is unknown; eps is negative or not finite; max_rows is not positive or
+            less than n; the processes' z differ in d, batch or dtype (unless ``max_rows`` is given,
+            which leaves that unseen).
+        TypeError: z or weights is not a tensor of one of these dtypes; group is no group.
 
     Source: Kim et al., "VNE: An Effective Method for Improving Deep Representation by Manipulating
     Eigenvalue Distribution", CVPR 2023.
@@ -69,10 +83,16 @@ def vn_entropy(
         >>> float(vn_entropy(torch.eye(4)))  # four orthogonal rows: log 4
         1.3862943649291992
     """
-    _check_samples("z", z)
+    group = distributed.process_group(group)
+    _check_samples("z", z, may_be_empty=group is not None)
     _check_method(method)
     _check_eps(eps)
     p = _check_weights(weights, z)
+    if group is not None:
+        share = distributed.make_share(z, p, group, _check_max_rows(max_rows))
+        return distributed.vn_entropy(
+            z, p, share, normalize=normalize, method=method, eps=eps
+        )
     if torch.is_grad_enabled() and (z.requires_grad or (p is not None and p.requires_grad)):
         entropy: Tensor = _ops.vn_entropy_grad(z, p, normalize, method, eps)[0]
     else:
@@ -119,6 +139,8 @@ def doe_loss(
     beta: float = 1.0,
     method: str = "auto",
     return_components: bool = False,
+    group: Any = None,
+    max_rows: int | None = None,
 ) -> Tensor | DoEComponents:
     """Difference-of-entropies loss -S(U1) - beta * mean_i cos(z1_i, z2_i): equation (8).
 
@@ -128,14 +150,15 @@ def doe_loss(
         beta: weight of the cosine similarity. The paper raises it from 1 to 10 during training.
         method: as for `vn_entropy`.
         return_components: return a `DoEComponents` (loss, entropy of z1, mean cosine).
+        group, max_rows: the loss of the pairs of all processes together, as for `vn_entropy`.
 
     Returns:
         (...): a scalar for one pair of views; dtype as `vn_entropy`. Differentiable once.
 
     Raises:
         ValueError: shapes or devices differ, or shapes are not (..., n, d) with n, d >= 1; method
-            is unknown.
-        TypeError: not tensors of one floating dtype.
+            is unknown; group or max_rows as for `vn_entropy`.
+        TypeError: not tensors of one floating dtype; group is no group.
 
     Source: "Formulating A Non-contrastive Loss As A Difference Of Entropies Using A Von Neumann
     Entropy Bound", Algorithm 1.
@@ -145,8 +168,9 @@ def doe_loss(
         >>> float(doe_loss(z, z, beta=2.0))  # -log 4 - 2
         -3.386294364929199
     """
-    _check_samples("z1", z1)
-    _check_samples("z2", z2)
+    group = distributed.process_group(group)
+    _check_samples("z1", z1, may_be_empty=group is not None)
+    _check_samples("z2", z2, may_be_empty=group is not None)
     _check_method(method)
     if z1.shape != z2.shape:
         raise ValueError(
@@ -156,7 +180,10 @@ def doe_loss(
         raise TypeError(f"z1 and z2 must have the same dtype, got {z1.dtype} and {z2.dtype}")
     if z1.device != z2.device:
         raise ValueError(f"z1 and z2 must be on the same device, got {z1.device} and {z2.device}")
-    if torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad):
+    if group is not None:
+        share = distributed.make_share(z1, None, group, _check_max_rows(max_rows))
+        entropy, cosine = distributed.doe_terms(z1, z2, share, method=method, eps=_EPS)
+    elif torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad):
         entropy, cosine, *_ = _ops.doe_loss_grad(z1, z2, method, _EPS)
     else:
         entropy, cosine = _ops.doe_loss(z1, z2, method, _EPS)
@@ -171,10 +198,16 @@ def _check_dtype(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
 
 
-def _check_samples(name: str, z: Tensor) -> None:
+def _check_samples(name: str, z: Tensor, *, may_be_empty: bool = False) -> None:
     _check_dtype(name, z)
-    if z.dim() < 2 or z.shape[-2] == 0 or z.shape[-1] == 0:
+    if z.dim() < 2 or (z.shape[-2] == 0 and not may_be_empty) or z.shape[-1] == 0:
         raise ValueError(f"{name} must be (..., n, d) with n, d >= 1, got {tuple(z.shape)}")
+
+
+def _check_max_rows(max_rows: int | None) -> int | None:
+    if max_rows is not None and max_rows < 1:
+        raise ValueError(f"max_rows must be at least 1, got {max_rows}")
+    return max_rows
 
 
 def _check_method(method: str) -> None:

@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
-from vne_kernels.distributed import gather
-from vne_kernels.functional import _check_eps, _check_method, doe_loss, vn_entropy
+from vne_kernels.distributed import default_group
+from vne_kernels.functional import (
+    _check_eps,
+    _check_max_rows,
+    _check_method,
+    doe_loss,
+    vn_entropy,
+)
 
 
-class VNEntropy(nn.Module):
+class _OverProcesses(nn.Module):
+    """What may be taken of the batches of all processes together."""
+
+    def __init__(self, gather_distributed: bool, group: Any, max_rows: int | None) -> None:
+        super().__init__()
+        self.gather_distributed = gather_distributed
+        self.group = group
+        self.max_rows = _check_max_rows(max_rows)
+
+    def _group(self) -> Any:
+        if not self.gather_distributed:
+            return None
+        return default_group() if self.group is None else self.group
+
+    def extra_repr(self) -> str:
+        bound = "" if self.max_rows is None else f", max_rows={self.max_rows}"
+        return f"gather_distributed={self.gather_distributed}{bound}"
+
+
+class VNEntropy(_OverProcesses):
     """Von Neumann entropy of a batch of representations; see `vne_kernels.vn_entropy`.
 
     Args:
         normalize, method, eps: as for `vne_kernels.vn_entropy`.
+        gather_distributed: S of the batches of all processes together, if torch.distributed is
+            initialised. The gradient, averaged over the processes as DistributedDataParallel does,
+            is that of one process with the whole batch.
+        group, max_rows: as for `vne_kernels.vn_entropy`, for ``gather_distributed``; a group of
+            None: all processes.
 
     Shape:
         z (..., n, d) -> S (...), in nats. Subtract it from a loss to maximise it.
@@ -23,8 +55,16 @@ class VNEntropy(nn.Module):
         >>> (-entropy(z)).backward()
     """
 
-    def __init__(self, normalize: bool = True, method: str = "auto", eps: float = 1e-12) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        normalize: bool = True,
+        method: str = "auto",
+        eps: float = 1e-12,
+        gather_distributed: bool = False,
+        group: Any = None,
+        max_rows: int | None = None,
+    ) -> None:
+        super().__init__(gather_distributed, group, max_rows)
         _check_method(method)
         _check_eps(eps)
         self.normalize = normalize
@@ -32,22 +72,27 @@ class VNEntropy(nn.Module):
         self.eps = eps
 
     def forward(self, z: Tensor) -> Tensor:
-        return vn_entropy(z, normalize=self.normalize, method=self.method, eps=self.eps)
+        return vn_entropy(
+            z,
+            normalize=self.normalize,
+            method=self.method,
+            eps=self.eps,
+            group=self._group(),
+            max_rows=self.max_rows,
+        )
 
     def extra_repr(self) -> str:
-        return f"normalize={self.normalize}, method={self.method!r}, eps={self.eps}"
+        own = f"normalize={self.normalize}, method={self.method!r}, eps={self.eps}"
+        return f"{own}, {super().extra_repr()}"
 
 
-class DoELoss(nn.Module):
+class DoELoss(_OverProcesses):
     """Difference-of-entropies loss; see `vne_kernels.doe_loss`.
 
     Args:
         beta: weight of the cosine similarity; may be set at any step, as the paper's schedule does.
         method: as for `vne_kernels.vn_entropy`.
-        gather_distributed: compute the loss of the batches of all processes together, if
-            torch.distributed is initialised. Every process needs the same batch size. The gradient,
-            averaged over the processes as DistributedDataParallel does, is that of one process
-            with the whole batch.
+        gather_distributed, group, max_rows: as for `VNEntropy`.
 
     Shape:
         z1, z2 (n, d) -> scalar.
@@ -59,23 +104,29 @@ class DoELoss(nn.Module):
     """
 
     def __init__(
-        self, beta: float = 1.0, method: str = "auto", gather_distributed: bool = False
+        self,
+        beta: float = 1.0,
+        method: str = "auto",
+        gather_distributed: bool = False,
+        group: Any = None,
+        max_rows: int | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(gather_distributed, group, max_rows)
         _check_method(method)
         self.beta = beta
         self.method = method
-        self.gather_distributed = gather_distributed
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
-        if self.gather_distributed:
-            z1, z2 = gather(z1), gather(z2)
-        loss = doe_loss(z1, z2, beta=self.beta, method=self.method)
+        loss = doe_loss(
+            z1,
+            z2,
+            beta=self.beta,
+            method=self.method,
+            group=self._group(),
+            max_rows=self.max_rows,
+        )
         assert isinstance(loss, Tensor)
         return loss
 
     def extra_repr(self) -> str:
-        return (
-            f"beta={self.beta}, method={self.method!r}, "
-            f"gather_distributed={self.gather_distributed}"
-        )
+        return f"beta={self.beta}, method={self.method!r}, {super().extra_repr()}"

@@ -54,7 +54,7 @@ def _weights_grad(z: Tensor, weights: Tensor | None) -> Tensor:
     return _result(z, 0) if weights is None else _result(z, *z.shape[:-1])
 
 
-def _scaled(grad: Tensor, unit_grad: Tensor, like: Tensor) -> Tensor:
+def scaled(grad: Tensor, unit_grad: Tensor, like: Tensor) -> Tensor:
     """grad (...) times unit_grad (..., *rest), in the dtype of like."""
     trailing = (1,) * (unit_grad.dim() - grad.dim())
     return (grad.reshape(*grad.shape, *trailing) * unit_grad).to(like.dtype)
@@ -77,8 +77,8 @@ def _vn_entropy_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     # The public function takes vn_entropy_grad where a gradient is expected: this is for others.
     z, weights = ctx.saved_tensors
     _, unit_grad, weights_grad = _ops.vn_entropy_grad(z, weights, *ctx.options)
-    of_weights = None if weights is None else _scaled(grad, weights_grad, weights)
-    return _scaled(grad, unit_grad, z), of_weights, None, None, None
+    of_weights = None if weights is None else scaled(grad, weights_grad, weights)
+    return scaled(grad, unit_grad, z), of_weights, None, None, None
 
 
 torch.library.register_autograd(
@@ -113,8 +113,8 @@ def _vn_entropy_grad_backward(
     z, weights, unit_grad, weights_grad = ctx.saved_tensors
     of_z = of_weights = None
     if grad is not None:
-        of_z = _scaled(grad, unit_grad, z)
-        of_weights = None if weights is None else _scaled(grad, weights_grad, weights)
+        of_z = scaled(grad, unit_grad, z)
+        of_weights = None if weights is None else scaled(grad, weights_grad, weights)
     of_gradient = grad_unit_grad is not None and ctx.needs_input_grad[1]
     if weights is not None and (of_gradient or grad_weights_grad is not None):
         raise RuntimeError("vn_entropy has no second derivatives with respect to weights")
@@ -341,7 +341,7 @@ def _(
 # ---- once differentiable -------------------------------------------------------------------------
 
 
-def _register_once_differentiable(name: str, what: str) -> None:
+def register_once_differentiable(name: str, what: str) -> None:
     """A gradient of this gradient operator is an error that says so, not a silent zero."""
 
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -350,9 +350,9 @@ def _register_once_differentiable(name: str, what: str) -> None:
     torch.library.register_autograd(f"{_NAMESPACE}::{name}", backward)
 
 
-_register_once_differentiable("vn_entropy_hvp", "the gradient of vn_entropy")
-_register_once_differentiable("spectrum_backward", "spectrum")
-_register_once_differentiable("doe_loss_backward", "doe_loss")
+register_once_differentiable("vn_entropy_hvp", "the gradient of vn_entropy")
+register_once_differentiable("spectrum_backward", "spectrum")
+register_once_differentiable("doe_loss_backward", "doe_loss")
 
 
 # ---- vmap ----------------------------------------------------------------------------------------

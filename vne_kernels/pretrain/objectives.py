@@ -37,8 +37,8 @@ from lightly.utils.scheduler import cosine_schedule  # type: ignore[import-untyp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vne_kernels import doe_loss, vn_entropy
-from vne_kernels.distributed import gather
+from vne_kernels import DoEComponents, doe_loss, vn_entropy
+from vne_kernels.distributed import default_group, gather
 from vne_kernels.pretrain.config import Config
 
 BYOL_MOMENTUM = 0.996  # of the target network at the first step, rising to 1 (Grill et al. 2020)
@@ -113,13 +113,7 @@ class DifferenceOfEntropies(Objective):
 
     def forward(self, h1: Tensor, h2: Tensor, images: tuple[Tensor, Tensor], beta: float) -> Terms:
         z1, z2 = self._project(h1, h2)
-        loss, entropy, cosine = doe_loss(
-            gather(z1),
-            gather(z2),
-            beta=beta,
-            method=self.config.method,
-            return_components=True,
-        )
+        loss, entropy, cosine = global_doe(z1, z2, beta, self.config.method)
         entropy, cosine = entropy.detach(), cosine.detach()
         return Terms(loss, z1, z2, entropy, entropy, cosine)
 
@@ -132,13 +126,10 @@ class SymmetricDifferenceOfEntropies(DifferenceOfEntropies):
 
     def forward(self, h1: Tensor, h2: Tensor, images: tuple[Tensor, Tensor], beta: float) -> Terms:
         z1, z2 = self._project(h1, h2)
-        both = torch.stack([gather(z1), gather(z2)])
-        entropies = vn_entropy(both, method=self.config.method)
-        cosine = _cosine(*both)
-        mean = entropies.mean()
-        return Terms(
-            -mean - beta * cosine, z1, z2, mean.detach(), entropies[0].detach(), cosine.detach()
-        )
+        one, other = torch.stack([z1, z2]), torch.stack([z2, z1])
+        loss, entropies, cosines = global_doe(one, other, beta, self.config.method)
+        entropies, cosine = entropies.detach(), cosines[0].detach()
+        return Terms(loss.mean(), z1, z2, entropies.mean(), entropies[0], cosine)
 
 
 class ShannonDifferenceOfEntropies(DifferenceOfEntropies):
@@ -146,7 +137,7 @@ class ShannonDifferenceOfEntropies(DifferenceOfEntropies):
 
     def forward(self, h1: Tensor, h2: Tensor, images: tuple[Tensor, Tensor], beta: float) -> Terms:
         z1, z2 = self._project(h1, h2)
-        all1, all2 = gather(z1), gather(z2)
+        all1, all2 = gather(z1, equal=True), gather(z2, equal=True)
         information = info_nce(all1, all1, self.config.temperature)
         cosine = _cosine(all1, all2)
         entropy = vn_entropy(all1.detach())
@@ -156,7 +147,13 @@ class ShannonDifferenceOfEntropies(DifferenceOfEntropies):
 
 
 class Published(Objective):
-    """A loss of lightly's between two embeddings, with its projector."""
+    """A loss of lightly's between two embeddings, with its projector.
+
+    ``gathers``: the loss is not a mean over pairs, and is taken of those of all processes together.
+    (lightly's own sums over processes have a gradient that is wrong by their number.)
+    """
+
+    gathers = False
 
     def __init__(self, config: Config, projector: nn.Module, criterion: nn.Module) -> None:
         super().__init__()
@@ -166,14 +163,17 @@ class Published(Objective):
 
     def forward(self, h1: Tensor, h2: Tensor, images: tuple[Tensor, Tensor], beta: float) -> Terms:
         z1, z2 = both_views(self.projector, h1, h2, self.config)
+        all1, all2 = z1, z2
+        if self.gathers:
+            all1, all2 = gather(z1, equal=True), gather(z2, equal=True)
         with torch.autocast(z1.device.type, enabled=False):
-            loss = self.criterion(z1.float(), z2.float())
+            loss = self.criterion(all1.float(), all2.float())
         return self._terms(loss, z1, z2)
 
     def _terms(self, loss: Tensor, z1: Tensor, z2: Tensor) -> Terms:
-        all1, all2 = gather(z1.detach()), gather(z2.detach())
-        information = self._information(all1, all2)
-        return Terms(loss, z1, z2, information, vn_entropy(all1), _cosine(all1, all2))
+        one, other = z1.detach(), z2.detach()
+        _, entropy, cosine = global_doe(one, other, 0.0, "auto")
+        return Terms(loss, z1, z2, self._information(one, other), entropy, cosine)
 
     def _information(self, z1: Tensor, z2: Tensor) -> Tensor:
         return torch.full((), math.nan, device=z1.device)
@@ -194,7 +194,9 @@ class SimCLR(Published):
         super().__init__(config, projector, criterion)
 
     def _information(self, z1: Tensor, z2: Tensor) -> Tensor:
-        return info_nce(z1, z2, self.config.temperature)
+        return info_nce(
+            gather(z1, equal=True), gather(z2, equal=True), self.config.temperature
+        )
 
 
 class Predicted(Published):
@@ -260,21 +262,30 @@ class BYOL(Predicted):
         update_momentum(self.projector, self.target[1], momentum)
 
 
-def _barlow(config: Config, features: int, encoder: nn.Module) -> Objective:
-    projector = BarlowTwinsProjectionHead(features, config.projector_hidden, config.projector_dim)
-    # Not gathered: each process takes the statistics of its own batch, as DDP users run it.
-    return Published(config, projector, BarlowTwinsLoss())
+class BarlowTwins(Published):
+    """Cross-correlation of the two views to the identity (Zbontar et al. 2021)."""
+
+    gathers = True
+
+    def __init__(self, config: Config, features: int) -> None:
+        hidden, dim = config.projector_hidden, config.projector_dim
+        super().__init__(config, BarlowTwinsProjectionHead(features, hidden, dim), BarlowTwinsLoss())
 
 
-def _vicreg(config: Config, features: int, encoder: nn.Module) -> Objective:
-    assert config.projector_layers is not None
-    projector = VICRegProjectionHead(
-        features,
-        config.projector_hidden,
-        config.projector_dim,
-        num_layers=config.projector_layers + 1,
-    )
-    return Published(config, projector, VICRegLoss())
+class VICReg(Published):
+    """Invariance, variance and covariance (Bardes et al. 2022)."""
+
+    gathers = True
+
+    def __init__(self, config: Config, features: int) -> None:
+        assert config.projector_layers is not None
+        projector = VICRegProjectionHead(
+            features,
+            config.projector_hidden,
+            config.projector_dim,
+            num_layers=config.projector_layers + 1,
+        )
+        super().__init__(config, projector, VICRegLoss())
 
 
 #: --loss -> (config, width of the features, encoder) -> Objective
@@ -287,8 +298,8 @@ OBJECTIVES: dict[str, Callable[[Config, int, nn.Module], Objective]] = {
     "simclr": lambda config, features, _: SimCLR(config, features),
     "simsiam": lambda config, features, _: SimSiam(config, features),
     "byol": BYOL,
-    "barlow": _barlow,
-    "vicreg": _vicreg,
+    "barlow": lambda config, features, _: BarlowTwins(config, features),
+    "vicreg": lambda config, features, _: VICReg(config, features),
 }
 
 
@@ -307,6 +318,21 @@ def both_views(
         return network(first), network(second)
     one, two = network(torch.cat([first, second])).chunk(2)
     return one, two
+
+
+def global_doe(z1: Tensor, z2: Tensor, beta: float, method: str) -> DoEComponents:
+    """The loss of the pairs of all processes, whose batches are of one size."""
+    components = doe_loss(
+        z1,
+        z2,
+        beta=beta,
+        method=method,
+        return_components=True,
+        group=default_group(),
+        max_rows=z1.shape[-2],
+    )
+    assert isinstance(components, DoEComponents)
+    return components
 
 
 def _cosine(z1: Tensor, z2: Tensor) -> Tensor:
