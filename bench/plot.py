@@ -5,21 +5,25 @@
 
 Beside `<name>.csv` of compare_vs_torch.py it writes `<name>-time.png`, `<name>-speedup.png`,
 `<name>-error.png`, for a GPU also `<name>-time-cold.png` and `<name>-shapes.png`; beside that of
-training_step.py `<name>.png`. The folder of a vne-pretrain run is drawn as that program does it.
+training_step.py and of scaling.py `<name>.png`. The folder of a vne-pretrain run is drawn as that
+program does it.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import hashlib
 import json
 import math
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import rows as results
+import scaling
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
@@ -70,6 +74,7 @@ OFFSETS = tuple(
     for r in (8, 13, 19, 26, 34, 44, 56, 70, 86)
     for dx, dy in ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
 )
+SCALING = "scaling.csv"
 RUN = "seed0.json"  # of the run whose tables are there
 
 
@@ -609,6 +614,84 @@ def training_step(rows: Sequence[Row]) -> Figure:
 
 
 # ---------------------------------------------------------------------------------------------
+# The loss of a batch spread over processes
+# ---------------------------------------------------------------------------------------------
+
+ROUTES = {"reduce": (BLUE, "o"), "gather": (VERMILION, "s")}
+
+
+def _processes_axis(axes: Axes, counts: Iterable[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks := sorted(set(counts)), [f"{count:,}" for count in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("processes", fontsize=FONT)
+
+
+def _measured_panel(axes: Axes, rows: Sequence[Row], model: dict[str, float]) -> None:
+    """Points are medians, bars from p20 to p80; lines are the model at the same processes."""
+    for route, (colour, marker) in ROUTES.items():
+        own = sorted(where(rows, route=route), key=lambda row: int(row["processes"]))
+        x = [int(row["processes"]) for row in own]
+        low, middle, high = ([number(row, f"time_p{q}_ms") for row in own] for q in (20, 50, 80))
+        spread = [np.subtract(middle, low), np.subtract(high, middle)]
+        axes.errorbar(
+            x, middle, spread, color=colour, marker=marker, markersize=5, linestyle="none",
+            label=f"{route}, measured",
+        )  # fmt: skip
+        told = [scaling.modelled(row, model) for row in own]
+        axes.plot(x, told, color=colour, linewidth=1.1, label=f"{route}, model")
+    _processes_axis(axes, (int(row["processes"]) for row in rows))
+    axes.set_yscale("log")
+    _log_ticks(axes.yaxis)
+    axes.set_ylabel("value and gradient in ms", fontsize=FONT)
+
+
+def _predicted_panel(axes: Axes, told: Sequence[dict[str, Any]]) -> None:
+    """One line per number of features: the batch of a process makes next to no difference."""
+    for d, colour in zip(sorted({row["d"] for row in told}), (SKY, BLUE, BLACK, GREEN), strict=False):
+        most = max(row["n"] for row in told if row["d"] == d)
+        own = [row for row in told if (row["n"], row["d"]) == (most, d)]
+        x = [row["processes"] for row in own]
+        axes.plot(x, [row["model_ms"] for row in own], color=colour, marker="o", markersize=4,
+                  label=f"d = {d}, {most} rows each")  # fmt: skip
+    _processes_axis(axes, (row["processes"] for row in told))
+    axes.tick_params(axis="x", labelrotation=45)
+    axes.set_yscale("log")
+    _log_ticks(axes.yaxis)
+    axes.set_ylabel("value and gradient in ms", fontsize=FONT)
+    axes.legend(fontsize=FONT)
+
+
+def scaling_figure(rows: Sequence[Row], found: dict[str, Any]) -> Figure:
+    """Measured and modelled time of few processes, and what the model tells of many."""
+    cases = sorted({(int(row["n"]), int(row["d"])) for row in rows})
+    counts, features = sorted({n for n, _ in cases}), sorted({d for _, d in cases})
+    figure, grid = _figure(len(counts), len(features) + 1, 3.1, 2.7)
+    for line, n in zip(grid, counts, strict=True):
+        for axes, d in zip(line, features, strict=False):
+            _measured_panel(axes, where(rows, n=str(n), d=str(d)), found["model"])
+            axes.set_title(f"{n} rows each, d = {d}", fontsize=FONT + 1)
+        _same_height(line[:-1])
+    tell, *others = (line[-1] for line in grid)
+    _predicted_panel(tell, found["predicted"])
+    tell.set_title("what the model tells of more, not measured", fontsize=FONT + 1)
+    for axes in others:
+        axes.set_axis_off()
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, fontsize=FONT)
+    what = f"Difference of entropies over gloo processes, {rows[0]['cores']} cores"
+    _title(figure, rows, what)
+    return figure
+
+
+def _draw_scaling(path: Path) -> Path:
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    found = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    return _save(scaling_figure(rows, found), path.with_suffix(".png"), path)
+
+
+# ---------------------------------------------------------------------------------------------
 # Files
 # ---------------------------------------------------------------------------------------------
 
@@ -646,6 +729,8 @@ def draw(path: Path) -> list[Path]:
     """Draw every picture of a results file, or of a run's folder; returns where they are."""
     if path.is_dir():
         return _draw_run(path)
+    if path.name == SCALING:
+        return [_draw_scaling(path)]
     rows = results.read(path)
     if results.is_training(rows):
         return [_save(training_step(rows), path.with_suffix(".png"), path)]
@@ -655,7 +740,7 @@ def draw(path: Path) -> list[Path]:
 def everything(folder: Path) -> list[Path]:
     """All that can be drawn in a folder of results."""
     runs = [table.parent for table in sorted(folder.glob("*/metrics.csv"))]
-    return [*results.files(folder), *runs]
+    return [*results.files(folder), *sorted(folder.glob(SCALING)), *runs]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import difflib
+import itertools
 import json
 import math
 import re
@@ -320,6 +321,89 @@ def training_step(folder: Path) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
+# The loss of a batch spread over processes
+# ---------------------------------------------------------------------------------------------
+
+STEP = {"loss": "ours", "views": "2", "image": "224"}  # beside which it is told
+
+
+def _scaling(folder: Path) -> tuple[list[Row], dict[str, Any]]:
+    path = folder / "scaling.csv"
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return rows, json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def scaling_machine(folder: Path) -> str:
+    rows, found = _scaling(folder)
+    first, model = rows[0], found["model"]
+    bandwidth = f"{1e-6 / model['byte_ms']:.2g} GB/s" if model["byte_ms"] else "no limit seen"
+    percent = {name: f"{100 * found[name]:.0f} %" for name in found if "error" in name}
+    return _sentences(
+        f"{first['device_name']}, {first['cores']} cores, torch {first['torch']}, gloo over the"
+        f" loopback device, one thread a process; {first['date']}, commit {first['commit']}. Model:"
+        f" {1e3 * model['message_ms']:.0f} µs a message, {bandwidth}; its error over all"
+        f" rows: median {percent['error_median']}, largest {percent['error_max']}. Fitted without"
+        f" the rows of {found['held_out_processes']} processes, its error on them: median"
+        f" {percent['held_out_error_median']}, largest {percent['held_out_error_max']}."
+    )
+
+
+def scaling_measured(folder: Path) -> str:
+    """Time, bytes and memory of the largest batch of a process."""
+    rows, _ = _scaling(folder)
+    n = str(max(int(row["n"]) for row in rows))
+    counts = sorted({int(row["processes"]) for row in rows})
+    lines = []
+    for d, route in itertools.product(sorted({int(r["d"]) for r in rows}), ("reduce", "gather")):
+        own = {int(row["processes"]): row for row in where(rows, n=n, d=str(d), route=route)}
+        cells = [
+            f"{results.figures(number(own[p], 'time_p50_ms'))} ms"
+            f", {results.figures(number(own[p], 'loopback_bytes') / 2**10)} KiB"
+            f", {results.figures(number(own[p], 'peak_mib'))} MiB"
+            for p in counts
+        ]
+        lines.append([f"{n} × {d}", route, *cells])
+    header = ["rows of each × d", "route", *(f"{p} process{'es' * (p > 1)}" for p in counts)]
+    return _table(header, lines)
+
+
+def scaling_predicted(folder: Path) -> str:
+    rows, found = _scaling(folder)
+    n = max(row["n"] for row in found["predicted"])
+    features = sorted({row["d"] for row in found["predicted"]})
+    steps = [
+        (row["batch"], number(row, "step_p50_ms"))
+        for path, other in _files(folder, results.is_training)
+        for row in where(other, device="cpu", **STEP)
+    ]
+    batch, step = steps[0]
+    header = ["processes", *(f"d = {d}: model, bytes sent by each" for d in features)]
+    lines = []
+    for count in sorted({row["processes"] for row in found["predicted"]}):
+        own = {
+            row["d"]: row
+            for row in found["predicted"]
+            if (row["n"], row["processes"]) == (n, count)
+        }
+        cells = [
+            f"{results.figures(own[d]['model_ms'])} ms, {100 * own[d]['model_ms'] / step:.2g} %;"
+            f" {own[d]['bytes'] / 2**20:.2g} MiB, {100 * own[d]['share_of_ddp_bytes']:.2g} %"
+            if d in own
+            else MISSING
+            for d in features
+        ]
+        lines.append([f"{count:,}", *cells])
+    told = _sentences(
+        f"What the model says of more processes, each on a core of its own, {n} rows each (**not"
+        f" measured**). The shares: of a ResNet-50 step of {batch} images of {STEP['image']} pixels on a"
+        f" CPU ({step / 1e3:.1f} s, the table above), and of the bytes that DistributedDataParallel sends"
+        f" for its {found['ddp_parameters'] / 1e6:.0f} million gradients."
+    )
+    return f"{told}\n\n{_table(header, lines)}"
+
+
+# ---------------------------------------------------------------------------------------------
 # The training program
 # ---------------------------------------------------------------------------------------------
 
@@ -430,6 +514,9 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "cpu-sentence": cpu_sentence,
     "gpu-entropy": gpu_entropy,
     "training-step": training_step,
+    "scaling-machine": scaling_machine,
+    "scaling-measured": scaling_measured,
+    "scaling-predicted": scaling_predicted,
     "digits-seconds": digits_seconds,
     "digits": digits,
     "cifar10-scale": cifar10_scale,
