@@ -55,7 +55,7 @@ except ImportError as error:
 BENCH = Path(__file__).resolve().parent
 TESTS = BENCH.parent / "python_tests"
 TABLE = (
-    *("value", "gradient", "errors", "losses"),
+    *("value", "gradient", "errors", "losses", "density"),
     *("properties", "kernels", "torch_integration", "third_party"),
 )
 """The test files that mean the same on every backend."""

@@ -51,4 +51,23 @@ STABLE_TORCH_LIBRARY(vne_kernels, library) {
       "doe_loss_backward(Tensor grad_entropy, Tensor grad_cosine, Tensor z1, Tensor z2, Tensor "
       "entropy_grad,"
       " Tensor row_stats) -> (Tensor grad_z1, Tensor grad_z2)");
+
+  // The mean cosine and row_stats of doe_loss_grad alone
+  library.def("cosine(Tensor z1, Tensor z2, float eps) -> (Tensor cosine, Tensor row_stats)");
+
+  // Equation (12), the stages of a batch that is spread over processes. z (..., n, d) -> the part
+  // rho = U^T diag(p) U (..., d, d) of it; the weights of a part need not sum to 1
+  library.def("density(Tensor z, Tensor? weights, bool normalize, float eps) -> Tensor");
+
+  // grad_rho (..., d, d), of which the symmetric part counts -> gradients of z (..., n, d) and of
+  // weights (..., n) or (0,)
+  library.def(
+      "density_backward(Tensor grad_rho, Tensor z, Tensor? weights, bool normalize, float eps)"
+      " -> (Tensor grad_z, Tensor grad_weights)");
+
+  // rho (..., m, m), float32 or float64, of any trace; its symmetric part counts -> S (...)
+  library.def("density_entropy(Tensor rho, str method) -> Tensor");
+
+  // The same, and dS/drho (..., m, m)
+  library.def("density_entropy_grad(Tensor rho, str method) -> (Tensor entropy, Tensor grad_rho)");
 }

@@ -27,6 +27,11 @@ OPERATORS = (
     "doe_loss",
     "doe_loss_grad",
     "doe_loss_backward",
+    "cosine",
+    "density",
+    "density_backward",
+    "density_entropy",
+    "density_entropy_grad",
 )
 """Those with kernels of their own; vn_entropy_hvp is plain torch."""
 

@@ -81,14 +81,29 @@ def doe_work(z: Tensor) -> tuple[Tensor, ...]:
     return differentiate(DoELoss(beta=2.5, method="poles"), z, 2 * z.flip(-1))
 
 
+def entropy_of_density(z: Tensor, weights: Tensor | None, method: str) -> Tensor:
+    """S by the stages that processes share, of one part that is the whole."""
+    rho = torch.ops.vne_kernels.density(z, weights, True, 1e-12)
+    return torch.ops.vne_kernels.density_entropy_grad(rho, method)[0]
+
+
+def density_work(z: Tensor) -> tuple[Tensor, ...]:
+    """Of the first features: rho is as large as they are many."""
+    p = torch.softmax(z[..., 0], dim=-1)
+    few = z[..., :70]
+    cosines = torch.ops.vne_kernels.cosine(few, 2 * few.flip(-1), 1e-12)
+    return *differentiate(lambda z, p: entropy_of_density(z, p, "poles"), few, p), *cosines
+
+
 WORK: dict[str, Work] = {
     "poles": entropy_work("poles"),
     "eigh": entropy_work("eigh"),
     "weights": weighted_work,
     "spectrum": partial(differentiate, spectrum),
     "doe_loss": doe_work,
+    "density": density_work,
 }
-OWN_KERNELS = ("poles", "weights", "doe_loss")
+OWN_KERNELS = ("poles", "weights", "doe_loss", "density")
 """Those of WORK without a routine of cuSOLVER, of which none is documented for graph capture."""
 
 
@@ -232,6 +247,34 @@ def test_doe_loss(
     shape: tuple[int, ...], dtype: torch.dtype, method: str, device: torch.device
 ) -> None:
     check_doe_loss(device, shape, dtype, method)
+
+
+def check_density(
+    device: torch.device, shape: tuple[int, ...], dtype: torch.dtype, method: str
+) -> None:
+    """S and its gradients by way of rho, with weights of which some are 0."""
+    z = spectrum_case("iid", shape, dtype)
+    weights = weights_case("zeros", shape[:-1], result_dtype(dtype))
+    value, grad, of_weights = differentiate(
+        partial(entropy_of_density, method=method), z.to(device), weights.to(device)
+    )
+    assert value.device.type == device.type
+    assert grad.dtype == dtype
+    assert_value(value.cpu(), reference.oracle(z, weights=weights), VALUE_DEFICIENT[dtype])
+    exact = reference.oracle_grad(z, weights=weights)
+    assert absolute_error(grad.cpu(), exact) <= gradient_tolerance(z, exact, weights=weights)
+    exact_of_weights = reference.oracle_weights_grad(z, weights=weights)
+    tolerance = GRADIENT_FLOAT64 if dtype == FLOAT64 else GRADIENT_WELL_CONDITIONED
+    assert relative_error(of_weights.cpu(), exact_of_weights) <= tolerance
+
+
+@pytest.mark.device_only("test_emulation.py and test_density.py run the emulated kernels")
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(3, 33, 17), (2, 90, 65), (600, 200)])
+def test_density(
+    shape: tuple[int, ...], dtype: torch.dtype, method: str, device: torch.device
+) -> None:
+    check_density(device, shape, dtype, method)
 
 
 @pytest.mark.device_only("test_emulation.py and the table run the emulated kernels")
@@ -716,3 +759,16 @@ def test_doe_loss_and_its_backward(
     shape: tuple[int, ...], dtype: torch.dtype, method: str, device: torch.device
 ) -> None:
     check_doe_loss(device, shape, dtype, method)
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("dtype", [FLOAT32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(34, 20), (2, 90, 65)])
+def test_density_and_its_backward(
+    shape: tuple[int, ...], dtype: torch.dtype, method: str, device: torch.device
+) -> None:
+    check_density(device, shape, dtype, method)
+    z1, z2 = (z.to(device) for z in views("iid", shape, dtype))
+    cosine, _ = torch.ops.vne_kernels.cosine(z1, z2, 1e-12)
+    expected = reference.oracle_cosine(z1.cpu(), z2.cpu())
+    assert_value(cosine.cpu(), expected, VALUE[dtype])

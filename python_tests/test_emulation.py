@@ -358,6 +358,44 @@ def test_doe_loss(
         assert relative_error(grad, expected) <= tolerance
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 17, 33), (33, 17), (4, 1), (70, 65)])
+def test_stages_of_a_batch_that_is_spread_over_processes(
+    kernels: ModuleType, shape: tuple[int, ...], dtype: torch.dtype, method: str
+) -> None:
+    z = spectrum_case("iid", shape, dtype)
+    compute = FLOAT64 if dtype == FLOAT64 else FLOAT32
+    weights = torch.full(shape[:-1], 1 / shape[-2], dtype=compute)
+    (rho,) = call(kernels, "density", z, None, True, EPS)
+    (weighted,) = call(kernels, "density", z, weights, True, EPS)
+    torch.testing.assert_close(rho, weighted)
+    (alone,) = call(kernels, "density_entropy", rho, method)
+    value, grad_rho = call(kernels, "density_entropy_grad", rho, method)
+    for s in (value, alone):
+        assert_value(s, reference.oracle(z), VALUE_DEFICIENT[dtype])
+    grad, of_weights = call(kernels, "density_backward", grad_rho, z, weights, True, EPS)
+    assert_gradient(grad, z)
+    exact_of_weights = reference.oracle_weights_grad(z, weights=weights)
+    tolerance = GRADIENT_FLOAT64 if dtype == FLOAT64 else GRADIENT_WELL_CONDITIONED
+    assert absolute_error(of_weights, exact_of_weights) <= tolerance * (1 + exact_of_weights.norm())
+    z2 = z.roll(1, dims=-1)
+    cosine, stats = call(kernels, "cosine", z, z2, EPS)
+    _, expected, _, expected_stats = call(kernels, "doe_loss_grad", z, z2, method, EPS)
+    assert torch.equal(cosine, expected)
+    assert torch.equal(stats, expected_stats)
+
+
+def test_density_of_a_matrix_in_panels(kernels: ModuleType) -> None:
+    """m = 260: one term that already holds the identity."""
+    z = spectrum_case("iid", (280, 260), FLOAT32)
+    (rho,) = call(kernels, "density", z, None, True, EPS)
+    value, grad_rho = kernels.density_entropy_grad(to_array(rho), "poles")
+    grad, _ = kernels.density_backward(grad_rho, to_array(z), None, True, EPS)
+    assert_value(torch.from_numpy(value), reference.oracle(z), VALUE_DEFICIENT[FLOAT32])
+    assert_gradient(torch.from_numpy(grad), z)
+
+
 @pytest.mark.parametrize("multiprocessors", [1, 20, 132])
 @pytest.mark.parametrize("shape", [(17, 33), (3, 40, 60), (40, 12, 9)])
 def test_auto_is_one_of_the_methods_on_a_gpu_of_any_size(
@@ -430,3 +468,25 @@ def test_launches_of_one_forward_and_backward(kernels: ModuleType) -> None:
     of_loss = [name for name, *_ in kernels.launches()]
     assert of_entropy == ["gram", "sweep_poles", "fused_gradient"]
     assert of_loss == [*of_entropy, "doe_loss_backward"]
+
+
+def test_launches_of_the_stages_of_a_spread_batch(kernels: ModuleType) -> None:
+    """No more than a process needs: its backward has no second product, the cosine none."""
+    z1, z2 = (to_array(z) for z in views("relu", (33, 17), FLOAT32))
+
+    def launches(name: str, *arguments: object) -> list[str]:
+        kernels.clear_launches()
+        getattr(kernels, name)(*arguments)
+        return [launched for launched, *_ in kernels.launches()]
+
+    rho = kernels.density(z1, None, True, EPS)
+    of_density = launches("density", z1, None, True, EPS)
+    of_entropy = launches("density_entropy", rho, "poles")
+    of_entropy_grad = launches("density_entropy_grad", rho, "poles")
+    of_backward = launches("density_backward", rho, z1, None, True, EPS)
+    assert of_density == ["measure_rows", "gram", "write_density"]
+    assert of_entropy == ["take_diagonal", "divide_matrices", "sweep_poles", "finish_samples"]
+    assert of_entropy_grad == [*of_entropy[:3], "sum_terms", "write_gradient", "finish_samples"]
+    rows, gradient = ["measure_rows", "divide_by_trace"], ["product", "finish_rows"]
+    assert of_backward == [*rows, "take_diagonal", "symmetrize", *gradient]
+    assert launches("cosine", z1, z2, EPS) == [*rows, "finish_samples"]

@@ -66,6 +66,19 @@ def doe_loss_backward_arguments(z: Tensor, weights: Tensor | None, method: str) 
     return (torch.ones_like(entropy), torch.ones_like(cosine), z, other_view(z), grad, stats)
 
 
+def density_backward_arguments(z: Tensor, weights: Tensor | None, method: str) -> tuple:
+    with torch.no_grad():
+        rho = torch.ops.vne_kernels.density(z, weights, True, EPS)
+    return (rho, z, weights, True, EPS)
+
+
+def density_of(z: Tensor, weights: Tensor | None) -> Tensor:
+    """A leaf like z."""
+    with torch.no_grad():
+        rho = torch.ops.vne_kernels.density(z, weights, True, EPS)
+    return rho.requires_grad_(z.requires_grad)
+
+
 OPERATORS: dict[str, Callable[[Tensor, Tensor | None, str], tuple]] = {
     "vn_entropy": lambda z, w, method: (z, w, True, method, EPS),
     "vn_entropy_grad": lambda z, w, method: (z, w, True, method, EPS),
@@ -76,10 +89,22 @@ OPERATORS: dict[str, Callable[[Tensor, Tensor | None, str], tuple]] = {
     "doe_loss": lambda z, w, method: (z, other_view(z), method, EPS),
     "doe_loss_grad": lambda z, w, method: (z, other_view(z), method, EPS),
     "doe_loss_backward": doe_loss_backward_arguments,
+    "cosine": lambda z, w, method: (z, other_view(z), EPS),
+    "density": lambda z, w, method: (z, w, True, EPS),
+    "density_backward": density_backward_arguments,
+    "density_entropy": lambda z, w, method: (density_of(z, w), method),
+    "density_entropy_grad": lambda z, w, method: (density_of(z, w), method),
 }
-NOT_DIFFERENTIABLE = {"vn_entropy_hvp", "spectrum_backward", "doe_loss_backward"}
-"""Gradients of gradients. opcheck differentiates every output, so that of `vn_entropy_grad` is
-left out too where its second derivative is an error: with weights."""
+NOT_DIFFERENTIABLE = {
+    "vn_entropy_hvp",
+    "spectrum_backward",
+    "doe_loss_backward",
+    "cosine",
+    "density_backward",
+    "density_entropy_grad",
+}
+"""Gradients of gradients, and `cosine`. opcheck differentiates every output, so that of
+`vn_entropy_grad` is left out too where its second derivative is an error: with weights."""
 
 
 def test_every_operator_has_an_opcheck_case() -> None:

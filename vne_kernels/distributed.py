@@ -328,7 +328,9 @@ def _(grad: Tensor, unit_grad: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, memory_format=torch.contiguous_format)
 
 
-_registered.register_once_differentiable("scaled_gradient", "vn_entropy over processes")
+_registered.register_without_derivative(
+    "scaled_gradient", "vn_entropy over processes is differentiable once"
+)
 
 
 class _Entropy(torch.autograd.Function):

@@ -27,6 +27,11 @@ _OPERATORS = (
     "doe_loss",
     "doe_loss_grad",
     "doe_loss_backward",
+    "cosine",
+    "density",
+    "density_backward",
+    "density_entropy",
+    "density_entropy_grad",
 )
 
 
@@ -338,21 +343,118 @@ def _(
     return _result(z1, *z1.shape), _result(z2, *z2.shape)
 
 
-# ---- once differentiable -------------------------------------------------------------------------
+# ---- cosine --------------------------------------------------------------------------------------
 
 
-def register_once_differentiable(name: str, what: str) -> None:
-    """A gradient of this gradient operator is an error that says so, not a silent zero."""
+@_fake("cosine")
+def _(z1: Tensor, z2: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    batch, (n, _) = z1.shape[:-2], z1.shape[-2:]
+    return _result(z1, *batch), _result(z1, *batch, 4, n)
+
+
+# ---- density -------------------------------------------------------------------------------------
+# rho is a sum over rows, and so a sum over processes: equation (12).
+
+
+@_fake("density")
+def _(z: Tensor, weights: Tensor | None, normalize: bool, eps: float) -> Tensor:
+    *batch, _, d = z.shape
+    return _result(z, *batch, d, d)
+
+
+def _density_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    z, weights, *ctx.options = inputs
+    ctx.save_for_backward(z, weights)
+
+
+def _density_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    z, weights = ctx.saved_tensors
+    of_z, of_weights = _ops.density_backward(grad, z, weights, *ctx.options)
+    return of_z.to(z.dtype), None if weights is None else of_weights, None, None
+
+
+torch.library.register_autograd(
+    "vne_kernels::density", _density_backward, setup_context=_density_setup
+)
+
+
+@_fake("density_backward")
+def _(
+    grad_rho: Tensor, z: Tensor, weights: Tensor | None, normalize: bool, eps: float
+) -> tuple[Tensor, Tensor]:
+    return _result(z, *z.shape), _weights_grad(z, weights)
+
+
+# ---- density_entropy -----------------------------------------------------------------------------
+
+
+@_fake("density_entropy")
+def _(rho: Tensor, method: str) -> Tensor:
+    return _result(rho, *rho.shape[:-2])
+
+
+def _density_entropy_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    rho, ctx.method = inputs
+    ctx.save_for_backward(rho)
+
+
+def _density_entropy_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    (rho,) = ctx.saved_tensors
+    _, unit_grad = _ops.density_entropy_grad(rho, ctx.method)
+    return scaled(grad, unit_grad, rho), None
+
+
+torch.library.register_autograd(
+    "vne_kernels::density_entropy", _density_entropy_backward, setup_context=_density_entropy_setup
+)
+
+
+@_fake("density_entropy_grad")
+def _(rho: Tensor, method: str) -> tuple[Tensor, Tensor]:
+    return _result(rho, *rho.shape[:-2]), _result(rho, *rho.shape)
+
+
+def _density_entropy_grad_setup(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]
+) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(output[1])
+
+
+def _density_entropy_grad_backward(
+    ctx: Any, grad: Tensor | None, grad_unit_grad: Tensor | None
+) -> tuple[Tensor | None, None]:
+    # The unit gradient is an output, so that what a second derivative asks of it arrives here.
+    if grad_unit_grad is not None:
+        raise RuntimeError("density_entropy is differentiable once")
+    (unit_grad,) = ctx.saved_tensors
+    return None if grad is None else scaled(grad, unit_grad, unit_grad), None
+
+
+torch.library.register_autograd(
+    "vne_kernels::density_entropy_grad",
+    _density_entropy_grad_backward,
+    setup_context=_density_entropy_grad_setup,
+)
+
+
+# ---- no derivative -------------------------------------------------------------------------------
+
+
+def register_without_derivative(name: str, reason: str) -> None:
+    """A gradient of this operator is an error that says why, not a silent zero."""
 
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError(f"{what} is differentiable once; {name} has no derivative")
+        raise RuntimeError(f"{reason}; {name} has no derivative")
 
     torch.library.register_autograd(f"{_NAMESPACE}::{name}", backward)
 
 
-register_once_differentiable("vn_entropy_hvp", "the gradient of vn_entropy")
-register_once_differentiable("spectrum_backward", "spectrum")
-register_once_differentiable("doe_loss_backward", "doe_loss")
+register_without_derivative("vn_entropy_hvp", "the gradient of vn_entropy is differentiable once")
+register_without_derivative("spectrum_backward", "spectrum is differentiable once")
+register_without_derivative("doe_loss_backward", "doe_loss is differentiable once")
+register_without_derivative("density_backward", "density is differentiable once")
+register_without_derivative("cosine", "doe_loss_backward takes its row_stats")
 
 
 # ---- vmap ----------------------------------------------------------------------------------------

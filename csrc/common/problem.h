@@ -27,9 +27,10 @@ struct Problem {
   int64_t d = 0;
   bool normalize = true;
   double eps = 0;
+  bool smaller_side = true;  // equation (2); otherwise the d side, whatever n is
 
-  int64_t m() const { return n < d ? n : d; }
-  bool gram_side() const { return n <= d; }  // A is n x n; otherwise rho, d x d
+  int64_t m() const { return gram_side() ? n : d; }
+  bool gram_side() const { return smaller_side && n <= d; }  // A is n x n; otherwise rho, d x d
   std::vector<int64_t> sizes(std::initializer_list<int64_t> tail) const {
     std::vector<int64_t> result = batch_sizes;
     result.insert(result.end(), tail);
@@ -78,6 +79,24 @@ inline Problem make_problem(const Tensor& z, const std::optional<Tensor>& weight
               "weights must be float64 for a float64 z, otherwise float32");
   }
   return problem;
+}
+
+// The same on the d side: rho itself, which parts of a batch have in common.
+inline Problem make_density_problem(const Tensor& z, const std::optional<Tensor>& weights,
+                                    bool normalize, double eps) {
+  Problem problem = make_problem(z, weights, normalize, eps);
+  problem.smaller_side = false;
+  return problem;
+}
+
+// A batch of matrices rho (..., m, m): there are no samples, n = d = m.
+inline Problem make_matrix_problem(const Tensor& rho) {
+  VNE_CHECK(rho.dim() >= 2 && rho.size(rho.dim() - 1) == rho.size(rho.dim() - 2) &&
+                rho.size(rho.dim() - 1) >= 1,
+            "rho must be (..., m, m) with m >= 1");
+  VNE_CHECK(rho.scalar_type() == compute_dtype(rho.scalar_type()),
+            "rho must be float32 or float64");
+  return make_problem(rho, std::nullopt, false, 0);
 }
 
 }  // namespace vne

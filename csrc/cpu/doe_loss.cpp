@@ -22,7 +22,8 @@ enum RowStat { kInverseNorm1, kInverseNorm2, kProjection1, kProjection2, kRowSta
 
 // u1 . u2, also where z1 . z2 is beyond the range of a double.
 template <typename T>
-double cosine(const T* z1, const T* z2, int64_t size, double inverse_norm1, double inverse_norm2) {
+double cosine_of_rows(const T* z1, const T* z2, int64_t size, double inverse_norm1,
+                      double inverse_norm2) {
   const double product = simd::kernels<T>().dot(z1, z2, size);
   if (std::isfinite(product)) return product * inverse_norm1 * inverse_norm2;
   double sum = 0;
@@ -30,9 +31,10 @@ double cosine(const T* z1, const T* z2, int64_t size, double inverse_norm1, doub
   return sum;
 }
 
-// Mean over i of cos(z1_i, z2_i). `row_stats` [kRowStats, n] may be null.
-template <typename T>
-double mean_cosine(const Problem& problem, const Rows<T>& rows1, const Input& z1, const Input& z2,
+// Mean over i of cos(z1_i, z2_i). row1_of(i, z1_i) is what is known of row i of the first view;
+// `row_stats` [kRowStats, n] may be null.
+template <typename T, typename RowOf>
+double mean_cosine(const Problem& problem, RowOf row1_of, const Input& z1, const Input& z2,
                    int64_t sample, T* row_stats) {
   const int64_t n = problem.n, d = problem.d;
   std::vector<double> cosines(n);
@@ -42,8 +44,8 @@ double mean_cosine(const Problem& problem, const Rows<T>& rows1, const Input& z1
         for (int64_t i = begin; i < end; ++i) {
           const T* z1_i = z1.row(sample, i, buffer1.get());
           const T* z2_i = z2.row(sample, i, buffer2.get());
-          const Row &row1 = rows1.row[i], row2 = measure(problem, z2_i, row1.weight);
-          cosines[i] = cosine(z1_i, z2_i, d, row1.inverse_norm, row2.inverse_norm);
+          const Row row1 = row1_of(i, z1_i), row2 = measure(problem, z2_i, row1.weight);
+          cosines[i] = cosine_of_rows(z1_i, z2_i, d, row1.inverse_norm, row2.inverse_norm);
           if (!row_stats) continue;
           row_stats[kInverseNorm1 * n + i] = static_cast<T>(row1.inverse_norm);
           row_stats[kInverseNorm2 * n + i] = static_cast<T>(row2.inverse_norm);
@@ -58,6 +60,12 @@ double mean_cosine(const Problem& problem, const Rows<T>& rows1, const Input& z1
   return sum / static_cast<double>(n);
 }
 
+void check_views(const Problem& problem, const Tensor& z1, const Tensor& z2) {
+  VNE_CHECK(
+      same_sizes(z2, problem.sizes({problem.n, problem.d})) && z2.scalar_type() == z1.scalar_type(),
+      "z1 and z2 must have the same shape and dtype");
+}
+
 struct Forward {
   Tensor entropy, cosine, entropy_grad, row_stats;
 };
@@ -65,10 +73,8 @@ struct Forward {
 Forward forward(const Tensor& z1, const Tensor& z2, const std::string& method, double eps,
                 bool with_grad) {
   const Problem problem = make_problem(z1, std::nullopt, true, eps);
+  check_views(problem, z1, z2);
   const Method chosen = parse_method(method, fastest_method(problem, z1.scalar_type(), with_grad));
-  VNE_CHECK(
-      same_sizes(z2, problem.sizes({problem.n, problem.d})) && z2.scalar_type() == z1.scalar_type(),
-      "z1 and z2 must have the same shape and dtype");
   const ScalarType dtype = compute_dtype(z1.scalar_type());
   const std::vector<int64_t> none{0};
   const Forward result{empty(z1, problem.batch_sizes, dtype), empty(z1, problem.batch_sizes, dtype),
@@ -86,8 +92,9 @@ Forward forward(const Tensor& z1, const Tensor& z2, const std::string& method, d
       T* sample_grad = with_grad ? grads + sample * problem.n * problem.d : nullptr;
       T* sample_stats = with_grad ? stats + sample * kRowStats * problem.n : nullptr;
       entropies[sample] = static_cast<T>(entropy<T>(problem, rows1, chosen, sample_grad, nullptr));
+      const auto row1_of = [&](int64_t i, const T*) { return rows1.row[i]; };
       cosines[sample] =
-          static_cast<T>(mean_cosine(problem, rows1, input1, input2, sample, sample_stats));
+          static_cast<T>(mean_cosine(problem, row1_of, input1, input2, sample, sample_stats));
     });
   });
   return result;
@@ -105,6 +112,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> doe_loss_grad(const Tensor& z1, const
   return {result.entropy, result.cosine, result.entropy_grad, result.row_stats};
 }
 
+std::tuple<Tensor, Tensor> cosine(const Tensor& z1, const Tensor& z2, double eps) {
+  const Problem problem = make_problem(z1, std::nullopt, true, eps);
+  check_views(problem, z1, z2);
+  const ScalarType dtype = compute_dtype(z1.scalar_type());
+  const Tensor mean = empty(z1, problem.batch_sizes, dtype),
+               row_stats = empty(z1, problem.sizes({kRowStats, problem.n}), dtype);
+  const Input input1(z1, problem), input2(z2, problem);
+  dispatch_compute(z1.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    T* cosines = static_cast<T*>(mean.mutable_data_ptr());
+    T* stats = static_cast<T*>(row_stats.mutable_data_ptr());
+    const auto row1_of = [&](int64_t, const T* z1_i) { return measure(problem, z1_i, 1); };
+    for_each_sample(problem, Method::kPoles, [&](int64_t sample) {
+      cosines[sample] = static_cast<T>(mean_cosine(problem, row1_of, input1, input2, sample,
+                                                   stats + sample * kRowStats * problem.n));
+    });
+  });
+  return {mean, row_stats};
+}
+
 // Gradients of grad_entropy S(z1) + grad_cosine mean_i cos_i in both views, in one pass.
 std::tuple<Tensor, Tensor> doe_loss_backward(const Tensor& grad_entropy, const Tensor& grad_cosine,
                                              const Tensor& z1, const Tensor& z2,
@@ -112,8 +139,7 @@ std::tuple<Tensor, Tensor> doe_loss_backward(const Tensor& grad_entropy, const T
   const Problem problem = make_problem(z1, std::nullopt, true, 0);
   const int64_t n = problem.n, d = problem.d;
   const ScalarType dtype = compute_dtype(z1.scalar_type());
-  VNE_CHECK(same_sizes(z2, problem.sizes({n, d})) && z2.scalar_type() == z1.scalar_type(),
-            "z1 and z2 must have the same shape and dtype");
+  check_views(problem, z1, z2);
   VNE_CHECK(same_sizes(grad_entropy, problem.batch_sizes) &&
                 same_sizes(grad_cosine, problem.batch_sizes) &&
                 same_sizes(entropy_grad, problem.sizes({n, d})) &&
@@ -171,4 +197,5 @@ STABLE_TORCH_LIBRARY_IMPL(vne_kernels, CPU, library) {
   library.impl("doe_loss", TORCH_BOX(&vne::doe_loss));
   library.impl("doe_loss_grad", TORCH_BOX(&vne::doe_loss_grad));
   library.impl("doe_loss_backward", TORCH_BOX(&vne::doe_loss_backward));
+  library.impl("cosine", TORCH_BOX(&vne::cosine));
 }

@@ -34,13 +34,6 @@ double entropy_of_eigenvalues(const T* values, int64_t m) {
   return std::log(sum) - weighted / sum;
 }
 
-template <typename T>
-double trace(const T* a, int64_t m) {
-  double sum = 0;
-  for (int64_t i = 0; i < m; ++i) sum += a[i * m + i];
-  return sum;
-}
-
 // S of the matrices a [count, m, m] without their logarithms. The error of an eigenvalue is of the
 // order of the rounding of the largest one; where that is nearly all of the trace, S is small and
 // float32 is not enough for it.
@@ -56,17 +49,6 @@ void entropy_by_eigenvalues(const T* a, int64_t count, int64_t m, double* entrop
     std::copy_n(a + k * m * m, m * m, wide.get());
     entropy_by_eigenvalues<double>(wide.get(), 1, m, entropies + k);
   }
-}
-
-// S of A = trace A^ from that of A^, which rounding may have left outside of [0, log m].
-// S(tau A^) = tau S(A^) - tau log tau. A trace that is one but for the rounding of the weights is
-// one.
-template <typename T>
-double with_trace(double value, double trace, int64_t m) {
-  value = std::clamp(value, 0.0, std::log(static_cast<double>(m)));
-  const double tolerance = 8 * static_cast<double>(std::numeric_limits<T>::epsilon());
-  if (std::abs(trace - 1) <= tolerance) return value;
-  return trace * (value - std::log(trace));
 }
 
 // log A^ + shift I.
@@ -106,6 +88,23 @@ void log_by(Method method, const T* a, int64_t m, double shift, T* result) {
 
 }  // namespace
 
+// S(tau A^) = tau S(A^) - tau log tau. A trace that is one but for the rounding of the weights is
+// one.
+template <typename T>
+double with_trace(double value, double trace, int64_t m) {
+  value = std::clamp(value, 0.0, std::log(static_cast<double>(m)));
+  const double tolerance = 8 * static_cast<double>(std::numeric_limits<T>::epsilon());
+  if (std::abs(trace - 1) <= tolerance) return value;
+  return trace * (value - std::log(trace));
+}
+
+// (5): S = -<A^, log A^>. By eigenvectors these are Rayleigh quotients, better than eigenvalues.
+template <typename T>
+double entropy_and_log(Method method, const T* a, int64_t m, double shift, T* log_a) {
+  log_by(method, a, m, shift, log_a);
+  return shift * trace(a, m) - simd::kernels<T>().dot(a, log_a, m * m);
+}
+
 // The faster method on this CPU, from the measurements of bench/NOTES.md. Beyond 512 LAPACK's
 // blocked reduction wins; it gains a little from threads, the poles' none. In float64 there are 50
 // poles, of A^ itself: never.
@@ -115,6 +114,19 @@ Method fastest_method(const Problem& problem, ScalarType dtype, bool with_grad) 
   const int64_t largest = with_grad && !alone ? 384 : 512;
   return problem.m() <= largest ? Method::kPoles : Method::kEigh;
 }
+
+namespace {
+
+// S of A^ alone.
+template <typename T>
+double entropy_of(Method method, const T* a, int64_t m) {
+  double value;
+  if (entropy_alone(method, a, m, &value)) return value;
+  Buffer<T> log_a(m * m);
+  return entropy_and_log(method, a, m, centring_shift(m), log_a.get());
+}
+
+}  // namespace
 
 template <typename T>
 double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* grad_z,
@@ -129,25 +141,100 @@ double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* gr
 
   Buffer<T> a(m * m);
   gram(problem, rows, a.get());
-  const double shift = std::log(static_cast<double>(m));  // centres log A^ of a flat spectrum on 0
-  double value;
-  if (!grad_z && entropy_alone(method, a.get(), m, &value))
-    return with_trace<T>(value, rows.trace, m);
+  if (!grad_z) return with_trace<T>(entropy_of(method, a.get(), m), rows.trace, m);
 
+  const double shift = centring_shift(m);
   Buffer<T> log_a(m * m);
-  log_by(method, a.get(), m, shift, log_a.get());
-  // (5): S = -<A^, log A^>. By eigenvectors these are Rayleigh quotients, better than
-  // eigenvalues.
-  value = shift * trace(a.get(), m) - simd::kernels<T>().dot(a.get(), log_a.get(), m * m);
+  const double value = entropy_and_log(method, a.get(), m, shift, log_a.get());
   // (3): dS/dX = -2 (log A + I) X with log A = log A^ + log(tau) I
-  if (grad_z)
-    gradient(problem, rows, log_a.get(), -2, std::log(rows.trace) + 1 - shift, grad_z,
-             grad_weights);
+  gradient(problem, rows, log_a.get(), -2, std::log(rows.trace) + 1 - shift, grad_z, grad_weights);
   return with_trace<T>(value, rows.trace, m);
 }
 
-template double entropy(const Problem&, const Rows<float>&, Method, float*, float*);
-template double entropy(const Problem&, const Rows<double>&, Method, double*, double*);
+namespace {
+
+// S by the tridiagonal matrix where that is to be had; returns the samples where it is not.
+template <typename T>
+std::vector<int64_t> entropies_by_tridiagonal(const Problem& problem,
+                                              const UnitTrace<T>& unit_trace, T* entropies) {
+  const int64_t m = problem.m();
+  std::vector<char> found(problem.batch, 1);
+  for_each_sample(problem, Method::kPoles, [&](int64_t sample) {
+    Buffer<T> a(m * m);
+    const double tau = unit_trace(sample, a.get());
+    entropies[sample] = static_cast<T>(entropy_without_matrix(tau));
+    if (!(tau > 0)) return;
+    double value;
+    found[sample] = entropy_alone(Method::kPoles, a.get(), m, &value);
+    if (found[sample]) entropies[sample] = static_cast<T>(with_trace<T>(value, tau, m));
+  });
+  std::vector<int64_t> left;
+  for (int64_t sample = 0; sample < problem.batch; ++sample) {
+    if (!found[sample]) left.push_back(sample);
+  }
+  return left;
+}
+
+// S by eigenvalues. For a small matrix a call of the dispatcher takes as long as its eigenvalues:
+// one call serves several samples.
+template <typename T>
+void entropies_by_eigenvalues(const Problem& problem, const UnitTrace<T>& unit_trace,
+                              const std::vector<int64_t>& samples, T* entropies) {
+  const int64_t m = problem.m(), count = static_cast<int64_t>(samples.size());
+  const int64_t at_once =
+      std::clamp<int64_t>(kEntriesAtOnce / (m * m), 1, std::max<int64_t>(count, 1));
+  Buffer<T> a(at_once * m * m);
+  std::vector<int64_t> waiting;
+  std::vector<double> traces, values(at_once);
+  for (int64_t index = 0; index < count; ++index) {
+    const int64_t sample = samples[index];
+    const double tau = unit_trace(sample, a.get() + static_cast<int64_t>(waiting.size()) * m * m);
+    entropies[sample] = static_cast<T>(entropy_without_matrix(tau));
+    if (tau > 0) {
+      waiting.push_back(sample);
+      traces.push_back(tau);
+    }
+    const int64_t size = static_cast<int64_t>(waiting.size());
+    if (size == 0 || (size < at_once && index + 1 < count)) continue;
+    entropy_by_eigenvalues(a.get(), size, m, values.data());
+    for (int64_t k = 0; k < size; ++k)
+      entropies[waiting[k]] = static_cast<T>(with_trace<T>(values[k], traces[k], m));
+    waiting.clear();
+    traces.clear();
+  }
+}
+
+}  // namespace
+
+template <typename T>
+void entropies(const Problem& problem, const std::string& method, Method chosen,
+               const UnitTrace<T>& unit_trace, T* values) {
+  const int64_t m = problem.m();
+  if (method == "poles") {
+    for_each_sample(problem, chosen, [&](int64_t sample) {
+      Buffer<T> a(m * m);
+      const double tau = unit_trace(sample, a.get());
+      const double value = tau > 0 ? with_trace<T>(entropy_of(chosen, a.get(), m), tau, m)
+                                   : entropy_without_matrix(tau);
+      values[sample] = static_cast<T>(value);
+    });
+    return;
+  }
+  std::vector<int64_t> samples(problem.batch);
+  std::iota(samples.begin(), samples.end(), 0);
+  // Where A^ lacks rank, eigenvalues alone cost less than the sweeps.
+  if (chosen == Method::kPoles) samples = entropies_by_tridiagonal(problem, unit_trace, values);
+  entropies_by_eigenvalues(problem, unit_trace, samples, values);
+}
+
+#define VNE_INSTANTIATE(T)                                                 \
+  template double with_trace<T>(double, double, int64_t);                  \
+  template double entropy_and_log(Method, const T*, int64_t, double, T*);  \
+  template double entropy(const Problem&, const Rows<T>&, Method, T*, T*); \
+  template void entropies(const Problem&, const std::string&, Method, const UnitTrace<T>&, T*);
+VNE_INSTANTIATE(float)
+VNE_INSTANTIATE(double)
+#undef VNE_INSTANTIATE
 
 namespace {
 
@@ -238,21 +325,22 @@ Forward forward(const Tensor& z, const std::optional<Tensor>& weights, bool norm
     T* z_grads = static_cast<T*>(result.grad_z.mutable_data_ptr());
     T* p_grads = static_cast<T*>(result.grad_weights.mutable_data_ptr());
     const T* p_data = data_or_null<T>(p);
-    if (!with_grad && method != "poles") {
-      // Where A^ lacks rank, eigenvalues alone cost less than the sweeps.
-      const Sources<T> sources{problem, input, p_data};
-      std::vector<int64_t> samples(problem.batch);
-      std::iota(samples.begin(), samples.end(), 0);
-      if (chosen == Method::kPoles) samples = entropies_by_tridiagonal(sources, values);
-      entropies_by_eigenvalues(sources, samples, values);
-      return;
+    const auto rows_of = [&](int64_t sample) {
+      return vne::normalize<T>(problem, input, sample, p_data ? p_data + sample * n : nullptr);
+    };
+    if (!with_grad) {
+      const UnitTrace<T> unit_trace = [&](int64_t sample, T* a) {
+        const Rows<T> rows = rows_of(sample);
+        if (!rows.valid) return kNaN;
+        if (!rows.empty()) gram(problem, rows, a);
+        return rows.trace;
+      };
+      return entropies(problem, method, chosen, unit_trace, values);
     }
     for_each_sample(problem, chosen, [&](int64_t sample) {
-      const Rows<T> rows =
-          vne::normalize<T>(problem, input, sample, p_data ? p_data + sample * n : nullptr);
-      values[sample] = static_cast<T>(
-          entropy<T>(problem, rows, chosen, with_grad ? z_grads + sample * n * d : nullptr,
-                     with_grad && p_data ? p_grads + sample * n : nullptr));
+      values[sample] =
+          static_cast<T>(entropy<T>(problem, rows_of(sample), chosen, z_grads + sample * n * d,
+                                    p_data ? p_grads + sample * n : nullptr));
     });
   });
   return result;

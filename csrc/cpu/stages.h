@@ -6,7 +6,8 @@
 //   poles       A -> log A as a sum of inverses                poles.cpp, tridiagonal.cpp
 //   gradient    (log A) X^ -> dS/dz, dS/dp                     gradient.cpp
 //
-// and the operators: entropy.cpp, spectrum.cpp, doe_loss.cpp. Equation numbers: csrc/README.md.
+// and the operators: entropy.cpp, spectrum.cpp, doe_loss.cpp, density.cpp. Equation numbers:
+// csrc/README.md.
 //
 // Every stage works on one sample, in T = float or double. X^ = X / sqrt(tau) with tau = tr A makes
 // the trace one whatever the norms and weights are, so that nothing overflows and the poles, fitted
@@ -14,7 +15,9 @@
 
 #pragma once
 
+#include <cmath>
 #include <functional>
+#include <limits>
 
 #include "common/problem.h"
 #include "cpu/gemm.h"
@@ -68,7 +71,7 @@ Row measure(const Problem& problem, const T* z, double weight);
 template <typename T>
 Rows<T> normalize(const Problem& problem, const Input& z, int64_t sample, const T* weights);
 
-// Equation (2): A^ [m, m] of the smaller side.
+// Equation (2): A^ [m, m], of the smaller side unless the problem wants rho.
 template <typename T>
 void gram(const Problem& problem, const Rows<T>& rows, T* a);
 
@@ -107,6 +110,32 @@ void gradient(const Problem& problem, const Rows<T>& rows, const T* w, double fa
 // What method="auto" means here.
 Method fastest_method(const Problem& problem, ScalarType dtype, bool with_grad);
 
+// log A of a flat spectrum is -log m I: with this added it is 0, and little is left to cancel.
+inline double centring_shift(int64_t m) { return std::log(static_cast<double>(m)); }
+
+// The middle stages of one sample: S of A^ [m, m] and log A^ + shift I.
+template <typename T>
+double entropy_and_log(Method method, const T* a, int64_t m, double shift, T* log_a);
+
+// S of A = trace A^ from that of A^, which rounding may have left outside of [0, log m].
+template <typename T>
+double with_trace(double value, double trace, int64_t m);
+
+// S of a sample that has no A^, given its trace.
+inline double entropy_without_matrix(double trace) {
+  return trace == 0 ? 0 : std::numeric_limits<double>::quiet_NaN();
+}
+
+// Computes a sample's A^ [m, m] and returns tau. A sample that has none, which leaves `a`
+// undefined, has a trace of 0 if there are but zeros in it, otherwise NaN or a negative one.
+template <typename T>
+using UnitTrace = std::function<double(int64_t sample, T* a)>;
+
+// S [batch] alone, which costs less than with log A^. `chosen` is what `method` means.
+template <typename T>
+void entropies(const Problem& problem, const std::string& method, Method chosen,
+               const UnitTrace<T>& unit_trace, T* values);
+
 // S, and unless grad_z is null its gradients: all stages of one sample.
 template <typename T>
 double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* grad_z,
@@ -134,6 +163,13 @@ const T* data_or_null(const std::optional<Tensor>& tensor) {
 
 inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
+}
+
+template <typename T>
+double trace(const T* a, int64_t m) {
+  double sum = 0;
+  for (int64_t i = 0; i < m; ++i) sum += a[i * m + i];
+  return sum;
 }
 
 template <typename T>

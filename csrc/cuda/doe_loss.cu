@@ -42,6 +42,12 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+void check_views(const Problem& problem, const Tensor& z1, const Tensor& z2) {
+  VNE_CHECK(
+      same_sizes(z2, problem.sizes({problem.n, problem.d})) && z2.scalar_type() == z1.scalar_type(),
+      "z1 and z2 must have the same shape and dtype");
+}
+
 struct Forward {
   Tensor entropy, cosine, entropy_grad, row_stats;
 };
@@ -49,9 +55,7 @@ struct Forward {
 Forward forward(const Tensor& z1, const Tensor& z2, const std::string& method, double eps,
                 bool with_grad) {
   const Problem problem = make_problem(z1, std::nullopt, true, eps);
-  VNE_CHECK(
-      same_sizes(z2, problem.sizes({problem.n, problem.d})) && z2.scalar_type() == z1.scalar_type(),
-      "z1 and z2 must have the same shape and dtype");
+  check_views(problem, z1, z2);
   const Context context(z1);
   check_device(context, "z2", z2);
   const Method chosen = parse_method(method, fastest_method(context, problem, z1.scalar_type()));
@@ -91,6 +95,29 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> doe_loss_grad(const Tensor& z1, const
   return {result.entropy, result.cosine, result.entropy_grad, result.row_stats};
 }
 
+std::tuple<Tensor, Tensor> cosine(const Tensor& z1, const Tensor& z2, double eps) {
+  const Problem problem = make_problem(z1, std::nullopt, true, eps);
+  check_views(problem, z1, z2);
+  const Context context(z1);
+  check_device(context, "z2", z2);
+  const ScalarType dtype = compute_dtype(z1.scalar_type());
+  const Tensor mean = empty(z1, problem.batch_sizes, dtype),
+               row_stats = empty(z1, problem.sizes({kRowStats, problem.n}), dtype);
+  if (problem.batch == 0) return {mean, row_stats};
+  const Input input1(z1), input2(z2);
+  dispatch_compute(z1.scalar_type(), [&](auto type) {
+    using T = decltype(type);
+    const Workspace<double> cosines(input1.tensor, problem.batch * problem.n);
+    const SecondView<T> second{&input2, cosines.data,
+                               static_cast<T*>(row_stats.mutable_data_ptr())};
+    Outputs<T> out;
+    out.cosine = static_cast<T*>(mean.mutable_data_ptr());
+    normalize_rows<T>(context, problem, input1, nullptr, second);
+    write_samples(context, problem, MatrixFunction<T>{}, 0, second, out);
+  });
+  return {mean, row_stats};
+}
+
 // Gradients of grad_entropy S(z1) + grad_cosine mean_i cos_i in both views, in one pass.
 std::tuple<Tensor, Tensor> doe_loss_backward(const Tensor& grad_entropy, const Tensor& grad_cosine,
                                              const Tensor& z1, const Tensor& z2,
@@ -100,8 +127,7 @@ std::tuple<Tensor, Tensor> doe_loss_backward(const Tensor& grad_entropy, const T
   check_device(context, "z2", z2);
   const int64_t n = problem.n, d = problem.d;
   const ScalarType dtype = compute_dtype(z1.scalar_type());
-  VNE_CHECK(same_sizes(z2, problem.sizes({n, d})) && z2.scalar_type() == z1.scalar_type(),
-            "z1 and z2 must have the same shape and dtype");
+  check_views(problem, z1, z2);
   VNE_CHECK(same_sizes(grad_entropy, problem.batch_sizes) &&
                 same_sizes(grad_cosine, problem.batch_sizes) &&
                 same_sizes(entropy_grad, problem.sizes({n, d})) &&
@@ -144,4 +170,5 @@ STABLE_TORCH_LIBRARY_IMPL(vne_kernels, CUDA, library) {
   library.impl("doe_loss", TORCH_BOX(&vne::doe_loss));
   library.impl("doe_loss_grad", TORCH_BOX(&vne::doe_loss_grad));
   library.impl("doe_loss_backward", TORCH_BOX(&vne::doe_loss_backward));
+  library.impl("cosine", TORCH_BOX(&vne::cosine));
 }

@@ -1,7 +1,5 @@
 // S = -sum lambda log lambda and its gradient: the operators vn_entropy and vn_entropy_grad.
 
-#include <cmath>
-
 #include "cuda/stages.h"
 
 namespace vne {
@@ -28,20 +26,29 @@ Method fastest_method(const Context& context, const Problem& problem, ScalarType
 }
 
 template <typename T>
+MatrixFunction<T> log_by(const Context& context, const Problem& problem, const Tensor& like,
+                         const Normalized<T>& normalized, Method method, double shift) {
+  return method == Method::kPoles ? log_by_poles(context, problem, like, normalized, shift)
+                                  : log_by_eigh(context, problem, like, normalized, shift);
+}
+
+template <typename T>
 void entropy(const Context& context, const Problem& problem, const Input& z,
              const Normalized<T>& normalized, Method method, const SecondView<T>& second,
              const Outputs<T>& out) {
-  const double shift = std::log(static_cast<double>(problem.m()));  // centres log A^ on 0
-  MatrixFunction<T> w = method == Method::kPoles
-                            ? log_by_poles(context, problem, z.tensor, normalized, shift)
-                            : log_by_eigh(context, problem, z.tensor, normalized, shift);
+  const double shift = centring_shift(problem.m());
+  MatrixFunction<T> w = log_by(context, problem, z.tensor, normalized, method, shift);
   entropy_from_log(context, problem, z, normalized, w, shift, second, out);
 }
 
-template void entropy(const Context&, const Problem&, const Input&, const Normalized<float>&,
-                      Method, const SecondView<float>&, const Outputs<float>&);
-template void entropy(const Context&, const Problem&, const Input&, const Normalized<double>&,
-                      Method, const SecondView<double>&, const Outputs<double>&);
+#define VNE_INSTANTIATE(T)                                                                  \
+  template MatrixFunction<T> log_by(const Context&, const Problem&, const Tensor&,          \
+                                    const Normalized<T>&, Method, double);                  \
+  template void entropy(const Context&, const Problem&, const Input&, const Normalized<T>&, \
+                        Method, const SecondView<T>&, const Outputs<T>&);
+VNE_INSTANTIATE(float)
+VNE_INSTANTIATE(double)
+#undef VNE_INSTANTIATE
 
 namespace {
 

@@ -458,6 +458,13 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T>
+FinishArgs<T> finish_args(const Problem& problem, const MatrixFunction<T>& w, double shift,
+                          const SecondView<T>& second, const Outputs<T>& out) {
+  return {w.samples.data, w.inner.data, w.parts,          shift,    w.identity, out.entropy,
+          second.cosines, out.cosine,   second.row_stats, problem.n};
+}
+
+template <typename T>
 void run_gradient(const Context& context, const Problem& problem, const Input& z,
                   const Normalized<T>& normalized, MatrixFunction<T>& w, double factor,
                   double identity, bool adds_log_trace, const FinishArgs<T>& finish_before,
@@ -544,19 +551,20 @@ void combine(const Context& context, const Problem& problem, const Tensor& like,
 }
 
 template <typename T>
+void write_samples(const Context& context, const Problem& problem, const MatrixFunction<T>& w,
+                   double shift, const SecondView<T>& second, const Outputs<T>& out) {
+  launch("finish_samples", finish_samples<T>, dim3(static_cast<unsigned>(problem.batch)),
+         dim3(kThreads), context.stream, finish_args(problem, w, shift, second, out));
+}
+
+template <typename T>
 void entropy_from_log(const Context& context, const Problem& problem, const Input& z,
                       const Normalized<T>& normalized, MatrixFunction<T>& w, double shift,
                       const SecondView<T>& second, const Outputs<T>& out) {
-  const FinishArgs<T> finish{w.samples.data,   w.inner.data, w.parts,        shift,
-                             w.identity,       out.entropy,  second.cosines, out.cosine,
-                             second.row_stats, problem.n};
-  if (!out.grad_z) {
-    launch("finish_samples", finish_samples<T>, dim3(static_cast<unsigned>(problem.batch)),
-           dim3(kThreads), context.stream, finish);
-    return;
-  }
+  if (!out.grad_z) return write_samples(context, problem, w, shift, second, out);
   // (3): dS/dX = -2 (log A + I) X with log A = W - shift I + log(tau) I
-  run_gradient(context, problem, z, normalized, w, -2, 1 - shift, true, finish, out);
+  run_gradient(context, problem, z, normalized, w, -2, 1 - shift, true,
+               finish_args(problem, w, shift, second, out), out);
 }
 
 template <typename T>
@@ -571,6 +579,8 @@ void gradient(const Context& context, const Problem& problem, const Input& z,
                              bool, const Sample*, T*, double*);                                 \
   template void combine(const Context&, const Problem&, const Tensor&, const Normalized<T>&,    \
                         MatrixFunction<T>&);                                                    \
+  template void write_samples(const Context&, const Problem&, const MatrixFunction<T>&, double, \
+                              const SecondView<T>&, const Outputs<T>&);                         \
   template void entropy_from_log(const Context&, const Problem&, const Input&,                  \
                                  const Normalized<T>&, MatrixFunction<T>&, double,              \
                                  const SecondView<T>&, const Outputs<T>&);                      \

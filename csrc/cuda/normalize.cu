@@ -414,38 +414,51 @@ void launch_gram(const Context& context, const Tensor& like, GramArgs<T> args,
 }
 
 template <typename T, typename In>
-void normalize_as(const Context& context, const Problem& problem, const Input& z, const T* weights,
-                  const SecondView<T>& second, Normalized<T>& result) {
+MeasureArgs<T, In> measure_args(const Problem& problem, const Input& z, const T* weights,
+                                const SecondView<T>& second, const Normalized<T>& result) {
   const In* z1 = static_cast<const In*>(z.data);
   const In* z2 = second.z ? static_cast<const In*>(second.z->data) : nullptr;
-  const MeasureArgs<T, In> measure{z1,
-                                   z2,
-                                   weights,
-                                   problem.batch,
-                                   problem.n,
-                                   problem.d,
-                                   problem.eps,
-                                   std::sqrt(1 / static_cast<double>(problem.n)),
-                                   problem.normalize,
-                                   is_vector(z1, problem.d) && (!z2 || is_vector(z2, problem.d)),
-                                   result.rows.data,
-                                   result.scales.data,
-                                   second.cosines,
-                                   second.row_stats};
+  return {z1,
+          z2,
+          weights,
+          problem.batch,
+          problem.n,
+          problem.d,
+          problem.eps,
+          std::sqrt(1 / static_cast<double>(problem.n)),
+          problem.normalize,
+          is_vector(z1, problem.d) && (!z2 || is_vector(z2, problem.d)),
+          result.rows.data,
+          result.scales.data,
+          second.cosines,
+          second.row_stats};
+}
+
+template <typename T, typename In>
+void launch_measure(const Context& context, const MeasureArgs<T, In>& measure) {
+  launch("measure_rows", measure_rows<T, In>,
+         dim3(static_cast<unsigned>(ceil_div(measure.batch * measure.n, int64_t{kWarps}))),
+         dim3(kThreads), context.stream, measure);
+}
+
+template <typename T>
+void launch_divide(const Context& context, const Problem& problem, const Tensor& like,
+                   Normalized<T>& result) {
+  result.trace = Workspace<double>(like, problem.batch);
+  launch("divide_by_trace", divide_by_trace<T>, dim3(static_cast<unsigned>(problem.batch)),
+         dim3(kThreads), context.stream, result.rows.data, problem.n, result.scales.data,
+         result.trace.data);
+}
+
+template <typename T, typename In>
+void normalize_as(const Context& context, const Problem& problem, const Input& z, const T* weights,
+                  const SecondView<T>& second, Normalized<T>& result) {
+  const MeasureArgs<T, In> measure = measure_args<T, In>(problem, z, weights, second, result);
   const bool divide = weights || !problem.normalize;
   constexpr int64_t kLongRow = 4096;  // from here on K is better shared out among blocks
   const bool fused = problem.gram_side() && !divide && problem.d < kLongRow;
-  if (!fused) {
-    launch("measure_rows", measure_rows<T, In>,
-           dim3(static_cast<unsigned>(ceil_div(problem.batch * problem.n, int64_t{kWarps}))),
-           dim3(kThreads), context.stream, measure);
-  }
-  if (divide) {
-    result.trace = Workspace<double>(z.tensor, problem.batch);
-    launch("divide_by_trace", divide_by_trace<T>, dim3(static_cast<unsigned>(problem.batch)),
-           dim3(kThreads), context.stream, result.rows.data, problem.n, result.scales.data,
-           result.trace.data);
-  }
+  if (!fused) launch_measure(context, measure);
+  if (divide) launch_divide(context, problem, z.tensor, result);
   GramArgs<T> args{};
   args.n = problem.n;
   args.d = problem.d;
@@ -470,30 +483,59 @@ void normalize_as(const Context& context, const Problem& problem, const Input& z
   run(std::integral_constant<int, 16>{});
 }
 
+// Runs f(In{}) with the type of the elements of z, which are computed in T.
+template <typename T, typename F>
+void dispatch_input_of(const Input& z, F f) {
+  dispatch_input(z.dtype, [&](auto element) {
+    if constexpr (std::is_same_v<decltype(element), double> == std::is_same_v<T, double>)
+      f(element);
+  });
+}
+
+template <typename T>
+Normalized<T> make_rows(const Problem& problem, const Input& z) {
+  Normalized<T> result;
+  result.rows = Workspace<Row>(z.tensor, problem.batch * problem.n);
+  result.scales = Workspace<Scale<T>>(z.tensor, problem.batch * problem.n);
+  return result;
+}
+
 }  // namespace
 
 template <typename T>
 Normalized<T> normalize(const Context& context, const Problem& problem, const Input& z,
                         const T* weights, const SecondView<T>& second) {
-  const int64_t rows = problem.batch * problem.n, m = problem.m();
-  VNE_CHECK(m <= kLargestSide, "min(n, d) must be at most ", kLargestSide, " on CUDA, got ", m);
-  Normalized<T> result;
-  result.rows = Workspace<Row>(z.tensor, rows);
-  result.scales = Workspace<Scale<T>>(z.tensor, rows);
-  result.a = Workspace<T>(z.tensor, problem.batch * leading(m) * leading(m));
+  check_side(problem);
+  const int64_t ld = leading(problem.m());
+  Normalized<T> result = make_rows<T>(problem, z);
+  result.a = Workspace<T>(z.tensor, problem.batch * ld * ld);
   if (problem.batch == 0) return result;
-  dispatch_input(z.dtype, [&](auto element) {
-    using In = decltype(element);
-    if constexpr (std::is_same_v<In, double> == std::is_same_v<T, double>) {
-      normalize_as<T, In>(context, problem, z, weights, second, result);
-    }
+  dispatch_input_of<T>(z, [&](auto element) {
+    normalize_as<T, decltype(element)>(context, problem, z, weights, second, result);
   });
   return result;
 }
 
-template Normalized<float> normalize(const Context&, const Problem&, const Input&, const float*,
-                                     const SecondView<float>&);
-template Normalized<double> normalize(const Context&, const Problem&, const Input&, const double*,
-                                      const SecondView<double>&);
+template <typename T>
+Normalized<T> normalize_rows(const Context& context, const Problem& problem, const Input& z,
+                             const T* weights, const SecondView<T>& second) {
+  Normalized<T> result = make_rows<T>(problem, z);
+  if (problem.batch == 0) return result;
+  dispatch_input_of<T>(z, [&](auto element) {
+    launch_measure(context,
+                   measure_args<T, decltype(element)>(problem, z, weights, second, result));
+  });
+  launch_divide(context, problem, z.tensor, result);
+  return result;
+}
+
+#define VNE_INSTANTIATE(T)                                                                      \
+  template Normalized<T> normalize(const Context&, const Problem&, const Input&, const T*,      \
+                                   const SecondView<T>&);                                       \
+  template Normalized<T> normalize_rows(const Context&, const Problem&, const Input&, const T*, \
+                                        const SecondView<T>&);
+VNE_INSTANTIATE(float)
+VNE_INSTANTIATE(double)
+#undef VNE_INSTANTIATE
 
 }  // namespace vne

@@ -6,7 +6,8 @@
 //   eigh        A^ -> eigenvalues, eigenvectors, V f(L) V^T                    eigh.cu
 //   gradient    S; (log A^) X^ -> dS/dz, dS/dp                                 gradient.cu
 //
-// and the operators: entropy.cu, spectrum.cu, doe_loss.cu. Equation numbers: csrc/README.md.
+// and the operators: entropy.cu, spectrum.cu, doe_loss.cu, density.cu. Equation numbers:
+// csrc/README.md.
 //
 // Every stage works on a whole batch, in T = float or double. X^ = X / sqrt(tau), tau = tr A, as on
 // the CPU: A = tau A^, log A = log A^ + log(tau) I. Nothing is read back to the host: what depends
@@ -14,6 +15,7 @@
 
 #pragma once
 
+#include <cmath>
 #include <optional>
 #include <utility>
 
@@ -96,6 +98,11 @@ enum RowStat { kInverseNorm1, kInverseNorm2, kProjection1, kProjection2, kRowSta
 
 constexpr int64_t kLargestSide = 32767;  // of A: its rows and columns are counted in int
 
+inline void check_side(const Problem& problem) {
+  VNE_CHECK(problem.m() <= kLargestSide, "a matrix can have at most ", kLargestSide,
+            " rows on CUDA, got ", problem.m());
+}
+
 // Leading dimension of an m x m matrix in a workspace: a multiple of the register tiles, so that no
 // thread has to ask whether an entry of its tile exists. A is zero beyond m.
 __host__ __device__ __forceinline__ int64_t leading(int64_t m) { return (m + 7) / 8 * 8; }
@@ -121,6 +128,11 @@ struct Normalized {
 template <typename T>
 Normalized<T> normalize(const Context& context, const Problem& problem, const Input& z,
                         const T* weights, const SecondView<T>& second = {});
+
+// X^ alone, and the cosines to a second view: the same without `a`, its trace divided out.
+template <typename T>
+Normalized<T> normalize_rows(const Context& context, const Problem& problem, const Input& z,
+                             const T* weights, const SecondView<T>& second = {});
 
 // Trace and norm of each A. The register sweeps compute them themselves.
 template <typename T>
@@ -188,6 +200,11 @@ struct Outputs {
   T* grad_weights = nullptr;  // [batch, n]
 };
 
+// S of W = log A^ + shift I, and the mean cosine to a second view, as far as asked for.
+template <typename T>
+void write_samples(const Context& context, const Problem& problem, const MatrixFunction<T>& w,
+                   double shift, const SecondView<T>& second, const Outputs<T>& out);
+
 // S and, unless grad_z is null, its gradients: W = log A^ + shift I.
 template <typename T>
 void entropy_from_log(const Context& context, const Problem& problem, const Input& z,
@@ -199,6 +216,14 @@ template <typename T>
 void gradient(const Context& context, const Problem& problem, const Input& z,
               const Normalized<T>& normalized, MatrixFunction<T>& w, double factor,
               const Outputs<T>& out);
+
+// log A^ + shift I by the method.
+template <typename T>
+MatrixFunction<T> log_by(const Context& context, const Problem& problem, const Tensor& like,
+                         const Normalized<T>& normalized, Method method, double shift);
+
+// log A of a flat spectrum is -log m I: with this added it is 0, and little is left to cancel.
+inline double centring_shift(int64_t m) { return std::log(static_cast<double>(m)); }
 
 // S and its gradients by the method, from a normalised z.
 template <typename T>
