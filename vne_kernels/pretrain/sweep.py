@@ -22,7 +22,8 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from vne_kernels.pretrain.config import CHECKPOINT, OptionError
+from vne_kernels.pretrain import checkpoints
+from vne_kernels.pretrain.config import OptionError
 
 PROGRAM = (sys.executable, "-m", "vne_kernels.pretrain")
 TRAINED, EVALUATED = "results.json", "linear_eval.json"  # what the two commands end with
@@ -42,7 +43,7 @@ class Run:
     def next_command(self) -> tuple[str, ...] | None:
         """The arguments that the folder's files ask for; ``None``: the run is finished."""
         if not (self.folder / TRAINED).exists():
-            resume = ("--resume",) if (self.folder / CHECKPOINT).exists() else ()
+            resume = ("--resume",) if checkpoints.files(self.folder) else ()
             return ("train", "--out", str(self.folder), *self.train, *resume)
         if not (self.folder / EVALUATED).exists():
             return ("linear-eval", str(self.folder), *self.linear_eval)
