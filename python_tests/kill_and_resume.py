@@ -4,9 +4,9 @@
 
 Every trial starts the run, sends SIGKILL to all its processes at a moment drawn uniformly from the
 time that the undisturbed run took (start-up, evaluation and report included), and calls the same
-command again, which goes on with ``--resume auto``; one call in three is killed as well. When a call
-ends by itself, every tensor and number of the last checkpoint and of encoder.pt must be equal bit
-for bit, and the tables byte for byte. Exit code 1: a trial ended otherwise.
+command again, which goes on with ``--resume auto``; one such call in three is killed as well. When
+one ends by itself, every tensor and number of the last checkpoint and of encoder.pt must be equal
+bit for bit, and the tables byte for byte. Exit code 1: a trial ended otherwise.
 """
 
 from __future__ import annotations
@@ -70,6 +70,7 @@ def call(arguments: list[str], out: Path, log: Path, seconds: float | None) -> i
         process = subprocess.Popen(
             [*command, "--out", str(out), "--resume", "auto"],
             cwd=out.parent,  # not the source folder
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},  # a killed process has said all it said
             stdout=file,
             stderr=file,
             start_new_session=True,
