@@ -27,13 +27,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from tiny_run import SMALL, write_npz
 
 from vne_kernels.pretrain import checkpoints
 
-OPTIONS = ["--backbone", "resnet18", "--batch-size", "8", "--projector-dim", "16"]
-OPTIONS += ["--precision", "32-true", "--accelerator", "cpu"]
 TABLES = ("metrics.csv", "epochs.csv", "spectrum.csv", "events.csv")
 INTERVALS = ("0", "1")  # seconds between checkpoints, in turn: nothing or several steps to repeat
 KILLED_AGAIN = 1 / 3
@@ -46,21 +44,9 @@ class Trial:
 
     moments: list[float] = field(default_factory=list)
     phases: list[str] = field(default_factory=list)
-    resumed: list[int] = field(default_factory=list)  # the step at which each later call began
+    # the step at which each later call began, or that it found nothing left to do
+    resumed: list[int | str] = field(default_factory=list)
     differences: list[str] = field(default_factory=list)
-
-
-def write_npz(path: Path) -> Path:
-    """40 training and 12 test images of four classes, each class its own brightness."""
-    noise = np.random.default_rng(0)
-    content = {}
-    for part, count in (("train", 40), ("test", 12)):
-        labels = np.arange(count) % 4
-        images = noise.integers(0, 60, (count, 8, 8)) + 60 * labels[:, None, None]
-        content[f"{part}_images"] = images.astype(np.uint8)
-        content[f"{part}_labels"] = labels[:, None].astype(np.uint8)  # (N, 1), as MedMNIST
-    np.savez(path, **content)
-    return path
 
 
 def call(arguments: list[str], out: Path, log: Path, seconds: float | None) -> int | None:
@@ -110,8 +96,7 @@ def _killed_and_resumed(
         code = call(arguments, out, log, moment)
         text = log.read_text()
         if trial.moments:
-            found = re.search(r"^resumed   at step (\d+)", text, re.MULTILINE)
-            trial.resumed.append(int(found[1]) if found else 0)
+            trial.resumed.append(_resumed(text))
         if code is None:
             assert moment is not None
             trial.moments.append(round(moment, 2))
@@ -120,6 +105,13 @@ def _killed_and_resumed(
             raise RuntimeError(f"exit code {code}:\n{text[-5000:]}")
         else:
             return trial
+
+
+def _resumed(log: str) -> int | str:
+    if "is finished" in log:
+        return "finished"
+    found = re.search(r"^resumed   at step (\d+)", log, re.MULTILINE)
+    return int(found[1]) if found else 0
 
 
 def _phase(log: str) -> str:
@@ -179,7 +171,7 @@ def main() -> int:
     if given.out:
         settings = {k: v for k, v in vars(given).items() if k != "out"}
         content = {
-            "settings": settings | {"options": OPTIONS, "checkpoint_every": INTERVALS},
+            "settings": settings | {"options": SMALL, "checkpoint_every": INTERVALS},
             "environment": environment,
             "seconds_undisturbed": round(seconds, 2),
             "equal": f"{equal} of {len(trials)}",
@@ -192,7 +184,7 @@ def main() -> int:
 def _experiment(
     given: argparse.Namespace, folder: Path
 ) -> tuple[list[Trial], float, dict[str, Any]]:
-    arguments = ["--data", str(write_npz(folder / "grey.npz")), *OPTIONS]
+    arguments = ["--data", str(write_npz(folder / "grey.npz")), *SMALL]
     for name in ("epochs", "workers", "devices"):
         arguments += [f"--{name}", str(getattr(given, name))]
     draw, reference = random.Random(given.seed), folder / "reference"

@@ -92,7 +92,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--resume",
         nargs="?",
-        const="always",
+        const=True,
         choices=("auto",),
         help="go on with the run in the output folder; auto: or begin it, if there is none",
     )
@@ -184,7 +184,7 @@ def start(given: dict[str, Any]) -> int:
 
     asked = given.pop("resume", None)
     out = Path(given["out"]) if "out" in given else Options(**given).out_dir
-    resume = asked == "always" or (asked == "auto" and _holds_a_run(out))
+    resume = asked is True or (asked == "auto" and _holds_a_run(out))
     _check_output(out, resume)
     if asked == "auto" and all((out / name).exists() for name in LAST_FILES):
         resumed_config(out, given)  # the options agree
