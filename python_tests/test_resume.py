@@ -11,7 +11,6 @@ import csv
 import hashlib
 import json
 import os
-import pickle
 import random
 import shutil
 import signal
@@ -30,8 +29,10 @@ from tiny_run import SMALL, STEPS_PER_EPOCH, write_npz
 
 from vne_kernels.pretrain import checkpoints, files, random_state
 from vne_kernels.pretrain import run as run_module
+from vne_kernels.pretrain.augment import plain_view
 from vne_kernels.pretrain.cli import main
 from vne_kernels.pretrain.config import OptionError, load_config, resumed_config
+from vne_kernels.pretrain.data import EpochSampler, load, view_loader
 from vne_kernels.pretrain.events import read_events
 from vne_kernels.pretrain.model import Pretraining
 
@@ -249,7 +250,7 @@ def test_signal_at_a_process(
             assert time.monotonic() < deadline
             time.sleep(0.1)
         (os.killpg if signum == signal.SIGINT else os.kill)(process.pid, signum)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=120)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -258,6 +259,26 @@ def test_signal_at_a_process(
     (done,) = steps(out)
     assert done >= STEPS_PER_EPOCH
     assert rows(out / "metrics.csv")[-1]["step"] == done
+
+
+def test_loading_processes_leave_sigterm_to_the_main_one() -> None:
+    data = load("digits", "unused")
+    sampler = EpochSampler(len(data.train), 8, seed=0)
+    view = plain_view(data, 8)
+
+    def views(images: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        return (torch.stack([view(image) for image in images]),) * 2
+
+    iterator = iter(view_loader(data.train, views, sampler, workers=1, pin_memory=False))
+    next(iterator)
+    (worker,) = iterator._workers
+    # of another process, as a cluster's to the whole group
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    for _ in range(5):  # more than it had prepared
+        next(iterator)
+    worker.terminate()  # what torch and multiprocessing do at the end
+    worker.join(30)
+    assert worker.exitcode == -signal.SIGKILL
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -356,18 +377,20 @@ def test_a_foreign_pickle_is_refused(
     earlier: bool, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, bait = tmp_path / "run", tmp_path / "executed"
-    (out / "checkpoints").mkdir(parents=True)
+    out.mkdir()
     shutil.copy(whole / "config.json", out)
-    content = pickle.dumps({"global_step": 3, "state_dict": Malicious(bait)})
-    name = f"step-00000003-{hashlib.sha256(content).hexdigest()[:16]}.ckpt"
-    path = out / "last.ckpt" if earlier else out / "checkpoints" / name
-    path.write_bytes(content)
+    content = {"global_step": 3, "state_dict": Malicious(bait)}
+    if earlier:
+        path = out / "last.ckpt"
+        torch.save(content, path)
+    else:
+        path = checkpoints.write(out / "checkpoints", 3, content)
     assert main(["--resume", "--out", str(out)]) == 2
     error = capsys.readouterr().err
     assert f"{path.name}: refused, not a checkpoint's content (Unsupported global: GLOBAL" in error
     assert "Traceback" not in error
     assert not bait.exists()
-    pickle.loads(content)
+    torch.load(path, weights_only=False)
     assert bait.exists()  # it would have been
 
 
