@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kill_and_resume import differences, run_trial
+from kill_and_resume import Undisturbed, differences, run_trial
 from tiny_run import SMALL, STEPS_PER_EPOCH, write_npz
 
 from vne_kernels.pretrain import checkpoints, files, random_state
@@ -288,7 +288,7 @@ def test_killed_and_resumed_run_equals_the_whole_one(
     results = json.loads((whole / "results.json").read_text())
     seconds = SECONDS_TO_START + results["training"]["seconds_of_this_process"]
     options = [*arguments, "--checkpoint-every", "0"]
-    trial = run_trial(options, tmp_path / "run", whole, seconds, random.Random(seed))
+    trial = run_trial(options, tmp_path / "run", whole, Undisturbed(seconds), random.Random(seed))
     assert trial.moments
     assert trial.differences == []
 
