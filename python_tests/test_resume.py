@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,11 @@ from tiny_run import SMALL, STEPS_PER_EPOCH, write_npz
 from vne_kernels.pretrain import checkpoints, files, random_state
 from vne_kernels.pretrain import run as run_module
 from vne_kernels.pretrain.augment import plain_view
+from vne_kernels.pretrain.callbacks import BrokenImages
 from vne_kernels.pretrain.cli import main
 from vne_kernels.pretrain.config import OptionError, load_config, resumed_config
 from vne_kernels.pretrain.data import EpochSampler, load, view_loader
-from vne_kernels.pretrain.events import read_events
+from vne_kernels.pretrain.events import Events, read_events
 from vne_kernels.pretrain.model import Pretraining
 
 LAST = 2 * STEPS_PER_EPOCH
@@ -291,6 +293,25 @@ def test_killed_and_resumed_run_equals_the_whole_one(
     trial = run_trial(options, tmp_path / "run", whole, Undisturbed(seconds), random.Random(seed))
     assert trial.moments
     assert trial.differences == []
+
+
+def test_broken_images_of_all_processes_are_told_before_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gather(everyones: list[Any], own: Any) -> None:
+        everyones[:] = [own, [(1, "of the other.png")]]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    events = Events(tmp_path / "events.csv")
+    events.keep_until(0)
+    broken = BrokenImages(events)
+    trainer: Any = SimpleNamespace(world_size=2, is_global_zero=True, global_step=2)
+    batch: Any = SimpleNamespace(broken=["own.png"])
+    broken.on_train_batch_end(trainer, None, None, batch, 1)  # type: ignore[arg-type]
+    assert read_events(events.path) == []  # it would wait for the others in every step
+    broken.before_saving(trainer)
+    told = [(int(step), message.split()[2]) for step, _, message in read_events(events.path)]
+    assert told == [(1, "of"), (2, "own.png;")]
 
 
 # ---- --resume and --resume auto ----------------------------------------------------------------
