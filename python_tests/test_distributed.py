@@ -15,13 +15,15 @@ from distributed_worker import BETA, PLAIN, SIZES, Case, Trained
 from torch import Tensor
 
 from vne_kernels import DoELoss, VNEntropy, doe_loss, reference, vn_entropy
-from vne_kernels.distributed import gather
+from vne_kernels.distributed import gather, takes_gather
 from vne_kernels.pretrain.config import LOSSES
 
 pytestmark = pytest.mark.cpu_only
 WORLDS = (2, 3)
-#: of gradients and values, relative; measured: float64 4e-14, float32 5e-7
+#: Of values and gradients, relative; measured: float64 2e-14, float32 7e-7.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-6}
+#: Of the d x d matrix of fewer rows than d, which no one gets who does not ask; measured: 2.4e-6.
+TOLERANCE_AGAINST_NATURE = {"float64": 1e-12, "float32": 5e-6}
 
 
 @cache
@@ -57,8 +59,11 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
 def test_gradient_is_that_of_one_process(world: int, case: Case) -> None:
     """DDP averages over processes; the average must be the gradient of the whole batch."""
     expected = of_one_process(case, world)
+    rows = sum(SIZES[case.sizes][world])
+    natural = case.route == "gather" or not takes_gather(rows, case.d)
+    tolerance = (TOLERANCE if natural else TOLERANCE_AGAINST_NATURE)[case.dtype]
     for found in on_processes(world, "all_cases"):
-        assert_same_step(found[str(case)], expected, TOLERANCE[case.dtype])
+        assert_same_step(found[str(case)], expected, tolerance)
 
 
 @pytest.mark.parametrize("world", WORLDS)
