@@ -337,12 +337,11 @@ def _scaling(folder: Path) -> tuple[list[Row], dict[str, Any]]:
 def scaling_machine(folder: Path) -> str:
     rows, found = _scaling(folder)
     first, model = rows[0], found["model"]
-    bandwidth = f"{1e-6 / model['byte_ms']:.2g} GB/s" if model["byte_ms"] else "no limit seen"
     percent = {name: f"{100 * found[name]:.0f} %" for name in found if "error" in name}
     return _sentences(
         f"{first['device_name']}, {first['cores']} cores, torch {first['torch']}, gloo over the"
         f" loopback device, one thread a process; {first['date']}, commit {first['commit']}. Model:"
-        f" {1e3 * model['message_ms']:.0f} µs a message, {bandwidth}; its error over all"
+        f" {1e3 * model['message_ms']:.0f} µs a message, {1e9 * model['byte_ms']:.0f} µs a megabyte; its error over all"
         f" rows: median {percent['error_median']}, largest {percent['error_max']}. Fitted without"
         f" the rows of {found['held_out_processes']} processes, its error on them: median"
         f" {percent['held_out_error_median']}, largest {percent['held_out_error_max']}."
