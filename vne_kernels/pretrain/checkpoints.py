@@ -19,7 +19,7 @@ from vne_kernels.pretrain.config import FREE_ON_RESUME, Config, OptionError
 from vne_kernels.pretrain.files import publish, temporary_name
 
 FOLDER = "checkpoints"  # in the output folder
-EARLIER = "last.ckpt"  # in the output folder: the one checkpoint of versions before 0.2
+EARLIER = "last.ckpt"  # in the output folder: the one checkpoint of earlier runs
 NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.ckpt")
 CHUNK = 1 << 20
 #: Not the same computation in another place: where a run lies does not count.
