@@ -29,6 +29,7 @@ from vne_kernels import spectrum, vn_entropy
 from vne_kernels.pretrain import evaluate
 from vne_kernels.pretrain.data import ImageSet, ViewBatch, stratified
 from vne_kernels.pretrain.events import BROKEN_IMAGE, COLLAPSE, RECOVERED, Events
+from vne_kernels.pretrain.faults import NonFiniteLoss
 from vne_kernels.pretrain.files import append_rows, read_table, replacing, write_table
 from vne_kernels.pretrain.model import Pretraining
 
@@ -152,6 +153,12 @@ class MetricsTables(Callback):
             found = {name: x for name, x in zip(ONLINE, ends, strict=True) if not math.isnan(x)}
             logger.log_metrics(found, trainer.global_step)
         self.this_epoch = []
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        if isinstance(exception, NonFiniteLoss):
+            self.flush()  # the way there
 
     def _watch_for_collapse(self, entropy: float, step: int) -> None:
         collapsed = entropy < self.collapsed_below

@@ -42,6 +42,7 @@ FREE_ON_RESUME = (
     "workers",
     "accelerator",
     "devices",
+    "collective_timeout",
     "precision",
     "download_dir",
     "knn_every",
@@ -125,6 +126,7 @@ class Options:
     workers: int | None = None
     accelerator: str = "auto"
     devices: str = "auto"
+    collective_timeout: int = 600
     precision: str = "auto"
     download_dir: str = "data"
 
@@ -141,6 +143,7 @@ class Options:
             ("knn_every", 0),
             ("seed", 0),
             ("workers", 0),
+            ("collective_timeout", 1),
         ):
             value = getattr(self, name)
             if value is not None and value < low:

@@ -56,6 +56,7 @@ class ViewBatch(NamedTuple):
     first: Tensor  # (n, 3, size, size)
     second: Tensor
     labels: Tensor  # (n,), int64: for the online probe alone
+    indices: Tensor  # (n,), int64: which images of the training set they are
     broken: Sequence[str]  # files that could not be read; a list where torch has pinned the batch
 
 
@@ -438,8 +439,9 @@ class TwoViews(Dataset[ViewBatch]):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(seed))
             first, second = self.views(images)
+        indices = torch.tensor(places)
         labels = torch.from_numpy(self.images.labels[list(places)])
-        return ViewBatch(first, second, labels, tuple(chain.from_iterable(broken)))
+        return ViewBatch(first, second, labels, indices, tuple(chain.from_iterable(broken)))
 
 
 def view_loader(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -45,6 +45,15 @@ def beta_at(step: int, total_steps: int, config: Config) -> float:
     return start + (end - start) * min(1.0, step / max(1, total_steps - 1))
 
 
+class StepInHand(NamedTuple):
+    """What a training step has seen and made of it, detached; features and embeddings per view."""
+
+    batch: ViewBatch
+    outputs: dict[str, Any]
+    features: tuple[Tensor, Tensor]
+    embeddings: tuple[Tensor, Tensor]
+
+
 class Pretraining(pl.LightningModule):
     """An encoder, the objective that trains it, and a linear probe that only looks on.
 
@@ -60,6 +69,7 @@ class Pretraining(pl.LightningModule):
         features = models.get_model(config.backbone, weights=None).fc.in_features
         self.objective = OBJECTIVES[config.loss](config, features, self.encoder)
         self.probe = nn.Linear(features, classes)
+        self.in_hand: StepInHand | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, 3, h, w) -> embeddings (n, projector_dim), not normalised."""
@@ -75,8 +85,10 @@ class Pretraining(pl.LightningModule):
         beta = beta_at(self.global_step, self.total_steps, self.config)
         h1, h2 = both_views(self._encode, batch.first, batch.second, self.config)
         terms = self.objective(h1, h2, (batch.first, batch.second), beta)
+        probe_loss = self._probe_loss(h1, batch.labels)
         outputs = {
-            "loss": terms.loss + self._probe_loss(h1, batch.labels),
+            "loss": terms.loss + probe_loss,
+            "probe_loss": probe_loss.detach(),
             "objective": terms.loss.detach(),
             "entropy": terms.entropy,
             "cosine": terms.cosine,
@@ -86,6 +98,12 @@ class Pretraining(pl.LightningModule):
         }
         self.log_dict({"loss": outputs["objective"], "lr": outputs["lr"]})
         self.log_dict({name: outputs[name] for name in ("entropy", "cosine")}, prog_bar=True)
+        self.in_hand = StepInHand(
+            batch,
+            outputs | {"loss": outputs["loss"].detach()},
+            (h1.detach(), h2.detach()),
+            (terms.z1.detach(), terms.z2.detach()),
+        )
         return outputs
 
     def _probe_loss(self, features: Tensor, labels: Tensor) -> Tensor:

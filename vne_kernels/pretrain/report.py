@@ -48,7 +48,15 @@ OPTIONS = {
     ),
     "Loss": ("loss", "method", "temperature", "beta_schedule", "beta_start", "beta_end"),
     "Optimisation": ("epochs", "warmup_epochs", "batch_size", "lr", "weight_decay", "seed"),
-    "Execution": ("accelerator", "devices", "precision", "workers", "knn_every", "evaluation"),
+    "Execution": (
+        "accelerator",
+        "devices",
+        "collective_timeout",
+        "precision",
+        "workers",
+        "knn_every",
+        "evaluation",
+    ),
 }
 
 #: Options that mean nothing to the other losses.

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vne_kernels.pretrain import environment, evaluate, precision, report
+from vne_kernels.pretrain import environment, evaluate, precision, ranks, report
 from vne_kernels.pretrain.augment import make_views, plain_view
 from vne_kernels.pretrain.callbacks import (
     BrokenImages,
@@ -36,7 +36,9 @@ from vne_kernels.pretrain.config import (
 from vne_kernels.pretrain.data import EpochSampler, ImageData, ViewBatch, view_loader
 from vne_kernels.pretrain.environment import device_name
 from vne_kernels.pretrain.events import BROKEN_IMAGE, Events, read_events
+from vne_kernels.pretrain.faults import loading_processes
 from vne_kernels.pretrain.files import read_table, replacing, write_json
+from vne_kernels.pretrain.finite import FiniteLoss
 from vne_kernels.pretrain.model import Pretraining, make_encoder
 
 EVENTS, ENVIRONMENT = "events.csv", "environment.json"
@@ -69,7 +71,10 @@ def run(config: Config, data: ImageData, *, resume: bool) -> None:
     fixed = _fixed_batch(config, data)
     tables = MetricsTables(out, fixed, config.projector_dim, online, events)
     checkpoints = Checkpoints(out / CHECKPOINT, tables)
-    trainer = _trainer(config, [TQDMProgressBar(), BrokenImages(events), tables, checkpoints])
+    processes = ranks.Ranks()
+    finite = FiniteLoss(out, data.train, events)
+    watched = [processes, finite, BrokenImages(events)]
+    trainer = _trainer(config, [TQDMProgressBar(), *watched, tables, checkpoints])
     device = trainer.strategy.root_device
     steps = config.epochs * _steps_per_epoch(config, len(data.train))
     steps_before = _steps_done(out / CHECKPOINT) if resume else 0
@@ -84,7 +89,8 @@ def run(config: Config, data: ImageData, *, resume: bool) -> None:
     module = _seeded_module(config, steps, data.classes)
     fit_start = time.monotonic()
     checkpoint = out / CHECKPOINT if resume else None
-    trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+    with processes.reported(trainer), loading_processes():
+        trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     fit_seconds = time.monotonic() - fit_start
     if checkpoints.interrupted:
         raise Interrupted
@@ -157,8 +163,11 @@ def _quiet() -> None:
 def _with_precision(config: Config) -> Config:
     if config.precision != "auto":
         return config
-    encoder = make_encoder(config.backbone, config.stem)
     device = _device_type(config.accelerator)
+    if device == "cpu" and math.prod(ranks.number(config, device)) > 1:
+        # each would measure for itself, and one might choose otherwise
+        return dataclasses.replace(config, precision="32-true")
+    encoder = make_encoder(config.backbone, config.stem)
     return dataclasses.replace(
         config, precision=precision.choose(encoder, config.image_size, device)
     )
@@ -174,10 +183,13 @@ def _device_type(accelerator: str) -> str:
 
 
 def _trainer(config: Config, callbacks: list[pl.Callback]) -> pl.Trainer:
+    devices, nodes = ranks.number(config, _device_type(config.accelerator))
     try:
         return pl.Trainer(
             accelerator=config.accelerator,
-            devices=config.devices if config.devices == "auto" else int(config.devices),
+            devices=devices,
+            num_nodes=nodes,
+            strategy=ranks.strategy(devices * nodes, config.collective_timeout),
             # read from the options alone; mypy cannot know that they are checked
             precision=config.precision,  # type: ignore[arg-type]
             max_epochs=config.epochs,
@@ -186,7 +198,7 @@ def _trainer(config: Config, callbacks: list[pl.Callback]) -> pl.Trainer:
             log_every_n_steps=LOG_STEPS,
             enable_checkpointing=False,
             enable_model_summary=False,
-            # torch synchronises them on GPUs alone
+            # torch has none on a CPU: there each process takes its own part's statistics
             sync_batchnorm=_device_type(config.accelerator) == "cuda",
             use_distributed_sampler=False,
         )

@@ -145,7 +145,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="of weights, order and views; the split is fixed (default: 0)")
     add("--workers", type=int, metavar="N", help="processes that load images (default: by data)")
     add("--accelerator", metavar="NAME", help="Lightning's: auto (default), cpu, gpu, mps, ...")
-    add("--devices", metavar="N", help="how many (default: auto)")
+    add(
+        "--devices",
+        metavar="N",
+        help="how many, a process each (default: auto; under torchrun: as it says)",
+    )
+    add(
+        "--collective-timeout",
+        type=int,
+        metavar="SECONDS",
+        help="with several processes: after which one that hangs ends them all (default: 600)",
+    )
     add(
         "--precision",
         choices=PRECISIONS,
@@ -171,6 +181,8 @@ def start(given: dict[str, Any]) -> int:
 
     # Here, not above: help and the checks of the options come at once, without the extra.
     from vne_kernels.pretrain.data import load, load_for
+    from vne_kernels.pretrain.faults import Fault, NonFiniteLoss
+    from vne_kernels.pretrain.ranks import global_rank
     from vne_kernels.pretrain.run import Interrupted, run
 
     try:
@@ -187,9 +199,17 @@ def start(given: dict[str, Any]) -> int:
             config = options.resolved(data.native_size)
         run(config, data, resume=resume)
     except Interrupted:
-        print("stopped and saved; nothing is lost", file=sys.stderr)
-        _say_how_to_resume(out)
+        if global_rank() == 0:
+            print("stopped and saved; nothing is lost", file=sys.stderr)
+            _say_how_to_resume(out)
         return 130
+    except Fault as fault:
+        if global_rank() == 0 or not isinstance(fault, NonFiniteLoss):
+            # on a line of its own: a progress bar stands on the one in hand
+            print(f"\nvne-pretrain: error: {fault}", file=sys.stderr)
+            if (out / CHECKPOINT).exists():
+                _say_how_to_resume(out)
+        return fault.exit_code
     except KeyboardInterrupt:
         if (out / CHECKPOINT).exists():
             _say_how_to_resume(out)
