@@ -157,13 +157,12 @@ class Ranks(Callback):
         except Exception as error:
             if trainer.world_size == 1:
                 raise
-            if isinstance(error, NonFiniteLoss):
-                _end_children(trainer)
-                raise
+            deadline = time.monotonic() + WORD_SECONDS + 3
             try:
-                self._report(trainer, error)
+                if not isinstance(error, NonFiniteLoss):
+                    self._report(trainer, error)
             finally:
-                _end_children(trainer)
+                _end_children(trainer, deadline)
             raise
 
     def _report(self, trainer: pl.Trainer, error: Exception) -> None:
@@ -216,15 +215,14 @@ def _is_of_a_collective(error: Exception) -> bool:
     )
 
 
-def _end_children(trainer: pl.Trainer) -> None:
-    """No process that this one has started outlives it, a hung one neither."""
+def _end_children(trainer: pl.Trainer, deadline: float) -> None:
+    """No process that this one has started outlives it; after ``deadline`` they are killed."""
     children = getattr(trainer.strategy.launcher, "procs", [])
     if not children:
         return
     if dist.is_initialized() and dist.get_backend() == "gloo":
         with suppress(RuntimeError):
             dist.destroy_process_group()  # those that wait for this process stop waiting
-    deadline = time.monotonic() + WORD_SECONDS + 2
     for child in children:
         try:
             child.wait(max(0.1, deadline - time.monotonic()))
