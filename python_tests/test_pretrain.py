@@ -1,4 +1,4 @@
-"""``vne-pretrain`` from the outside: its command line, its files, and that stopping loses nothing.
+"""``vne-pretrain`` from the outside: its command line and its files.
 
 The runs here are tiny (a ResNet-18, a few dozen images); that training helps is measured by the
 program itself and told in the README.
@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_run import SMALL, write_npz
 
 from vne_kernels.pretrain import evaluate, files
 from vne_kernels.pretrain.callbacks import MetricsTables, OnlineEvaluation
@@ -29,24 +27,7 @@ from vne_kernels.pretrain.data import load
 from vne_kernels.pretrain.events import Events, read_events
 from vne_kernels.pretrain.model import Pretraining, make_encoder
 
-# fp32: bf16 would be chosen by a measurement. One epoch is 40 // 8 = 5 steps.
-SMALL = ["--backbone", "resnet18", "--precision", "32-true", "--accelerator", "cpu"]
-SMALL += ["--batch-size", "8", "--projector-dim", "16", "--workers", "0"]
-STEPS_PER_EPOCH = 5
-
-
-def write_npz(path: Path) -> Path:
-    """40 training and 12 test images of four classes, each class its own brightness."""
-    random = np.random.default_rng(0)
-    content = {}
-    for part, count in (("train", 40), ("test", 12)):
-        labels = np.arange(count) % 4
-        noise = random.integers(0, 60, (count, 8, 8))
-        images = noise + 60 * labels[:, None, None]
-        content[f"{part}_images"] = images.astype(np.uint8)
-        content[f"{part}_labels"] = labels[:, None].astype(np.uint8)  # (N, 1), as MedMNIST
-    np.savez(path, **content)
-    return path
+SMALL = [*SMALL, "--workers", "0"]
 
 
 @pytest.fixture(scope="module")
@@ -67,19 +48,6 @@ def rows(path: Path) -> list[dict[str, float]]:
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-def assert_same_run(out: Path, other: Path) -> None:
-    # Equal to the last digit where oneDNN's threads are; 1e-4 leaves room where they are not.
-    for name in ("metrics.csv", "epochs.csv", "spectrum.csv"):
-        a, b = rows(out / name), rows(other / name)
-        assert [row["step"] for row in a] == [row["step"] for row in b]
-        for left, right in zip(a, b, strict=True):
-            assert left == pytest.approx(right, rel=1e-4, abs=1e-4), name
-    one, two = (torch.load(path / "encoder.pt", weights_only=True) for path in (out, other))
-    assert one.keys() == two.keys()
-    for key in one:
-        torch.testing.assert_close(one[key], two[key], rtol=1e-3, atol=1e-4)
-
-
 # ---- a whole run -------------------------------------------------------------------------------
 
 
@@ -89,7 +57,7 @@ def test_run_leaves_its_files(whole: Path) -> None:
     assert plots >= {"loss.png", "entropy.png", "cosine.png", "spectrum.png"}
     tables = {"metrics.csv", "epochs.csv", "spectrum.csv", "events.csv"}
     records = {"config.json", "environment.json", "results.json", "report.html"}
-    others = {"last.ckpt", "encoder.pt", "tensorboard"}
+    others = {"checkpoints", "encoder.pt", "tensorboard"}
     assert names == plots | tables | records | others  # and no temporary file
     for name in plots:
         assert Image.open(whole / name).size[0] > 500
@@ -167,83 +135,6 @@ def test_collapse_is_told_once_and_so_is_its_end(
     told = capsys.readouterr().err
     assert "step 1: the representation collapses: the entropy of a fixed batch is 0.1 nats" in told
     assert "effective rank 1.11 of 8 images (warned below 0.208 nats)" in told
-
-
-# ---- stopping and going on ---------------------------------------------------------------------
-
-
-def test_finished_run_only_evaluates_when_resumed(whole: Path) -> None:
-    before = {name: (whole / name).read_bytes() for name in ("metrics.csv", "spectrum.csv")}
-    assert main(["--resume", "--out", str(whole), "--workers", "0"]) == 0
-    assert before == {name: (whole / name).read_bytes() for name in before}
-
-
-@pytest.mark.parametrize("step", [3, STEPS_PER_EPOCH, 7])
-def test_interrupted_and_resumed_run_equals_the_whole_one(
-    step: int,
-    npz: Path,
-    whole: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    out = tmp_path / "run"
-    original = Pretraining.training_step
-
-    def interrupting(self: Pretraining, *args: object) -> object:
-        if self.global_step == step - 1:
-            signal.raise_signal(signal.SIGINT)
-        return original(self, *args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(Pretraining, "training_step", interrupting)
-    assert main(["--data", str(npz), "--out", str(out), "--epochs", "2", *SMALL]) == 130
-    assert f"vne-pretrain --resume --out {out}" in capsys.readouterr().err
-    assert len(rows(out / "metrics.csv")) == step
-    assert torch.load(out / "last.ckpt", weights_only=True)["global_step"] == step
-    monkeypatch.undo()
-    # what a crash after the checkpoint would leave: it is dropped, not doubled
-    with (out / "metrics.csv").open("a") as file:
-        file.write(f"{step + 1},1,0,0,0,0,0\n{step + 2},1,0")
-    assert main(["--resume", "--out", str(out)]) == 0
-    assert_same_run(out, whole)
-    environment = json.loads((out / "environment.json").read_text())
-    assert len(environment["resumed"]) == 1
-    assert environment["resumed"][0].keys() == environment.keys() - {"resumed"}
-    assert f"{environment['resumed'][0]['started']} on cpu (" in (out / "report.html").read_text()
-
-
-def test_ctrl_c_at_a_process(npz: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    command = [sys.executable, "-m", "vne_kernels.pretrain", "--data", str(npz), "--out", str(out)]
-    # a loading process, which a terminal's Ctrl-C reaches too: hence killpg
-    arguments = [*SMALL[:-1], "1", "--epochs", "500"]
-    process = subprocess.Popen(
-        [*command, *arguments],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 60
-        while not list(out.glob("tensorboard/events*")) or not (out / "spectrum.csv").exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        while len((out / "spectrum.csv").read_text().splitlines()) < 3:  # an epoch has ended
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        os.killpg(process.pid, signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        if process.poll() is None:
-            process.kill()
-    assert process.returncode == 130, errors
-    assert "nothing is lost" in errors
-    done = torch.load(out / "last.ckpt", weights_only=True)["global_step"]
-    assert done >= STEPS_PER_EPOCH
-    assert rows(out / "metrics.csv")[-1]["step"] == done
 
 
 # ---- data --------------------------------------------------------------------------------------
@@ -334,7 +225,7 @@ BAD = [
     (["--devices", "none"], "argument --devices: must be 'auto' or an integer >= 1, got 'none'"),
     (["--accelerator", "abacus"], "argument --accelerator: must be one that this machine has"),
     (["--data", "nowhere"], "argument --data: must be 'digits', 'cifar10', 'cifar100', an .npz"),
-    (["--resume"], "argument --resume: must be used with an --out that holds last.ckpt"),
+    (["--resume"], "argument --resume: must be used with an --out that holds a run"),
     (["--colour"], "unrecognized arguments: --colour"),
 ]
 
@@ -363,21 +254,6 @@ def test_a_run_is_not_overwritten(whole: Path, capsys: pytest.CaptureFixture[str
 def test_output_that_is_a_file(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", str(npz)]) == 2
     assert "argument --out: must be a folder, got" in capsys.readouterr().err
-
-
-def test_resume_from_a_broken_checkpoint(
-    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "config.json").write_bytes((whole / "config.json").read_bytes())
-    (tmp_path / "last.ckpt").write_bytes((whole / "last.ckpt").read_bytes()[:5000])
-    assert main(["--resume", "--out", str(tmp_path)]) == 2
-    assert "--resume: must be used with a readable last.ckpt" in capsys.readouterr().err
-
-
-def test_resume_keeps_the_runs_options(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--resume", "--out", str(whole), "--lr", "1"]) == 2
-    error = capsys.readouterr().err
-    assert "argument --lr: must be left out or 0.5, as the run began" in error
 
 
 def test_help_needs_no_extra(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a run keeps while it trains: tables of its metrics and spectra, events, its checkpoint.
+"""What a run keeps while it trains: tables of its metrics and spectra, and events.
 
 The tables hold rows up to the checkpoint's step and no further when a run is resumed, so that a
 resumed run leaves the same tables as one that never stopped.
@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import signal
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -30,7 +26,7 @@ from vne_kernels.pretrain import evaluate
 from vne_kernels.pretrain.data import ImageSet, ViewBatch, stratified
 from vne_kernels.pretrain.events import BROKEN_IMAGE, COLLAPSE, RECOVERED, Events
 from vne_kernels.pretrain.faults import NonFiniteLoss
-from vne_kernels.pretrain.files import append_rows, read_table, replacing, write_table
+from vne_kernels.pretrain.files import append_rows, read_table, synchronise, write_table
 from vne_kernels.pretrain.model import Pretraining
 
 #: per step, as the objective gives them
@@ -39,7 +35,6 @@ STEP_HEADER = ("step", "epoch", *TERMS)
 #: at the end of an epoch: of a fixed batch, and of the test set
 ONLINE = ("probe_entropy", "effective_rank", "online_linear", "online_knn")
 EPOCH_HEADER = ("epoch", "step", *TERMS, *ONLINE)
-CHECKPOINT_SECONDS = 60.0
 FLUSH_STEPS = 50
 #: Entropy of a fixed batch over its largest, log min(n, d), below which the user is warned. At a
 #: batch of 128 it is an effective rank of 1.6: one direction holds nearly everything.
@@ -67,6 +62,10 @@ class Table:
 
     def append(self, rows: Iterable[Sequence[float]]) -> None:
         append_rows(self.path, ([_short(x) for x in row] for row in rows))
+
+    def synchronise(self) -> None:
+        """Wait until the rows are on the disk."""
+        synchronise(self.path)
 
 
 def _short(value: float) -> str:
@@ -103,7 +102,8 @@ class MetricsTables(Callback):
             self.this_epoch = [row for row in rows if row[1] == trainer.current_epoch + 1]
             self.epochs.keep_until(step)
             self.spectra.keep_until(step)
-            states = [row[1] for row in self.events.keep_until(step) if row[1] != BROKEN_IMAGE]
+            kinds = [kind for _, kind, _ in self.events.keep_until(step)]
+            states = [kind for kind in kinds if kind in (COLLAPSE, RECOVERED)]
             self.collapsed = states[-1:] == [COLLAPSE]
         if step == 0:
             self._spectrum(trainer, pl_module, epoch=0)
@@ -131,6 +131,13 @@ class MetricsTables(Callback):
         if rows:  # on process 0 alone
             self.steps.append(rows)
         self.this_epoch += rows
+
+    def before_saving(self, trainer: pl.Trainer) -> None:
+        """A checkpoint's rows are on the disk before it is: they are not written again."""
+        self.flush()
+        if trainer.is_global_zero:
+            for table in (self.steps, self.epochs, self.spectra, self.events):
+                table.synchronise()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.flush()
@@ -250,6 +257,10 @@ class BrokenImages(Callback):
             self._tell()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.before_saving(trainer)
+
+    def before_saving(self, trainer: pl.Trainer) -> None:
+        """Bring together what the processes have met; a resumed run does not meet it again."""
         if trainer.world_size > 1:
             everyones: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(everyones, self.met)
@@ -274,81 +285,3 @@ def _norms_of_the_batch(module: nn.Module) -> Iterator[None]:
     finally:
         for norm in norms:
             norm.track_running_stats = True
-
-
-class Checkpoints(Callback):
-    """``last.ckpt``: at the end of training, about every minute, and at Ctrl-C.
-
-    The first Ctrl-C lets the step in hand end, saves and stops the fit; the second stops at once
-    and leaves the checkpoint of the last minute. Must come after :class:`MetricsTables`, whose
-    rows have to be on disk when the checkpoint is.
-    """
-
-    def __init__(self, path: Path, tables: MetricsTables) -> None:
-        self.path = path
-        self.tables = tables
-        self.interrupted = False
-        self.saved_at = time.monotonic()
-        self.previous: Any = None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.saved_at = time.monotonic()
-        self.previous = signal.signal(signal.SIGINT, self._interrupt)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._restore()
-
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        self._restore()
-
-    def _interrupt(self, signum: int, frame: FrameType | None) -> None:
-        self.interrupted = True
-        self._restore()
-        # Not print: the progress bar may be inside the same stream's lock.
-        os.write(2, b"\nstopping after this step; press Ctrl-C again to stop at once\n")
-
-    def _restore(self) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)
-            self.previous = None
-
-    def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-    ) -> None:
-        # The last batch of an epoch leaves saving to the epoch's end, whose rows belong to it.
-        if not trainer.is_last_batch and self._due(trainer):
-            self._save(trainer)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_last_batch:
-            return  # interrupted, and saved when that happened
-        last = trainer.current_epoch + 1 == trainer.max_epochs
-        if self._due(trainer) or last:
-            self._save(trainer)
-
-    def _due(self, trainer: pl.Trainer) -> bool:
-        """All processes agree, since saving and stopping concern them all."""
-        agree = trainer.strategy.reduce_boolean_decision
-        if trainer.world_size > 1:
-            self.interrupted = agree(self.interrupted, all=False)
-        if self.interrupted:
-            trainer.should_stop = True
-            return True
-        due = time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
-        return agree(due, all=False) if trainer.world_size > 1 else due
-
-    def _save(self, trainer: pl.Trainer) -> None:
-        self.tables.flush()
-        if trainer.is_global_zero:
-            with replacing(self.path) as temporary:
-                trainer.save_checkpoint(temporary)
-        else:
-            trainer.save_checkpoint(self.path)  # takes part, writes nothing
-        self.saved_at = time.monotonic()

@@ -31,7 +31,7 @@ PRECISIONS = ("auto", "32-true", "bf16-mixed")
 STEMS = ("auto", "3x3", "7x7")
 AUGMENTATIONS = ("auto", "simclr", "simsiam", "byol", "affine")
 BATCH_NORMS = ("joint", "per-view")
-CHECKPOINT = "last.ckpt"  # in the output folder
+CHECKPOINT_SECONDS = 60.0  # between two
 DOWNLOADS = ("cifar10", "cifar100")
 
 #: Images up to this side take the paper's Table 4 for tiny images (CIFAR-10 and CIFAR-100).
@@ -47,7 +47,12 @@ FREE_ON_RESUME = (
     "download_dir",
     "knn_every",
     "evaluation",
+    "checkpoint_every",
+    "keep_checkpoints",
 )
+
+#: Options whose "auto" is decided when a run begins, and kept.
+DECIDED = ("stem", "augment", "precision")
 
 
 class OptionError(ValueError):
@@ -122,6 +127,8 @@ class Options:
     batch_norm: str = "joint"
     knn_every: int | None = None
     evaluation: bool = True
+    checkpoint_every: float = CHECKPOINT_SECONDS
+    keep_checkpoints: int = 3
     seed: int = 0
     workers: int | None = None
     accelerator: str = "auto"
@@ -141,6 +148,7 @@ class Options:
             ("image_size", 4),
             ("train_images", 2),
             ("knn_every", 0),
+            ("keep_checkpoints", 1),
             ("seed", 0),
             ("workers", 0),
             ("collective_timeout", 1),
@@ -148,7 +156,7 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise OptionError(name, f"an integer >= {low}", value)
-        for name in ("lr", "weight_decay", "beta_start", "beta_end"):
+        for name in ("lr", "weight_decay", "beta_start", "beta_end", "checkpoint_every"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
                 raise OptionError(name, "a finite number >= 0", value)
@@ -271,8 +279,16 @@ def load_config(run: Path) -> Config:
 
 
 def resumed_config(out: Path, given: Mapping[str, Any]) -> Config:
-    """The run's own options; those ``given`` must agree, or be free to change."""
+    """The run's own options; those ``given`` must agree, or be free to change.
+
+    The place of the run is ``out``, and an "auto" agrees with what it was decided to be.
+    """
     config = load_config(out)
+    given = {
+        name: value
+        for name, value in given.items()
+        if name != "out" and not (name in DECIDED and value == "auto")
+    }
     for name, value in given.items():
         if name not in FREE_ON_RESUME and value != getattr(config, name):
             wanted = f"left out or {getattr(config, name)!r}, as the run began, with --resume"

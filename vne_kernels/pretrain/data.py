@@ -7,7 +7,9 @@ another image takes its place.
 
 from __future__ import annotations
 
+import os
 import signal
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -457,6 +459,8 @@ def view_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
+        # its own, so that beginning an epoch anew draws nothing from what is resumed
+        generator=torch.Generator().manual_seed(sampler.seed),
         worker_init_fn=leave_interrupts_to_the_main_process,
     )
 
@@ -466,4 +470,15 @@ def as_is(batch: Any) -> Any:
 
 
 def leave_interrupts_to_the_main_process(_: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Signals that reach all processes: the main one still needs its loaders to end its step."""
+    for signum in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_wait_for_the_main_process_to_end_this_one, daemon=True).start()
+
+
+def _wait_for_the_main_process_to_end_this_one() -> None:
+    # by SIGTERM too, as torch and multiprocessing do with a loader that does not end
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -6,11 +6,12 @@ import csv
 import sys
 from pathlib import Path
 
-from vne_kernels.pretrain.files import append_rows, write_table
+from vne_kernels.pretrain.files import append_rows, synchronise, write_table
 
 HEADER = ("step", "kind", "message")
 COLLAPSE, RECOVERED, BROKEN_IMAGE = "collapse", "recovered", "broken-image"
 NON_FINITE = "non-finite"
+CHECKPOINT = "checkpoint"  # one that could not be used
 
 
 class Events:
@@ -37,6 +38,10 @@ class Events:
         append_rows(self.path, [(step, kind, message)])
         if say:  # on a line of its own: a progress bar stands on the one in hand
             print(f"\nvne-pretrain: step {step}: {message}", file=sys.stderr)
+
+    def synchronise(self) -> None:
+        """Wait until the rows are on the disk."""
+        synchronise(self.path)
 
 
 def read_events(path: Path) -> list[list[str]]:

@@ -12,12 +12,14 @@ class Fault(Exception):
     """Training cannot go on; the message is one line."""
 
     exit_code = 1
+    agreed = False  # raised on every process, so that one of them tells it
 
 
 class NonFiniteLoss(Fault):
     """The loss is NaN or infinite. Raised on every process in the same step."""
 
     exit_code = 3
+    agreed = True
 
 
 @contextmanager

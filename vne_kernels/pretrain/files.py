@@ -1,4 +1,4 @@
-"""Files appear whole or not at all: written under a temporary name, then renamed."""
+"""Files appear whole or not at all: written under a temporary name, on the disk, then renamed."""
 
 from __future__ import annotations
 
@@ -13,14 +13,45 @@ from typing import Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it to ``path`` when the block succeeds."""
-    # The suffix is kept: matplotlib and others choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    """Yield a temporary path beside ``path``; rename it to ``path`` when the block succeeds.
+
+    Its content is on the disk before it gets the name, and the name before the block is left: a
+    power cut leaves the old file or the new one.
+    """
+    temporary = temporary_name(path)
     try:
         yield temporary
-        os.replace(temporary, path)
+        publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_name(path: Path) -> Path:
+    """Where ``path`` is written before it is whole; :func:`remove_temporaries` knows it."""
+    # The suffix is kept: matplotlib and others choose the format by it.
+    return path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Rename a file in its folder once its content is on the disk, and the new name with it."""
+    synchronise(temporary)
+    os.replace(temporary, path)
+    synchronise(path.parent)
+
+
+def synchronise(path: Path) -> None:
+    """Wait until the file, or the folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what writers that were killed have left in ``folder``."""
+    for path in folder.glob(".*.tmp*"):
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

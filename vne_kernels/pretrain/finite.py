@@ -107,7 +107,7 @@ def _queue(trainer: pl.Trainer, module: Pretraining) -> _Queued:
     arrived = None
     if loss.is_cuda:
         loss = loss.to("cpu", non_blocking=True)
-        arrived = torch.cuda.Event()
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record()
     return _Queued(
         trainer.global_step + 1, trainer.current_epoch + 1, module.in_hand, loss, arrived
@@ -163,24 +163,30 @@ def _told(queued: _Queued, everyones: list[dict[str, Any]]) -> str:
         f"{name} {_short(worst[name])}"
         for name in ("entropy", "cosine", "information", "probe_loss", "lr", "beta")
     )
-    counts = ", ".join(
-        f"{'/'.join(str(view['not_finite']) for view in worst[name])} of {worst[name][0]['entries']} "
-        f"{name}"
-        for name in ("pixels", "features", "embeddings")
-    )
+    parts = ("pixels", "features", "embeddings")
+    counts = ", ".join(_told_counts(name, worst[name]) for name in parts)
     norms = worst["embedding_norms"][0]
     spread = " to ".join(_short(norms[name]) for name in ("min", "median", "max"))
-    parameters = worst["encoder_parameters_not_finite"]
     where = f" on process {rank}" if len(everyones) > 1 else ""
-    return (
-        f"the loss of step {queued.step}, epoch {queued.epoch}, is {_short(worst['loss'])}{where} "
-        f"({terms}); not finite in view 1/2: {counts}; embedding norms (min, median, max) {spread}; "
-        f"encoder parameters: largest {_short(worst['largest_encoder_parameter'])}, "
-        f"not finite {_first(parameters, SHOWN_PARAMETERS) or 'none'}; "
-        f"training images {_first(worst['images'], SHOWN_IMAGES)}; all of it in {FILE}; "
-        "no checkpoint was saved after it; where the options are to blame (--lr, --precision), "
-        "begin anew with others"
+    return "; ".join(
+        [
+            f"the loss of step {queued.step}, epoch {queued.epoch}, is {_short(worst['loss'])}{where}"
+            f" ({terms})",
+            f"not finite in view 1/2: {counts}",
+            f"embedding norms (min, median, max) {spread}",
+            f"encoder parameters: largest {_short(worst['largest_encoder_parameter'])}, not finite "
+            + (_first(worst["encoder_parameters_not_finite"], SHOWN_PARAMETERS) or "none"),
+            f"training images {_first(worst['images'], SHOWN_IMAGES)}",
+            f"all of it in {FILE}",
+            "no checkpoint was saved after it; where the options are to blame (--lr, --precision), "
+            "begin anew with others",
+        ]
     )
+
+
+def _told_counts(name: str, views: list[dict[str, int]]) -> str:
+    counts = "/".join(str(view["not_finite"]) for view in views)
+    return f"{counts} of {views[0]['entries']} {name}"
 
 
 def _short(value: float | str) -> str:

@@ -30,8 +30,8 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from vne_kernels.pretrain import environment
-from vne_kernels.pretrain.callbacks import CHECKPOINT_SECONDS, Table
-from vne_kernels.pretrain.config import OptionError
+from vne_kernels.pretrain.callbacks import Table
+from vne_kernels.pretrain.config import CHECKPOINT_SECONDS, OptionError
 from vne_kernels.pretrain.data import (
     TwoViews,
     as_is,

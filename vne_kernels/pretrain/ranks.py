@@ -1,8 +1,8 @@
 """The processes of one training, a rank each: how they start, and that none outlives another.
 
 Lightning starts them for ``--devices N``, or torchrun does. A rank that dies or hangs makes the
-collective that the others wait in fail: at once over gloo, else after ``--collective-timeout``. Each
-survivor then leaves word in a store that all of them can reach, and names those that do not.
+collective that the others wait in fail: at once over gloo, else after ``--collective-timeout``.
+Each survivor then leaves word in a store that all of them can reach, and names those that do not.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -24,9 +25,14 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from torch.distributed.distributed_c10d import (  # type: ignore[attr-defined]
+    PrefixStore,
+    Store,
+    TCPStore,
+)
 
 from vne_kernels.pretrain.config import Config, OptionError
-from vne_kernels.pretrain.faults import Fault, NonFiniteLoss
+from vne_kernels.pretrain.faults import Fault
 
 #: How long a survivor waits for word from the others.
 WORD_SECONDS = 10.0
@@ -131,19 +137,34 @@ class Ranks(Callback):
     """Keeps the way to the store open, through which survivors tell of each other."""
 
     def __init__(self) -> None:
-        self.store: dist.Store | None = None
+        self.store: Store | None = None
+        self.failed = False
+        self.sigterm: Any = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if trainer.world_size > 1:
-            self.store = dist.PrefixStore(
+            self.store = PrefixStore(
                 "vne-pretrain",
-                dist.TCPStore(
+                TCPStore(
                     os.environ["MASTER_ADDR"],
                     int(os.environ["MASTER_PORT"]),
                     is_master=False,
                     timeout=timedelta(seconds=WORD_SECONDS),
                 ),
             )
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self.failed = True
+        if trainer.world_size > 1:
+            signal.signal(signal.SIGTERM, self._terminate)
+
+    def _terminate(self, signum: int, frame: FrameType | None) -> None:
+        """Not while a survivor waits for word: torchrun ends the others as soon as one is dead."""
+        if not self.failed:
+            signal.signal(signum, self.sigterm)
+            signal.raise_signal(signum)
 
     @contextmanager
     def reported(self, trainer: pl.Trainer) -> Iterator[None]:
@@ -152,18 +173,22 @@ class Ranks(Callback):
         What the processes agree on passes through. The process that started the others waits until
         they have ended.
         """
+        if trainer.world_size == 1:
+            yield
+            return
+        self.sigterm = signal.signal(signal.SIGTERM, self._terminate)
         try:
             yield
         except Exception as error:
-            if trainer.world_size == 1:
-                raise
             deadline = time.monotonic() + WORD_SECONDS + 3
             try:
-                if not isinstance(error, NonFiniteLoss):
+                if not (isinstance(error, Fault) and error.agreed):
                     self._report(trainer, error)
             finally:
                 _end_children(trainer, deadline)
             raise
+        finally:
+            signal.signal(signal.SIGTERM, self.sigterm)
 
     def _report(self, trainer: pl.Trainer, error: Exception) -> None:
         """Raise the fault that others have caused; return where it is this process's own."""
@@ -177,9 +202,8 @@ class Ranks(Callback):
         except (AssertionError, RuntimeError):  # the store went with the process that held it
             words = ["rank 0 has died, or its machine cannot be reached"]
         if lost:
-            raise Fault(
-                f"rank {rank}: {'; '.join(words) or 'no rank has died'}; training stops ({own[:200]})"
-            ) from error
+            who = "; ".join(words) or "no other rank has died"
+            raise Fault(f"rank {rank}: {who}; training stops ({own[:200]})") from error
 
     def _words(self, trainer: pl.Trainer, rank: int, world: int) -> list[str]:
         """Who of the others is gone, and why."""

@@ -56,6 +56,8 @@ OPTIONS = {
         "workers",
         "knn_every",
         "evaluation",
+        "checkpoint_every",
+        "keep_checkpoints",
     ),
 }
 

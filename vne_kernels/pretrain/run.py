@@ -12,22 +12,22 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vne_kernels.pretrain import environment, evaluate, precision, ranks, report
+from vne_kernels.pretrain import checkpoints, environment, evaluate, precision, ranks, report
 from vne_kernels.pretrain.augment import make_views, plain_view
 from vne_kernels.pretrain.callbacks import (
     BrokenImages,
-    Checkpoints,
     MetricsTables,
     OnlineEvaluation,
 )
+from vne_kernels.pretrain.checkpoints import Resumed
 from vne_kernels.pretrain.config import (
-    CHECKPOINT,
     DIFFERENCES_OF_ENTROPIES,
     SMALL,
     Config,
@@ -37,24 +37,22 @@ from vne_kernels.pretrain.data import EpochSampler, ImageData, ViewBatch, view_l
 from vne_kernels.pretrain.environment import device_name
 from vne_kernels.pretrain.events import BROKEN_IMAGE, Events, read_events
 from vne_kernels.pretrain.faults import loading_processes
-from vne_kernels.pretrain.files import read_table, replacing, write_json
+from vne_kernels.pretrain.files import read_table, remove_temporaries, replacing, write_json
 from vne_kernels.pretrain.finite import FiniteLoss
 from vne_kernels.pretrain.model import Pretraining, make_encoder
+from vne_kernels.pretrain.saving import CheckpointFolder, Checkpoints
+from vne_kernels.pretrain.stopping import Stopped, StopSignals
 
 EVENTS, ENVIRONMENT = "events.csv", "environment.json"
 LOG_STEPS = 10  # between two points in TensorBoard; metrics.csv has every step
 
 
-class Interrupted(Exception):
-    """Ctrl-C ended the training; the checkpoint holds everything."""
-
-
-def run(config: Config, data: ImageData, *, resume: bool) -> None:
+def run(config: Config, data: ImageData, *, resume: bool, signals: StopSignals) -> None:
     """Train (or go on training), evaluate, draw, write ``results.json``.
 
     Raises:
         OptionError: the options do not fit the data or the machine.
-        Interrupted: Ctrl-C stopped the training.
+        Stopped: a signal ended it; what was trained is saved.
     """
     start = time.monotonic()
     _quiet()
@@ -70,30 +68,35 @@ def run(config: Config, data: ImageData, *, resume: bool) -> None:
     )
     fixed = _fixed_batch(config, data)
     tables = MetricsTables(out, fixed, config.projector_dim, online, events)
-    checkpoints = Checkpoints(out / CHECKPOINT, tables)
     processes = ranks.Ranks()
     finite = FiniteLoss(out, data.train, events)
-    watched = [processes, finite, BrokenImages(events)]
-    trainer = _trainer(config, [TQDMProgressBar(), *watched, tables, checkpoints])
+    broken = BrokenImages(events)
+    resumed = checkpoints.newest(config) if resume else Resumed()
+    before_saving = (broken.before_saving, tables.before_saving)
+    saving = Checkpoints(config, signals, resumed, events, before_saving)
+    trainer = _trainer(config, [TQDMProgressBar(), processes, finite, broken, tables, saving])
     device = trainer.strategy.root_device
     steps = config.epochs * _steps_per_epoch(config, len(data.train))
-    steps_before = _steps_done(out / CHECKPOINT) if resume else 0
-    loader = _loader(config, data, trainer, steps_before)
+    loader = _loader(config, data, trainer, resumed.step)
     described = environment.describe(device)
     if resume:
         described = environment.resumed(out / ENVIRONMENT, described)
     if trainer.is_global_zero:
         _begin_output(out, config, described)
         _announce(config, data, steps, device)
+        if resume:
+            print(f"resumed   {resumed}", flush=True)
 
     module = _seeded_module(config, steps, data.classes)
+    resumed.check_fits(module.state_dict())
     fit_start = time.monotonic()
-    checkpoint = out / CHECKPOINT if resume else None
     with processes.reported(trainer), loading_processes():
-        trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, loader, ckpt_path=resumed.path, weights_only=True)
     fit_seconds = time.monotonic() - fit_start
-    if checkpoints.interrupted:
-        raise Interrupted
+    if not trainer.is_global_zero and _started_by_another(trainer):
+        return
+    if signals.received:
+        raise Stopped(signals.received)
     if not trainer.is_global_zero:
         return
 
@@ -106,7 +109,7 @@ def run(config: Config, data: ImageData, *, resume: bool) -> None:
     results["training"] = {
         "steps": steps,
         "last_epoch": _last_epoch(out),
-        "steps_of_this_process": steps - steps_before,
+        "steps_of_this_process": steps - resumed.step,
         "seconds_of_this_process": round(fit_seconds, 2),
     }
     results["data"] = _told_data(config, data, out)
@@ -115,7 +118,7 @@ def run(config: Config, data: ImageData, *, resume: bool) -> None:
     write_json(out / "results.json", results)
     report.write(out)
     print(
-        f"wrote report.html, results.json, encoder.pt, {CHECKPOINT}, tables (*.csv) and pictures "
+        "wrote report.html, results.json, encoder.pt, checkpoints, tables (*.csv) and pictures "
         f"(*.png) in {out}"
     )
 
@@ -136,6 +139,8 @@ def _told_data(config: Config, data: ImageData, out: Path) -> dict[str, Any]:
 def _begin_output(out: Path, config: Config, described: dict[str, Any]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
+        for folder in (out, out / checkpoints.FOLDER):
+            remove_temporaries(folder)
         write_json(out / "config.json", dataclasses.asdict(config))
         write_json(out / ENVIRONMENT, described)
     except OSError as error:
@@ -197,6 +202,7 @@ def _trainer(config: Config, callbacks: list[pl.Callback]) -> pl.Trainer:
             callbacks=callbacks,
             log_every_n_steps=LOG_STEPS,
             enable_checkpointing=False,
+            plugins=[CheckpointFolder()],
             enable_model_summary=False,
             # torch has none on a CPU: there each process takes its own part's statistics
             sync_batchnorm=_device_type(config.accelerator) == "cuda",
@@ -270,11 +276,9 @@ def _seeded_module(config: Config, steps: int, classes: int) -> Pretraining:
         return Pretraining(config, steps, classes)
 
 
-def _steps_done(checkpoint: Path) -> int:
-    try:
-        return int(evaluate.read_tensors(checkpoint)["global_step"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise OptionError("resume", f"used with a readable {CHECKPOINT}", str(error)) from error
+def _started_by_another(trainer: pl.Trainer) -> bool:
+    """Lightning's own launcher takes any exit code but 0 of such a process for a failure."""
+    return isinstance(getattr(trainer.strategy, "cluster_environment", None), LightningEnvironment)
 
 
 def _fixed_batch(config: Config, data: ImageData) -> Tensor:

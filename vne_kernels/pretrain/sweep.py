@@ -22,7 +22,9 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
-from vne_kernels.pretrain.config import CHECKPOINT, OptionError
+from vne_kernels.pretrain import checkpoints
+from vne_kernels.pretrain.config import OptionError
+from vne_kernels.pretrain.stopping import PREEMPTIONS, REQUEUE
 
 PROGRAM = (sys.executable, "-m", "vne_kernels.pretrain")
 TRAINED, EVALUATED = "results.json", "linear_eval.json"  # what the two commands end with
@@ -42,7 +44,7 @@ class Run:
     def next_command(self) -> tuple[str, ...] | None:
         """The arguments that the folder's files ask for; ``None``: the run is finished."""
         if not (self.folder / TRAINED).exists():
-            resume = ("--resume",) if (self.folder / CHECKPOINT).exists() else ()
+            resume = ("--resume",) if checkpoints.files(self.folder) else ()
             return ("train", "--out", str(self.folder), *self.train, *resume)
         if not (self.folder / EVALUATED).exists():
             return ("linear-eval", str(self.folder), *self.linear_eval)
@@ -58,14 +60,14 @@ class Outcome:
     """How a sweep ended."""
 
     failed: list[Run] = field(default_factory=list)
-    interrupted: bool = False
+    signum: int | None = None  # of the signal that stopped it before all was done
 
 
 def sweep(out: Path, runs: Sequence[Run], jobs: int, after_each: Callable[[], None]) -> Outcome:
     """Train and evaluate what is not finished of ``runs``, ``jobs`` of them side by side.
 
-    A run that fails is told and left, the others go on. Ctrl-C, SIGTERM and the end of the terminal
-    reach every process as Ctrl-C, and the sweep waits until they have saved.
+    A run that fails is told and left, the others go on. Ctrl-C, SIGTERM, SIGUSR1 and the end of
+    the terminal reach every process as Ctrl-C, and the sweep waits until they have saved.
 
     Args:
         out: the folder of the sweep, locked while it goes on.
@@ -107,11 +109,14 @@ def sweep(out: Path, runs: Sequence[Run], jobs: int, after_each: Callable[[], No
                 if child.run.finished:
                     bar.update()
                     after_each()
+                elif child.process.returncode == REQUEUE:
+                    signals.append(signal.SIGTERM)  # the cluster told the process, and not us yet
                 elif not signals:
                     outcome.failed.append(child.run)
                     bar.write(child.failure(), sys.stderr)
                 _show(bar, running, jobs)
-        outcome.interrupted = bool(signals) and not all(run.finished for run in runs)
+        if signals and not all(run.finished for run in runs):
+            outcome.signum = signals[0]
     return outcome
 
 
@@ -224,7 +229,7 @@ def _noted_signals() -> Iterator[list[int]]:
     def note(signum: int, frame: FrameType | None) -> None:
         received.append(signum)
 
-    signums = [signal.SIGINT, signal.SIGTERM]
+    signums = [signal.SIGINT, *PREEMPTIONS]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
         signums.append(signal.SIGHUP)
     previous = [(signum, signal.signal(signum, note)) for signum in signums]

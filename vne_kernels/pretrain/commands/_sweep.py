@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vne_kernels.pretrain import recipes
 from vne_kernels.pretrain.commands import train
 from vne_kernels.pretrain.config import OptionError, resumed_config
+from vne_kernels.pretrain.stopping import PREEMPTIONS, REQUEUE
 
 if TYPE_CHECKING:  # it needs the extra, which help and bad options do without
     from vne_kernels.pretrain.sweep import Run
@@ -23,7 +24,8 @@ What stands after -- are options of vne-pretrain train, the same for every run; 
 
 Each run has a folder of its own in --out, with the files of vne-pretrain train and linear-eval.
 Ctrl-C lets the running ones save what they have done; the same command then goes on, and skips what
-is finished. A run that fails is told, and tried again next time; exit code 1.
+is finished; so do SIGTERM and SIGUSR1, with exit code 75. A run that fails is told, and tried again
+next time; exit code 1.
 """
 
 
@@ -82,9 +84,9 @@ def sweep(given: Mapping[str, Any], runs: Sequence[Run], after_each: Callable[[]
     from vne_kernels.pretrain.sweep import sweep
 
     outcome = sweep(Path(given["out"]), runs, given["jobs"], after_each)
-    if outcome.interrupted:
+    if outcome.signum is not None:
         print("\nstopped, and nothing is lost; the same command goes on", file=sys.stderr)
-        return 130
+        return REQUEUE if outcome.signum in PREEMPTIONS else 130
     if outcome.failed:
         names = ", ".join(run.folder.name for run in outcome.failed)
         print(f"\n{len(outcome.failed)} of {len(runs)} runs failed: {names}", file=sys.stderr)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+from vne_kernels.pretrain import checkpoints
 from vne_kernels.pretrain.config import (
     AUGMENTATIONS,
     BACKBONES,
     BATCH_NORMS,
     BETA_SCHEDULES,
-    CHECKPOINT,
     DIGITS,
     LOSSES,
     METHODS,
@@ -24,6 +25,11 @@ from vne_kernels.pretrain.config import (
     Options,
     resumed_config,
 )
+from vne_kernels.pretrain.faults import Fault
+from vne_kernels.pretrain.stopping import REQUEUE, Stopped, StopSignals
+
+#: What a run ends with.
+LAST_FILES = ("results.json", "report.html")
 
 DESCRIPTION = """\
 Pretrain a ResNet without labels by maximising the von Neumann mutual information of two views:
@@ -48,13 +54,16 @@ written to the output folder:
                        for small images), configuration, environment
   encoder.pt           the encoder's state dict in torchvision's names, without the classifier:
                        load it with torch.load(path, weights_only=True), or vne-pretrain export
-  last.ckpt            Lightning's checkpoint, for --resume
+  checkpoints/         Lightning's checkpoints, for --resume: the newest is the one to go on from
   metrics.csv          a row per step; entropies are in nats
   epochs.csv           a row per epoch; spectrum.csv: eigenvalues on a fixed batch
   events.csv           collapses, images that could not be read
   *.png                loss, entropy, cosine, spectrum, accuracies; and tensorboard/
 
-Ctrl-C saves last.ckpt after the step in hand; --resume goes on from there with nothing lost.
+Ctrl-C saves a checkpoint after the step in hand; --resume goes on from there with nothing lost, and
+after a crash or a power cut from the last checkpoint. SIGTERM and SIGUSR1, by which a cluster takes
+its machine back, save one too; then the exit code is 75, on which a scheduler can requeue the same
+command with --resume auto.
 """
 
 
@@ -81,7 +90,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="so many of the training images, of every class in proportion (default: all)",
     )
     add("--out", metavar="DIR", help="output folder (default: runs/NAME of the recipe or the data)")
-    add("--resume", action="store_true", help="go on with the run in the output folder")
+    add(
+        "--resume",
+        nargs="?",
+        const=True,
+        choices=("auto",),
+        help="go on with the run in the output folder; auto: or begin it, if there is none",
+    )
+    add(
+        "--checkpoint-every",
+        type=float,
+        metavar="SECONDS",
+        help="0: after every step (default: 60)",
+    )
+    add("--keep-checkpoints", type=int, metavar="N", help="the newest ones (default: 3)")
     add("--loss", choices=LOSSES, help="default: vn-doe, the paper's Algorithm 1")
     add("--epochs", type=int, metavar="N", help=_default("epochs"))
     add("--batch-size", type=int, metavar="N", help="of all devices together (default: 128)")
@@ -171,65 +193,91 @@ def _default(name: str) -> str:
 def start(given: dict[str, Any]) -> int:
     from vne_kernels.pretrain import recipes
 
-    resume = given.pop("resume", False)
-    if resume:
-        out = Path(given["out"]) if "out" in given else Options(**given).out_dir
-    else:
-        options = recipes.options(given)
-        out = options.out_dir
+    asked = given.pop("resume", None)
+    out = Path(given["out"]) if "out" in given else Options(**given).out_dir
+    resume = asked is True or (asked == "auto" and _holds_a_run(out))
     _check_output(out, resume)
-
-    # Here, not above: help and the checks of the options come at once, without the extra.
-    from vne_kernels.pretrain.data import load, load_for
-    from vne_kernels.pretrain.faults import Fault, NonFiniteLoss
-    from vne_kernels.pretrain.ranks import global_rank
-    from vne_kernels.pretrain.run import Interrupted, run
-
+    if asked == "auto" and all((out / name).exists() for name in LAST_FILES):
+        resumed_config(out, given)  # the options agree
+        print(f"the run in {out} is finished")
+        return 0
+    options = None if resume else recipes.options(given)
     try:
-        if resume:
-            config = resumed_config(out, given)
-            data = load_for(config)
-        else:
-            data = load(
-                options.data,
-                options.download_dir,
-                classes=options.classes,
-                train_images=options.train_images,
-            )
-            config = options.resolved(data.native_size)
-        run(config, data, resume=resume)
-    except Interrupted:
-        if global_rank() == 0:
-            print("stopped and saved; nothing is lost", file=sys.stderr)
-            _say_how_to_resume(out)
-        return 130
+        with StopSignals() as signals:
+            _run(options, out, given, signals)
+    except Stopped as stopped:
+        return _stopped(stopped, out)
     except Fault as fault:
-        if global_rank() == 0 or not isinstance(fault, NonFiniteLoss):
-            # on a line of its own: a progress bar stands on the one in hand
-            print(f"\nvne-pretrain: error: {fault}", file=sys.stderr)
-            if (out / CHECKPOINT).exists():
-                _say_how_to_resume(out)
-        return fault.exit_code
+        return _told(fault, out)
     except KeyboardInterrupt:
-        if (out / CHECKPOINT).exists():
+        if checkpoints.files(out):
             _say_how_to_resume(out)
         raise
     return 0
 
 
-def _say_how_to_resume(out: Path) -> None:
+def _run(options: Options | None, out: Path, given: dict[str, Any], signals: StopSignals) -> None:
+    # Here, not above: help and the checks of the options come at once, without the extra.
+    from vne_kernels.pretrain.data import load, load_for
+    from vne_kernels.pretrain.run import run
+
+    if options is None:
+        config = resumed_config(out, given)
+        data = load_for(config)
+    else:
+        data = load(
+            options.data,
+            options.download_dir,
+            classes=options.classes,
+            train_images=options.train_images,
+        )
+        config = options.resolved(data.native_size)
+    run(config, data, resume=options is None, signals=signals)
+
+
+def _told(fault: Fault, out: Path) -> int:
+    """What to say, and the exit code."""
+    from vne_kernels.pretrain.ranks import global_rank
+
+    if global_rank() == 0 or not fault.agreed:
+        # on a line of its own: a progress bar stands on the one in hand
+        print(f"\nvne-pretrain: error: {fault}", file=sys.stderr)
+        if checkpoints.files(out):
+            _say_how_to_resume(out)
+    return fault.exit_code
+
+
+def _stopped(stopped: Stopped, out: Path) -> int:
+    """What to say, and the exit code."""
+    if stopped.signum == signal.SIGINT:
+        print("stopped and saved; nothing is lost", file=sys.stderr)
+        _say_how_to_resume(out)
+        return 130
     print(
-        f"go on from {CHECKPOINT} with:\n  vne-pretrain --resume --out {shlex.quote(str(out))}",
+        f"{stopped}: stopped and saved; run the same command with --resume auto to go on",
         file=sys.stderr,
     )
+    return REQUEUE
+
+
+def _say_how_to_resume(out: Path) -> None:
+    print(
+        f"go on from the last checkpoint with:\n"
+        f"  vne-pretrain --resume --out {shlex.quote(str(out))}",
+        file=sys.stderr,
+    )
+
+
+def _holds_a_run(out: Path) -> bool:
+    """One that has begun, whether or not it has come to its first checkpoint."""
+    return (out / "config.json").exists()
 
 
 def _check_output(out: Path, resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise OptionError("out", "a folder", str(out))
-    exists = (out / CHECKPOINT).exists()
-    if exists and not resume:
+    if checkpoints.files(out) and not resume:
         wanted = "a folder without a run (or add --resume to go on with it)"
         raise OptionError("out", wanted, str(out))
-    if resume and not exists:
-        raise OptionError("resume", f"used with an --out that holds {CHECKPOINT}", str(out))
+    if resume and not _holds_a_run(out):
+        raise OptionError("resume", "used with an --out that holds a run", str(out))

@@ -29,11 +29,15 @@ else:
 
 KEYS = {"description", "source", "not_stated", "options", "batch_size"}
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
+NOT_OF_RECIPES = (
+    *("out", "recipe", "accelerator", "devices", "workers", "download_dir"),
+    *("checkpoint_every", "keep_checkpoints"),
+)
 #: Option -> its type. A recipe says what is computed, not where and how fast.
 ALLOWED: dict[str, type] = {
     field.name: TYPES[str(field.type).split(" | ")[0]]
     for field in dataclasses.fields(Options)
-    if field.name not in ("out", "recipe", "accelerator", "devices", "workers", "download_dir")
+    if field.name not in NOT_OF_RECIPES
 }
 
 

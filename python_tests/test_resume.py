@@ -1,0 +1,407 @@
+"""A run that is stopped, killed or loses a file goes on as if nothing had been.
+
+Equal means: every tensor of the last checkpoint and of the encoder bit for bit, the tables byte for
+byte (see kill_and_resume.py, of which a short form runs here). It holds for equal numbers of
+threads, hence one everywhere.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from kill_and_resume import differences, run_trial
+from tiny_run import SMALL, STEPS_PER_EPOCH, write_npz
+
+from vne_kernels.pretrain import checkpoints, files, random_state
+from vne_kernels.pretrain import run as run_module
+from vne_kernels.pretrain.cli import main
+from vne_kernels.pretrain.config import OptionError, load_config, resumed_config
+from vne_kernels.pretrain.events import read_events
+from vne_kernels.pretrain.model import Pretraining
+
+LAST = 2 * STEPS_PER_EPOCH
+SECONDS_TO_START = 8  # of a process, about: it imports torch and lightning
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Of a run of two epochs, without its place."""
+    data = write_npz(tmp_path_factory.mktemp("data") / "grey.npz")
+    return ["--data", str(data), *SMALL, "--workers", "0", "--epochs", "2"]
+
+
+@pytest.fixture(scope="module")
+def whole(arguments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run without a stop, with the checkpoints of its last three steps."""
+    out = tmp_path_factory.mktemp("whole")
+    assert main([*arguments, "--out", str(out), "--checkpoint-every", "0"]) == 0
+    return out
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    """A run folder of its own, as after the training and before the evaluation."""
+    out = tmp_path / "copy"
+    # Links: the program replaces and deletes files, and appends to tables alone.
+    shutil.copytree(whole, out, copy_function=os.link)
+    for path in (*out.glob("*.csv"), out / "config.json"):
+        path.unlink()
+        shutil.copy(whole / path.name, path)
+    for name in ("results.json", "report.html", "encoder.pt"):
+        (out / name).unlink()
+    return out
+
+
+def rows(path: Path) -> list[dict[str, float]]:
+    with path.open(newline="") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def steps(out: Path) -> list[int]:
+    return [checkpoints.step_of(path) for path in checkpoints.files(out)]
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()  # it may be a link to the whole run's
+    path.write_bytes(content)
+
+
+# ---- the files ---------------------------------------------------------------------------------
+
+
+def test_the_newest_checkpoints_are_kept_and_named_by_their_content(whole: Path) -> None:
+    assert steps(whole) == [LAST, LAST - 1, LAST - 2]
+    for path in checkpoints.files(whole):
+        assert path.stem.endswith("-" + hashlib.sha256(path.read_bytes()).hexdigest()[:16])
+    assert len(list((whole / "checkpoints").iterdir())) == 3  # and no temporary file
+
+
+def test_a_checkpoint_is_whole_or_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = {"global_step": 7, "state_dict": {"a": torch.arange(5)}}
+    path = checkpoints.write(tmp_path / "checkpoints", 7, content)
+    assert torch.equal(checkpoints.read(path)["state_dict"]["a"], torch.arange(5))
+    order = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: order.append("fsync"))
+    monkeypatch.setattr(os, "replace", lambda *paths: order.append("rename"))
+    checkpoints.write(tmp_path / "checkpoints", 8, content)
+    assert order == ["fsync", "rename", "fsync"]  # the content, the name, the list of names
+
+    def fail(*_: object) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="no space"):
+        checkpoints.write(tmp_path / "checkpoints", 8, content)
+    assert list((tmp_path / "checkpoints").iterdir()) == [path]
+
+
+def test_temporary_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").touch()
+    for name in ("step-00000007.ckpt", "results.json", "loss.png"):
+        files.temporary_name(tmp_path / name).touch()
+    files.remove_temporaries(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_generators_go_on_where_they_were(tmp_path: Path) -> None:
+    def draw() -> list[float]:
+        numbers = [random.random(), random.gauss(0, 1), float(torch.randn(1))]
+        return [*numbers, np.random.random(), np.random.standard_normal()]  # noqa: NPY002
+
+    random_state.seed(5)
+    first = draw()
+    torch.save(random_state.collect(), tmp_path / "states")
+    second = draw()
+    random_state.restore(torch.load(tmp_path / "states", weights_only=True))
+    assert draw() == second != first
+
+
+# ---- stopped and going on ----------------------------------------------------------------------
+
+
+def test_finished_run_only_evaluates_when_resumed(whole: Path) -> None:
+    before = {name: (whole / name).read_bytes() for name in ("metrics.csv", "spectrum.csv")}
+    assert main(["--resume", "--out", str(whole), "--workers", "0"]) == 0
+    assert before == {name: (whole / name).read_bytes() for name in before}
+
+
+SLURM = {"NTASKS": "1", "JOB_NAME": "train", "JOB_ID": "1", "PROCID": "0", "LOCALID": "0"}
+
+
+@pytest.mark.parametrize(
+    ("step", "signum", "code", "advice"),
+    [
+        (3, signal.SIGINT, 130, "vne-pretrain --resume --out {out}"),
+        (STEPS_PER_EPOCH, signal.SIGTERM, 75, "SIGTERM: stopped and saved; run the same command"),
+        (7, signal.SIGUSR1, 75, "SIGUSR1: stopped and saved; run the same command"),
+    ],
+)
+def test_stopped_and_resumed_run_equals_the_whole_one(
+    step: int,
+    signum: signal.Signals,
+    code: int,
+    advice: str,
+    arguments: list[str],
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "run"
+    original = Pretraining.training_step
+
+    def signalled(self: Pretraining, *args: object) -> object:
+        if self.global_step == step - 1:
+            signal.raise_signal(signum)
+        return original(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Pretraining, "training_step", signalled)
+    if signum == signal.SIGUSR1:  # by which Lightning would requeue a job of Slurm's
+        for name, value in SLURM.items():
+            monkeypatch.setenv(f"SLURM_{name}", value)
+    handlers = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    assert main([*arguments, "--out", str(out)]) == code
+    assert advice.format(out=out) in capsys.readouterr().err
+    assert len(rows(out / "metrics.csv")) == step
+    assert steps(out) == [step]
+    assert not list(out.glob("hpc_ckpt*"))
+    monkeypatch.undo()
+    # what a crash after the checkpoint would leave: it is dropped, not doubled
+    with (out / "metrics.csv").open("a") as file:
+        file.write(f"{step + 1},1,0,0,0,0,0\n{step + 2},1,0")
+    assert main(["--resume", "--out", str(out)]) == 0
+    assert f"resumed   at step {step}, from step-{step:08d}-" in capsys.readouterr().out
+    assert list(differences(whole, out)) == []
+    environment = json.loads((out / "environment.json").read_text())
+    assert len(environment["resumed"]) == 1
+    assert environment["resumed"][0].keys() == environment.keys() - {"resumed"}
+    assert f"{environment['resumed'][0]['started']} on cpu (" in (out / "report.html").read_text()
+    assert handlers == [
+        signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    ]
+
+
+def test_sigterm_while_evaluating_ends_at_once(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run_module, "_evaluate", lambda *_: signal.raise_signal(signal.SIGTERM))
+    assert main(["--resume", "--out", str(copy)]) == 75
+    assert "run the same command with --resume auto to go on" in capsys.readouterr().err
+    assert not (copy / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("signum", "code", "options"),
+    [
+        # to all processes, of which one loads images, as a terminal's Ctrl-C does
+        (signal.SIGINT, 130, ["--workers", "1"]),
+        # to the first of two that train: they agree on the step
+        (signal.SIGTERM, 75, ["--workers", "0", "--devices", "2"]),
+    ],
+)
+def test_signal_at_a_process(
+    signum: signal.Signals, code: int, options: list[str], arguments: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "vne_kernels.pretrain", *arguments, "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, "--epochs", "500", "--knn-every", "0", *options],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "epochs.csv").exists() or len(rows(out / "epochs.csv")) < 1:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        (os.killpg if signum == signal.SIGINT else os.kill)(process.pid, signum)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    assert process.returncode == code, errors
+    assert "stopped and saved" in errors
+    (done,) = steps(out)
+    assert done >= STEPS_PER_EPOCH
+    assert rows(out / "metrics.csv")[-1]["step"] == done
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_and_resumed_run_equals_the_whole_one(
+    seed: int, arguments: list[str], whole: Path, tmp_path: Path
+) -> None:
+    results = json.loads((whole / "results.json").read_text())
+    seconds = SECONDS_TO_START + results["training"]["seconds_of_this_process"]
+    options = [*arguments, "--checkpoint-every", "0"]
+    trial = run_trial(options, tmp_path / "run", whole, seconds, random.Random(seed))
+    assert trial.moments
+    assert trial.differences == []
+
+
+# ---- --resume and --resume auto ----------------------------------------------------------------
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(
+    copy: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(copy / "checkpoints")
+    files.temporary_name(copy / "config.json").touch()
+    assert main(["--resume", "--out", str(copy)]) == 0
+    assert "resumed   at step 0, since there is no checkpoint yet" in capsys.readouterr().out
+    assert list(differences(whole, copy)) == []
+    assert not list(copy.glob(".*"))
+
+
+def test_the_same_command_begins_goes_on_and_ends(
+    whole: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    command = [*arguments, "--out", f"{whole}/", "--resume", "auto"]
+    assert main([*command, "--stem", "auto", "--checkpoint-every", "5"]) == 0
+    assert f"the run in {whole} is finished" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    assert main([*command, "--lr", "1"]) == 2
+    assert "argument --lr: must be left out or 0.5, as the run began" in capsys.readouterr().err
+
+
+def test_resume_keeps_the_runs_options(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--resume", "--out", str(whole), "--lr", "1"]) == 2
+    error = capsys.readouterr().err
+    assert "argument --lr: must be left out or 0.5, as the run began" in error
+
+
+def test_what_auto_was_decided_to_be_stays(whole: Path) -> None:
+    given = {"precision": "auto", "stem": "auto", "augment": "auto", "keep_checkpoints": 5}
+    config = resumed_config(whole, given)
+    assert (config.precision, config.stem, config.augment) == ("32-true", "3x3", "simclr")
+    assert config.keep_checkpoints == 5
+
+
+# ---- checkpoints that cannot be used -----------------------------------------------------------
+
+
+def test_a_corrupt_checkpoint_gives_way_to_the_one_before_it(
+    copy: Path, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    newest = checkpoints.files(copy)[0]
+    flip_a_byte(newest)
+    assert main(["--resume", "--out", str(copy)]) == 0
+    reason = f"{newest.name}: its checksum is not the one in its name"
+    message = f"passed over a checkpoint, {reason}; it is now {newest.name}.rejected"
+    assert f"vne-pretrain: step {LAST - 1}: {message}" in capsys.readouterr().err
+    assert read_events(copy / "events.csv") == [[str(LAST - 1), "checkpoint", message]]
+    assert list(differences(whole, copy)) == ["events.csv"]
+    assert steps(copy) == [LAST, LAST - 1, LAST - 2]
+
+
+def test_no_good_checkpoint(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = checkpoints.files(copy)
+    for path in found:
+        flip_a_byte(path)
+    assert main(["--resume", "--out", str(copy)]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "--resume: must be used with a folder in which a checkpoint can be read (3 tried)" in error
+    )
+    assert all(f"{path.name}: its checksum" in error for path in found)
+    assert "Traceback" not in error
+
+
+class Malicious:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_foreign_pickle_is_refused(
+    earlier: bool, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, bait = tmp_path / "run", tmp_path / "executed"
+    (out / "checkpoints").mkdir(parents=True)
+    shutil.copy(whole / "config.json", out)
+    content = pickle.dumps({"global_step": 3, "state_dict": Malicious(bait)})
+    name = f"step-00000003-{hashlib.sha256(content).hexdigest()[:16]}.ckpt"
+    path = out / "last.ckpt" if earlier else out / "checkpoints" / name
+    path.write_bytes(content)
+    assert main(["--resume", "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert f"{path.name}: refused, not a checkpoint's content (Unsupported global: GLOBAL" in error
+    assert "Traceback" not in error
+    assert not bait.exists()
+    pickle.loads(content)
+    assert bait.exists()  # it would have been
+
+
+def test_a_checkpoint_of_another_architecture(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(whole / "config.json", tmp_path)
+    told = json.loads((whole / "config.json").read_text())
+    content = {"global_step": 3, "state_dict": {}, "config": told | {"backbone": "resnet50"}}
+    path = checkpoints.write(tmp_path / "checkpoints", 3, content)
+    assert main(["--resume", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert "--resume: must be used with checkpoints of a run with --backbone resnet18, " in error
+    assert f"got '{path.name} of a run with --backbone resnet50'" in error
+    assert "Traceback" not in error
+
+
+def test_a_checkpoint_that_does_not_fit_the_network(whole: Path) -> None:
+    resumed = checkpoints.newest(load_config(whole))
+    state = {name: torch.empty(shape) for name, shape in resumed.shapes.items()}
+    resumed.check_fits(state)
+    state["probe.weight"] = torch.empty(9, 512)  # of images of nine classes, not four
+    with pytest.raises(OptionError, match=r"whose probe.weight \(9, 512\), got .*\(4, 512\)"):
+        resumed.check_fits(state)
+
+
+def test_a_run_of_the_version_before_resumes(copy: Path, whole: Path) -> None:
+    content = checkpoints.read(checkpoints.files(copy)[-1])
+    shutil.rmtree(copy / "checkpoints")
+    torch.save({k: v for k, v in content.items() if not k.startswith("random")}, copy / "last.ckpt")
+    config = json.loads((copy / "config.json").read_text())
+    for name in ("checkpoint_every", "keep_checkpoints"):
+        del config[name]
+    (copy / "config.json").write_text(json.dumps(config))
+    assert main(["--resume", "--out", str(copy), "--keep-checkpoints", "1"]) == 0
+    assert [x for x in differences(whole, copy) if not x.startswith("checkpoint/")] == []
+    assert not (copy / "last.ckpt").exists()  # an older one than those that are kept
