@@ -27,7 +27,7 @@ LOSSES = {
 DIFFERENCES_OF_ENTROPIES = ("vn-doe", "vn-doe-symmetric", "shannon-doe")
 BETA_SCHEDULES = ("linear", "constant")
 METHODS = ("auto", "poles", "eigh")
-PRECISIONS = ("auto", "32-true", "bf16-mixed")
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 STEMS = ("auto", "3x3", "7x7")
 AUGMENTATIONS = ("auto", "simclr", "simsiam", "byol", "affine")
 BATCH_NORMS = ("joint", "per-view")
@@ -108,6 +108,7 @@ class Options:
     epochs: int | None = None
     warmup_epochs: int | None = None
     batch_size: int = 128
+    accumulate: int = 1
     lr: float | None = None
     weight_decay: float | None = None
     beta_schedule: str = "linear"
@@ -135,6 +136,7 @@ class Options:
     devices: str = "auto"
     collective_timeout: int = 600
     precision: str = "auto"
+    compile: bool = False
     download_dir: str = "data"
 
     def __post_init__(self) -> None:
@@ -142,6 +144,7 @@ class Options:
             ("epochs", 1),
             ("warmup_epochs", 0),
             ("batch_size", 2),
+            ("accumulate", 1),
             ("projector_dim", 1),
             ("projector_hidden", 1),
             ("projector_layers", 0),
@@ -181,6 +184,11 @@ class Options:
         if self.projector_layers is not None and head_of(self.loss, small=True).layers is None:
             wanted = f"left out with --loss {self.loss}, whose projector has a fixed depth"
             raise OptionError("projector_layers", wanted, self.projector_layers)
+
+    @property
+    def step_images(self) -> int:
+        """Images of an optimiser step: the learning rate scales with them."""
+        return self.batch_size * self.accumulate
 
     @property
     def out_dir(self) -> Path:

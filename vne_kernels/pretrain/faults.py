@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from vne_kernels.pretrain.config import OptionError
+from vne_kernels.pretrain.config import Config, OptionError
 
 
 class Fault(Exception):
@@ -37,3 +37,18 @@ def loading_processes() -> Iterator[None]:
         if lines and ("DataLoader worker" in lines[0]):
             raise Fault(f"a process that loads images failed: {lines[0]} {lines[-1]}") from error
         raise
+
+
+@contextmanager
+def compilation(config: Config) -> Iterator[None]:
+    """What torch raises where it cannot compile, as an :class:`OptionError`."""
+    if not config.compile:
+        yield
+        return
+    from torch._dynamo.exc import TorchDynamoException  # importing it takes seconds
+
+    try:
+        yield
+    except TorchDynamoException as error:
+        reason = " ".join(str(error).split())[:300]
+        raise OptionError("compile", "left out where torch.compile fails", reason) from error

@@ -170,8 +170,8 @@ def _told(queued: _Queued, everyones: list[dict[str, Any]]) -> str:
     where = f" on process {rank}" if len(everyones) > 1 else ""
     return "; ".join(
         [
-            f"the loss of step {queued.step}, epoch {queued.epoch}, is {_short(worst['loss'])}{where}"
-            f" ({terms})",
+            f"the loss of step {queued.step}, epoch {queued.epoch}, is {_short(worst['loss'])}"
+            f"{where} ({terms})",
             f"not finite in view 1/2: {counts}",
             f"embedding norms (min, median, max) {spread}",
             f"encoder parameters: largest {_short(worst['largest_encoder_parameter'])}, not finite "

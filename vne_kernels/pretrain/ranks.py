@@ -25,11 +25,7 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
-from torch.distributed.distributed_c10d import (  # type: ignore[attr-defined]
-    PrefixStore,
-    Store,
-    TCPStore,
-)
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from vne_kernels.pretrain.config import Config, OptionError
 from vne_kernels.pretrain.faults import Fault
@@ -145,7 +141,7 @@ class Ranks(Callback):
         if trainer.world_size > 1:
             self.store = PrefixStore(
                 "vne-pretrain",
-                TCPStore(
+                dist.TCPStore(  # type: ignore[attr-defined]
                     os.environ["MASTER_ADDR"],
                     int(os.environ["MASTER_PORT"]),
                     is_master=False,

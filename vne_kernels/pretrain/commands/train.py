@@ -107,6 +107,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--loss", choices=LOSSES, help="default: vn-doe, the paper's Algorithm 1")
     add("--epochs", type=int, metavar="N", help=_default("epochs"))
     add("--batch-size", type=int, metavar="N", help="of all devices together (default: 128)")
+    add(
+        "--accumulate",
+        type=int,
+        metavar="N",
+        help="batches whose gradients make one optimiser step (default: 1); the loss stays that of "
+        "a batch, the learning rate scales with the images of a step",
+    )
     add("--lr", type=float, help=f"peak, for 256 images: scaled by batch size; {_default('lr')}")
     add("--weight-decay", type=float, help=f"not of biases and norms; {_default('weight_decay')}")
     add("--warmup-epochs", type=int, metavar="N", help=f"linear; {_default('warmup_epochs')}")
@@ -181,7 +188,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--precision",
         choices=PRECISIONS,
-        help="auto (default): bf16 autocast where it is faster, on a CPU by a short measurement",
+        help="auto (default): bf16 autocast where it is faster, on a CPU by a short measurement; "
+        "16-mixed: fp16 autocast with a gradient scaler",
+    )
+    add(
+        "--compile",
+        action="store_true",
+        help="torch.compile encoder and heads (channels_last they are in any case)",
     )
     add("--download-dir", metavar="DIR", help="for cifar10 and cifar100 (default: data)")
 
