@@ -139,7 +139,8 @@ class Pretraining(pl.LightningModule):
             groups,
             lr=self.config.lr * self.config.step_images / 256,
             momentum=MOMENTUM,
-            fused=True,
+            # torch's fused SGD leaves its momentum uninitialised where the scaler skips a first step
+            fused=self.config.precision != "16-mixed",
         )
         schedule = LambdaLR(optimizer, factors)
         return {
