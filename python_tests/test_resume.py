@@ -11,7 +11,6 @@ import csv
 import hashlib
 import json
 import os
-import pickle
 import random
 import shutil
 import signal
@@ -20,19 +19,23 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from kill_and_resume import differences, run_trial
+from kill_and_resume import Undisturbed, differences, run_trial
 from tiny_run import SMALL, STEPS_PER_EPOCH, write_npz
 
 from vne_kernels.pretrain import checkpoints, files, random_state
 from vne_kernels.pretrain import run as run_module
+from vne_kernels.pretrain.augment import plain_view
+from vne_kernels.pretrain.callbacks import BrokenImages
 from vne_kernels.pretrain.cli import main
 from vne_kernels.pretrain.config import OptionError, load_config, resumed_config
-from vne_kernels.pretrain.events import read_events
+from vne_kernels.pretrain.data import EpochSampler, load, view_loader
+from vne_kernels.pretrain.events import Events, read_events
 from vne_kernels.pretrain.model import Pretraining
 
 LAST = 2 * STEPS_PER_EPOCH
@@ -249,7 +252,7 @@ def test_signal_at_a_process(
             assert time.monotonic() < deadline
             time.sleep(0.1)
         (os.killpg if signum == signal.SIGINT else os.kill)(process.pid, signum)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=120)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -260,6 +263,26 @@ def test_signal_at_a_process(
     assert rows(out / "metrics.csv")[-1]["step"] == done
 
 
+def test_loading_processes_leave_sigterm_to_the_main_one() -> None:
+    data = load("digits", "unused")
+    sampler = EpochSampler(len(data.train), 8, seed=0)
+    view = plain_view(data, 8)
+
+    def views(images: list[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        return (torch.stack([view(image) for image in images]),) * 2
+
+    iterator = iter(view_loader(data.train, views, sampler, workers=1, pin_memory=False))
+    next(iterator)
+    (worker,) = iterator._workers
+    # of another process, as a cluster's to the whole group
+    subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)
+    for _ in range(5):  # more than it had prepared
+        next(iterator)
+    worker.terminate()  # what torch and multiprocessing do at the end
+    worker.join(30)
+    assert worker.exitcode == -signal.SIGKILL
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_killed_and_resumed_run_equals_the_whole_one(
     seed: int, arguments: list[str], whole: Path, tmp_path: Path
@@ -267,9 +290,28 @@ def test_killed_and_resumed_run_equals_the_whole_one(
     results = json.loads((whole / "results.json").read_text())
     seconds = SECONDS_TO_START + results["training"]["seconds_of_this_process"]
     options = [*arguments, "--checkpoint-every", "0"]
-    trial = run_trial(options, tmp_path / "run", whole, seconds, random.Random(seed))
+    trial = run_trial(options, tmp_path / "run", whole, Undisturbed(seconds), random.Random(seed))
     assert trial.moments
     assert trial.differences == []
+
+
+def test_broken_images_of_all_processes_are_told_before_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gather(everyones: list[Any], own: Any) -> None:
+        everyones[:] = [own, [(1, "of the other.png")]]
+
+    monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
+    events = Events(tmp_path / "events.csv")
+    events.keep_until(0)
+    broken = BrokenImages(events)
+    trainer: Any = SimpleNamespace(world_size=2, is_global_zero=True, global_step=2)
+    batch: Any = SimpleNamespace(broken=["own.png"])
+    broken.on_train_batch_end(trainer, None, None, batch, 1)  # type: ignore[arg-type]
+    assert read_events(events.path) == []  # it would wait for the others in every step
+    broken.before_saving(trainer)
+    told = [(int(step), message.split()[2]) for step, _, message in read_events(events.path)]
+    assert told == [(1, "of"), (2, "own.png;")]
 
 
 # ---- --resume and --resume auto ----------------------------------------------------------------
@@ -356,18 +398,20 @@ def test_a_foreign_pickle_is_refused(
     earlier: bool, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, bait = tmp_path / "run", tmp_path / "executed"
-    (out / "checkpoints").mkdir(parents=True)
+    out.mkdir()
     shutil.copy(whole / "config.json", out)
-    content = pickle.dumps({"global_step": 3, "state_dict": Malicious(bait)})
-    name = f"step-00000003-{hashlib.sha256(content).hexdigest()[:16]}.ckpt"
-    path = out / "last.ckpt" if earlier else out / "checkpoints" / name
-    path.write_bytes(content)
+    content = {"global_step": 3, "state_dict": Malicious(bait)}
+    if earlier:
+        path = out / "last.ckpt"
+        torch.save(content, path)
+    else:
+        path = checkpoints.write(out / "checkpoints", 3, content)
     assert main(["--resume", "--out", str(out)]) == 2
     error = capsys.readouterr().err
     assert f"{path.name}: refused, not a checkpoint's content (Unsupported global: GLOBAL" in error
     assert "Traceback" not in error
     assert not bait.exists()
-    pickle.loads(content)
+    torch.load(path, weights_only=False)
     assert bait.exists()  # it would have been
 
 

@@ -12,7 +12,10 @@ one reason to change, dependencies pointing down only:
 ``report``, ``plots``   a run's HTML report and PNG plots, drawn from its files alone
 ``linear_eval``         the paper's linear probe; ``knn``, ``export``: what else is done with
 ``frozen``              the encoder of a run
-``callbacks``           metrics tables, spectrum, online probes, checkpoints and Ctrl-C
+``callbacks``           metrics tables, spectrum, online probes
+``saving``              when a checkpoint is saved, and what is in it
+``checkpoints``         their files: whole, verified, the newest good one; ``random_state``
+``stopping``            SIGTERM, SIGUSR1 and Ctrl-C: what a run does then
 ``evaluate``            features of a frozen encoder, scikit-learn's probes and nearest neighbours
 ``model``               encoder, optimiser, schedules
 ``objectives``          what ``--loss`` names: losses with their heads

@@ -151,8 +151,8 @@ def _digest(path: Path) -> str:
 def _first_sentence(error: Exception) -> str:
     """What torch found, without its advice of how to load it nevertheless."""
     text = " ".join(str(error).split())
-    found = re.search(r"(Unsupported (?:global|operand|class)[^.]*\S*)", text)
-    return (found[1] if found else text)[:120] or type(error).__name__
+    found = re.search(r"Unsupported (?:global: GLOBAL|operand|class) \S+", text)
+    return (found[0] if found else text[:120]) or type(error).__name__
 
 
 def newest(config: Config) -> Resumed:
