@@ -25,6 +25,7 @@ from vne_kernels import spectrum, vn_entropy
 from vne_kernels.pretrain import evaluate
 from vne_kernels.pretrain.data import ImageSet, ViewBatch, stratified
 from vne_kernels.pretrain.events import BROKEN_IMAGE, COLLAPSE, RECOVERED, Events
+from vne_kernels.pretrain.faults import NonFiniteLoss
 from vne_kernels.pretrain.files import append_rows, read_table, synchronise, write_table
 from vne_kernels.pretrain.model import Pretraining
 
@@ -74,7 +75,8 @@ def _short(value: float) -> str:
 class MetricsTables(Callback):
     """``metrics.csv``, a row per step, and ``epochs.csv`` and ``spectrum.csv``, a row per epoch.
 
-    A row's step counts the optimiser steps taken when it was written. Entropies are in nats.
+    A row's step counts the optimiser steps taken when it was written; where gradients of several
+    batches are accumulated it holds their means. Entropies are in nats.
     ``probe_entropy``, ``effective_rank`` and the spectrum are those of the embeddings of ``fixed``,
     a batch of images that are not augmented; the spectrum's epoch 0 is the untrained network. A
     collapse of that batch, and the end of one, is an event.
@@ -91,6 +93,7 @@ class MetricsTables(Callback):
         self.fixed, self.online, self.events = fixed, online, events
         self.collapsed_below = COLLAPSE_SHARE * math.log(count) if count > 1 else 0.0
         self.collapsed = False
+        self.of_this_step: list[list[Any]] = []  # terms, a row per batch
         self.pending: list[tuple[Any, ...]] = []  # may hold tensors of the device
         self.this_epoch: list[list[float]] = []
 
@@ -118,8 +121,14 @@ class MetricsTables(Callback):
         if not trainer.is_global_zero:
             return
         # Lightning's own "loss" has that of the online probe in it.
-        values = (outputs["objective" if name == "loss" else name] for name in TERMS)
-        self.pending.append((trainer.global_step, trainer.current_epoch + 1, *values))
+        terms = [outputs["objective" if name == "loss" else name] for name in TERMS]
+        self.of_this_step.append(terms)
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        batches = len(self.of_this_step)
+        means = [sum(values) / batches for values in zip(*self.of_this_step, strict=True)]
+        self.of_this_step.clear()
+        self.pending.append((trainer.global_step, trainer.current_epoch + 1, *means))
         if len(self.pending) >= FLUSH_STEPS:
             self.flush()
 
@@ -159,6 +168,12 @@ class MetricsTables(Callback):
             found = {name: x for name, x in zip(ONLINE, ends, strict=True) if not math.isnan(x)}
             logger.log_metrics(found, trainer.global_step)
         self.this_epoch = []
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        if isinstance(exception, NonFiniteLoss):
+            self.flush()  # the way there
 
     def _watch_for_collapse(self, entropy: float, step: int) -> None:
         collapsed = entropy < self.collapsed_below

@@ -27,7 +27,7 @@ LOSSES = {
 DIFFERENCES_OF_ENTROPIES = ("vn-doe", "vn-doe-symmetric", "shannon-doe")
 BETA_SCHEDULES = ("linear", "constant")
 METHODS = ("auto", "poles", "eigh")
-PRECISIONS = ("auto", "32-true", "bf16-mixed")
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 STEMS = ("auto", "3x3", "7x7")
 AUGMENTATIONS = ("auto", "simclr", "simsiam", "byol", "affine")
 BATCH_NORMS = ("joint", "per-view")
@@ -42,6 +42,7 @@ FREE_ON_RESUME = (
     "workers",
     "accelerator",
     "devices",
+    "collective_timeout",
     "precision",
     "download_dir",
     "knn_every",
@@ -107,6 +108,7 @@ class Options:
     epochs: int | None = None
     warmup_epochs: int | None = None
     batch_size: int = 128
+    accumulate: int = 1
     lr: float | None = None
     weight_decay: float | None = None
     beta_schedule: str = "linear"
@@ -132,7 +134,9 @@ class Options:
     workers: int | None = None
     accelerator: str = "auto"
     devices: str = "auto"
+    collective_timeout: int = 600
     precision: str = "auto"
+    compile: bool = False
     download_dir: str = "data"
 
     def __post_init__(self) -> None:
@@ -140,6 +144,7 @@ class Options:
             ("epochs", 1),
             ("warmup_epochs", 0),
             ("batch_size", 2),
+            ("accumulate", 1),
             ("projector_dim", 1),
             ("projector_hidden", 1),
             ("projector_layers", 0),
@@ -149,6 +154,7 @@ class Options:
             ("keep_checkpoints", 1),
             ("seed", 0),
             ("workers", 0),
+            ("collective_timeout", 1),
         ):
             value = getattr(self, name)
             if value is not None and value < low:
@@ -178,6 +184,11 @@ class Options:
         if self.projector_layers is not None and head_of(self.loss, small=True).layers is None:
             wanted = f"left out with --loss {self.loss}, whose projector has a fixed depth"
             raise OptionError("projector_layers", wanted, self.projector_layers)
+
+    @property
+    def step_images(self) -> int:
+        """Images of an optimiser step: the learning rate scales with them."""
+        return self.batch_size * self.accumulate
 
     @property
     def out_dir(self) -> Path:

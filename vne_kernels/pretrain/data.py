@@ -58,6 +58,7 @@ class ViewBatch(NamedTuple):
     first: Tensor  # (n, 3, size, size)
     second: Tensor
     labels: Tensor  # (n,), int64: for the online probe alone
+    indices: Tensor  # (n,), int64: which images of the training set they are
     broken: Sequence[str]  # files that could not be read; a list where torch has pinned the batch
 
 
@@ -389,7 +390,8 @@ def _statistics(
 class EpochSampler(Sampler[tuple[int, int]]):
     """(epoch, image) pairs: a permutation per epoch, the share of one process.
 
-    ``steps_done`` counts the optimiser steps already taken: the first pass goes on from there.
+    An epoch has as many images as fill whole optimiser steps, of ``accumulate`` batches each.
+    ``steps_done`` counts the steps already taken: the first pass goes on from there.
     """
 
     def __init__(
@@ -398,16 +400,18 @@ class EpochSampler(Sampler[tuple[int, int]]):
         batch: int,
         seed: int,
         *,
+        accumulate: int = 1,
         steps_done: int = 0,
         rank: int = 0,
         world: int = 1,
     ) -> None:
         self.images, self.batch, self.seed = images, batch, seed
         self.rank, self.world = rank, world
-        self.epoch, self.skip = divmod(steps_done, len(self) // batch)
+        self.step = batch * accumulate  # images of this process
+        self.epoch, self.skip = divmod(steps_done, len(self) // self.step)
 
     def __len__(self) -> int:
-        return self.images // self.world
+        return self.images // self.world // self.step * self.step
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning as each epoch begins."""
@@ -415,7 +419,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.images)
-        mine = order[self.rank :: self.world][self.skip * self.batch : len(self)]
+        mine = order[self.rank :: self.world][self.skip * self.step : len(self)]
         self.skip = 0
         return iter([(self.epoch, int(image)) for image in mine])
 
@@ -440,19 +444,19 @@ class TwoViews(Dataset[ViewBatch]):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(seed))
             first, second = self.views(images)
+        indices = torch.tensor(places)
         labels = torch.from_numpy(self.images.labels[list(places)])
-        return ViewBatch(first, second, labels, tuple(chain.from_iterable(broken)))
+        return ViewBatch(first, second, labels, indices, tuple(chain.from_iterable(broken)))
 
 
 def view_loader(
     images: ImageSet, views: Views, sampler: EpochSampler, *, workers: int, pin_memory: bool
 ) -> DataLoader[ViewBatch]:
-    """Batches of two views; a last batch that is not full is dropped."""
+    """The sampler's batches as two views each."""
     return DataLoader(
         TwoViews(images, views, sampler.seed),
         batch_size=sampler.batch,
         sampler=sampler,
-        drop_last=True,
         collate_fn=as_is,
         num_workers=workers,
         persistent_workers=workers > 0,

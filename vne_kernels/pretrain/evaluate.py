@@ -127,7 +127,7 @@ def encode_batch(encoder: nn.Module, batch: Tensor, device: torch.device, *, bf1
     """(n, 3, h, w) -> (n, f) float32, by an encoder that is in evaluation mode."""
     batch = batch.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        features: Tensor = encoder(batch)
+        features: Tensor = encoder.forward(batch)  # not compiled: a shape and mode of its own
     return features.float()
 
 

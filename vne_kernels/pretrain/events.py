@@ -10,6 +10,7 @@ from vne_kernels.pretrain.files import append_rows, synchronise, write_table
 
 HEADER = ("step", "kind", "message")
 COLLAPSE, RECOVERED, BROKEN_IMAGE = "collapse", "recovered", "broken-image"
+NON_FINITE = "non-finite"
 CHECKPOINT = "checkpoint"  # one that could not be used
 
 
@@ -27,14 +28,16 @@ class Events:
         self.seen = {(kind, message) for _, kind, message in rows}
         return rows
 
-    def add(self, step: int, kind: str, message: str, *, once: bool = False) -> None:
+    def add(
+        self, step: int, kind: str, message: str, *, once: bool = False, say: bool = True
+    ) -> None:
         """Write the event and say it; with ``once``, not if it was said before."""
         if once and (kind, message) in self.seen:
             return
         self.seen.add((kind, message))
         append_rows(self.path, [(step, kind, message)])
-        # On a line of its own: a progress bar stands on the one in hand.
-        print(f"\nvne-pretrain: step {step}: {message}", file=sys.stderr)
+        if say:  # on a line of its own: a progress bar stands on the one in hand
+            print(f"\nvne-pretrain: step {step}: {message}", file=sys.stderr)
 
     def synchronise(self) -> None:
         """Wait until the rows are on the disk."""

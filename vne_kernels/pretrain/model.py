@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 import torch
@@ -45,6 +45,19 @@ def beta_at(step: int, total_steps: int, config: Config) -> float:
     return start + (end - start) * min(1.0, step / max(1, total_steps - 1))
 
 
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+class StepInHand(NamedTuple):
+    """What a training step has seen and made of it, detached; features and embeddings per view."""
+
+    batch: ViewBatch
+    outputs: dict[str, Any]
+    features: tuple[Tensor, Tensor]
+    embeddings: tuple[Tensor, Tensor]
+
+
 class Pretraining(pl.LightningModule):
     """An encoder, the objective that trains it, and a linear probe that only looks on.
 
@@ -60,23 +73,32 @@ class Pretraining(pl.LightningModule):
         features = models.get_model(config.backbone, weights=None).fc.in_features
         self.objective = OBJECTIVES[config.loss](config, features, self.encoder)
         self.probe = nn.Linear(features, classes)
+        self.in_hand: StepInHand | None = None
+        if config.compile:
+            for module in (self.encoder, *self.objective.heads()):
+                module.compile(dynamic=False)  # in place: parameters keep their names
 
     def forward(self, images: Tensor) -> Tensor:
         """(n, 3, h, w) -> embeddings (n, projector_dim), not normalised."""
-        embeddings: Tensor = self.objective.projector(self._encode(images))
+        # forward: not compiled, for the shapes of a few measurements
+        features = self.encoder.forward(_channels_last(images))
+        embeddings: Tensor = self.objective.projector.forward(features)
         return embeddings
 
     def _encode(self, images: Tensor) -> Tensor:
-        features: Tensor = self.encoder(images.contiguous(memory_format=torch.channels_last))
+        features: Tensor = self.encoder(_channels_last(images))
         return features
 
     def training_step(self, batch: ViewBatch, batch_idx: int) -> dict[str, Any]:
-        self.objective.follow(self.encoder, self.global_step, self.total_steps)
+        if batch_idx % self.config.accumulate == 0:  # the first batch of a step
+            self.objective.follow(self.encoder, self.global_step, self.total_steps)
         beta = beta_at(self.global_step, self.total_steps, self.config)
         h1, h2 = both_views(self._encode, batch.first, batch.second, self.config)
         terms = self.objective(h1, h2, (batch.first, batch.second), beta)
+        probe_loss = self._probe_loss(h1, batch.labels)
         outputs = {
-            "loss": terms.loss + self._probe_loss(h1, batch.labels),
+            "loss": terms.loss + probe_loss,
+            "probe_loss": probe_loss.detach(),
             "objective": terms.loss.detach(),
             "entropy": terms.entropy,
             "cosine": terms.cosine,
@@ -86,6 +108,12 @@ class Pretraining(pl.LightningModule):
         }
         self.log_dict({"loss": outputs["objective"], "lr": outputs["lr"]})
         self.log_dict({name: outputs[name] for name in ("entropy", "cosine")}, prog_bar=True)
+        self.in_hand = StepInHand(
+            batch,
+            outputs | {"loss": outputs["loss"].detach()},
+            (h1.detach(), h2.detach()),
+            (terms.z1.detach(), terms.z2.detach()),
+        )
         return outputs
 
     def _probe_loss(self, features: Tensor, labels: Tensor) -> Tensor:
@@ -109,9 +137,10 @@ class Pretraining(pl.LightningModule):
                 factors.append(lambda step: 1.0)
         optimizer = torch.optim.SGD(
             groups,
-            lr=self.config.lr * self.config.batch_size / 256,
+            lr=self.config.lr * self.config.step_images / 256,
             momentum=MOMENTUM,
-            fused=True,
+            # torch's fused SGD leaves its momentum uninitialised where the scaler skips a first step
+            fused=self.config.precision != "16-mixed",
         )
         schedule = LambdaLR(optimizer, factors)
         return {

@@ -89,6 +89,10 @@ class Objective(nn.Module):
         """Terms of the features (n, f) of two views and of the views themselves."""
         raise NotImplementedError
 
+    def heads(self) -> list[nn.Module]:
+        """The networks between the features and the loss."""
+        return [self.projector]
+
     def follow(self, encoder: nn.Module, step: int, steps: int) -> None:
         """Called before each step: a momentum network goes after the trained one."""
 
@@ -213,6 +217,9 @@ class Predicted(Published):
         with torch.autocast(z1.device.type, enabled=False):
             crossed = self.criterion(p1.float(), t2.float()), self.criterion(p2.float(), t1.float())
         return self._terms((crossed[0] + crossed[1]) / 2, z1, z2)
+
+    def heads(self) -> list[nn.Module]:
+        return [self.projector, self.predictor]
 
     def _targets(
         self, z1: Tensor, z2: Tensor, images: tuple[Tensor, Tensor]

@@ -16,10 +16,11 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vne_kernels.pretrain import checkpoints, environment, evaluate, precision, report
+from vne_kernels.pretrain import checkpoints, environment, evaluate, precision, ranks, report
 from vne_kernels.pretrain.augment import make_views, plain_view
 from vne_kernels.pretrain.callbacks import (
     BrokenImages,
@@ -36,7 +37,9 @@ from vne_kernels.pretrain.config import (
 from vne_kernels.pretrain.data import EpochSampler, ImageData, ViewBatch, view_loader
 from vne_kernels.pretrain.environment import device_name
 from vne_kernels.pretrain.events import BROKEN_IMAGE, Events, read_events
+from vne_kernels.pretrain.faults import compilation, loading_processes
 from vne_kernels.pretrain.files import read_table, remove_temporaries, replacing, write_json
+from vne_kernels.pretrain.finite import FiniteLoss
 from vne_kernels.pretrain.model import Pretraining, make_encoder
 from vne_kernels.pretrain.saving import CheckpointFolder, Checkpoints
 from vne_kernels.pretrain.stopping import Stopped, StopSignals
@@ -66,11 +69,13 @@ def run(config: Config, data: ImageData, *, resume: bool, signals: StopSignals) 
     )
     fixed = _fixed_batch(config, data)
     tables = MetricsTables(out, fixed, config.projector_dim, online, events)
+    processes = ranks.Ranks()
+    finite = FiniteLoss(out, data.train, events)
     broken = BrokenImages(events)
     resumed = checkpoints.newest(config) if resume else Resumed()
     before_saving = (broken.before_saving, tables.before_saving)
     saving = Checkpoints(config, signals, resumed, events, before_saving)
-    trainer = _trainer(config, [TQDMProgressBar(), broken, tables, saving])
+    trainer = _trainer(config, [TQDMProgressBar(), processes, finite, broken, tables, saving])
     device = trainer.strategy.root_device
     steps = config.epochs * _steps_per_epoch(config, len(data.train))
     loader = _loader(config, data, trainer, resumed.step)
@@ -86,7 +91,8 @@ def run(config: Config, data: ImageData, *, resume: bool, signals: StopSignals) 
     module = _seeded_module(config, steps, data.classes)
     resumed.check_fits(module.state_dict())
     fit_start = time.monotonic()
-    trainer.fit(module, loader, ckpt_path=resumed.path, weights_only=True)
+    with processes.reported(trainer), loading_processes(), compilation(config):
+        trainer.fit(module, loader, ckpt_path=resumed.path, weights_only=True)
     fit_seconds = time.monotonic() - fit_start
     if not trainer.is_global_zero and _started_by_another(trainer):
         return
@@ -163,8 +169,11 @@ def _quiet() -> None:
 def _with_precision(config: Config) -> Config:
     if config.precision != "auto":
         return config
-    encoder = make_encoder(config.backbone, config.stem)
     device = _device_type(config.accelerator)
+    if device == "cpu" and math.prod(ranks.number(config, device)) > 1:
+        # each would measure for itself, and one might choose otherwise
+        return dataclasses.replace(config, precision="32-true")
+    encoder = make_encoder(config.backbone, config.stem)
     return dataclasses.replace(
         config, precision=precision.choose(encoder, config.image_size, device)
     )
@@ -180,21 +189,29 @@ def _device_type(accelerator: str) -> str:
 
 
 def _trainer(config: Config, callbacks: list[pl.Callback]) -> pl.Trainer:
+    device_type = _device_type(config.accelerator)
+    devices, nodes = ranks.number(config, device_type)
+    # Lightning itself would take bf16 instead; torch has fp16 and its scaler on the CPU too.
+    fp16_on_cpu = (config.precision, device_type) == ("16-mixed", "cpu")
+    own_precision = [MixedPrecision("16-mixed", "cpu")] if fp16_on_cpu else []
     try:
         return pl.Trainer(
             accelerator=config.accelerator,
-            devices=config.devices if config.devices == "auto" else int(config.devices),
+            devices=devices,
+            num_nodes=nodes,
+            strategy=ranks.strategy(devices * nodes, config.collective_timeout),
             # read from the options alone; mypy cannot know that they are checked
-            precision=config.precision,  # type: ignore[arg-type]
+            precision=None if own_precision else config.precision,  # type: ignore[arg-type]
+            accumulate_grad_batches=config.accumulate,
             max_epochs=config.epochs,
             logger=TensorBoardLogger(config.out, name="tensorboard", version=""),
             callbacks=callbacks,
             log_every_n_steps=LOG_STEPS,
             enable_checkpointing=False,
-            plugins=[CheckpointFolder()],
+            plugins=[CheckpointFolder(), *own_precision],
             enable_model_summary=False,
-            # torch synchronises them on GPUs alone
-            sync_batchnorm=_device_type(config.accelerator) == "cuda",
+            # torch has none on a CPU: there each process takes its own part's statistics
+            sync_batchnorm=device_type == "cuda",
             use_distributed_sampler=False,
         )
     except (MisconfigurationException, ValueError, RuntimeError) as error:
@@ -215,6 +232,7 @@ def _loader(
         len(data.train),
         config.batch_size // world,
         config.seed,
+        accumulate=config.accumulate,
         steps_done=steps_done,
         rank=trainer.global_rank,
         world=world,
@@ -232,7 +250,10 @@ def _steps_per_epoch(config: Config, images: int) -> int:
     if config.batch_size > images:
         wanted = f"at most the {images} training images"
         raise OptionError("batch_size", wanted, config.batch_size)
-    return images // config.batch_size
+    if config.step_images > images:
+        wanted = f"at most {images // config.batch_size}, the batches of an epoch"
+        raise OptionError("accumulate", wanted, config.accumulate)
+    return images // config.step_images
 
 
 def _announce(config: Config, data: ImageData, steps: int, device: torch.device) -> None:
@@ -242,12 +263,17 @@ def _announce(config: Config, data: ImageData, steps: int, device: torch.device)
         f"{data.classes} classes, {size} x {size} pixels, augmentation {config.augment}\n"
         f"model     {config.backbone}, stem {config.stem}, projection to {config.projector_dim}\n"
         f"loss      {_told_loss(config)}\n"
-        f"training  {config.epochs} epochs, {steps} steps of {config.batch_size} images, "
-        f"learning rate {config.lr * config.batch_size / 256:g}, {config.precision} on "
-        f"{device_name(device)}\n"
+        f"training  {config.epochs} epochs, {steps} steps of {_told_step(config)} images, "
+        f"learning rate {config.lr * config.step_images / 256:g}, {config.precision} on "
+        f"{device_name(device)}{', compiled' if config.compile else ''}\n"
         f"output    {config.out}",
         flush=True,
     )
+
+
+def _told_step(config: Config) -> str:
+    accumulated = config.accumulate > 1
+    return f"{config.accumulate} x {config.batch_size}" if accumulated else str(config.batch_size)
 
 
 def _told_loss(config: Config) -> str:

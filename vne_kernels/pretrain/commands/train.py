@@ -25,6 +25,7 @@ from vne_kernels.pretrain.config import (
     Options,
     resumed_config,
 )
+from vne_kernels.pretrain.faults import Fault
 from vne_kernels.pretrain.stopping import REQUEUE, Stopped, StopSignals
 
 #: What a run ends with.
@@ -106,6 +107,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--loss", choices=LOSSES, help="default: vn-doe, the paper's Algorithm 1")
     add("--epochs", type=int, metavar="N", help=_default("epochs"))
     add("--batch-size", type=int, metavar="N", help="of all devices together (default: 128)")
+    add(
+        "--accumulate",
+        type=int,
+        metavar="N",
+        help="batches whose gradients make one optimiser step (default: 1); the loss stays that of "
+        "a batch, the learning rate scales with the images of a step",
+    )
     add("--lr", type=float, help=f"peak, for 256 images: scaled by batch size; {_default('lr')}")
     add("--weight-decay", type=float, help=f"not of biases and norms; {_default('weight_decay')}")
     add("--warmup-epochs", type=int, metavar="N", help=f"linear; {_default('warmup_epochs')}")
@@ -166,11 +174,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, help="of weights, order and views; the split is fixed (default: 0)")
     add("--workers", type=int, metavar="N", help="processes that load images (default: by data)")
     add("--accelerator", metavar="NAME", help="Lightning's: auto (default), cpu, gpu, mps, ...")
-    add("--devices", metavar="N", help="how many (default: auto)")
+    add(
+        "--devices",
+        metavar="N",
+        help="how many, a process each (default: auto; under torchrun: as it says)",
+    )
+    add(
+        "--collective-timeout",
+        type=int,
+        metavar="SECONDS",
+        help="with several processes: after which one that hangs ends them all (default: 600)",
+    )
     add(
         "--precision",
         choices=PRECISIONS,
-        help="auto (default): bf16 autocast where it is faster, on a CPU by a short measurement",
+        help="auto (default): bf16 autocast where it is faster, on a CPU by a short measurement; "
+        "16-mixed: fp16 autocast with a gradient scaler",
+    )
+    add(
+        "--compile",
+        action="store_true",
+        help="torch.compile encoder and heads (channels_last they are in any case)",
     )
     add("--download-dir", metavar="DIR", help="for cifar10 and cifar100 (default: data)")
 
@@ -196,6 +220,8 @@ def start(given: dict[str, Any]) -> int:
             _run(options, out, given, signals)
     except Stopped as stopped:
         return _stopped(stopped, out)
+    except Fault as fault:
+        return _told(fault, out)
     except KeyboardInterrupt:
         if checkpoints.files(out):
             _say_how_to_resume(out)
@@ -220,6 +246,18 @@ def _run(options: Options | None, out: Path, given: dict[str, Any], signals: Sto
         )
         config = options.resolved(data.native_size)
     run(config, data, resume=options is None, signals=signals)
+
+
+def _told(fault: Fault, out: Path) -> int:
+    """What to say, and the exit code."""
+    from vne_kernels.pretrain.ranks import global_rank
+
+    if global_rank() == 0 or not fault.agreed:
+        # on a line of its own: a progress bar stands on the one in hand
+        print(f"\nvne-pretrain: error: {fault}", file=sys.stderr)
+        if checkpoints.files(out):
+            _say_how_to_resume(out)
+    return fault.exit_code
 
 
 def _stopped(stopped: Stopped, out: Path) -> int:
