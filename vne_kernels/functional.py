@@ -48,11 +48,12 @@ def vn_entropy(
             A sample of weight 0 counts as absent. Default: 1/n each.
         method: "eigh", by an eigendecomposition; "poles", by the logarithm as a sum of inverses;
             "auto", the faster one for this size, dtype and number of threads.
-        eps: the smallest norm a row is divided by.
+        eps: the smallest norm a row is divided by; not below that of a normal float64, 2.2e-308.
 
     Returns:
         (...), float64 for float64 input, otherwise float32. NaN for a sample that holds a NaN or an
-        infinity, or has a negative weight; the other samples of the batch are not touched by it.
+        infinity, or has a negative weight; the other samples of the batch are not touched by it. A
+        norm of a row, or a trace of rho, beyond the range of float64 is an infinity.
 
         Differentiable in z and weights, and twice in z (by an eigendecomposition, whatever the
         method); a third derivative raises RuntimeError.
@@ -60,7 +61,8 @@ def vn_entropy(
     Raises:
         ValueError: z has fewer than 2 dimensions, or n = 0 or d = 0; weights do not broadcast to
             (..., n); method is unknown; eps is negative or not finite.
-        TypeError: z or weights is not a tensor of one of these dtypes.
+        TypeError: z or weights is not a dense tensor of one of these dtypes; normalize is not a
+            bool; eps is not a number.
 
     Source: Kim et al., "VNE: An Effective Method for Improving Deep Representation by Manipulating
     Eigenvalue Distribution", CVPR 2023.
@@ -70,6 +72,7 @@ def vn_entropy(
         1.3862943649291992
     """
     _check_samples("z", z)
+    _check_normalize(normalize)
     _check_method(method)
     _check_eps(eps)
     p = _check_weights(weights, z)
@@ -104,6 +107,7 @@ def spectrum(z: Tensor, *, normalize: bool = True, weights: Tensor | None = None
         tensor([0.5000, 0.5000])
     """
     _check_samples("z", z)
+    _check_normalize(normalize)
     p = _check_weights(weights, z)
     if torch.is_grad_enabled() and (z.requires_grad or (p is not None and p.requires_grad)):
         eigenvalues: Tensor = _ops.spectrum_eigh(z, p, normalize, _EPS)[0]
@@ -169,6 +173,10 @@ def _check_dtype(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in _DTYPES:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+    if tensor.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got a nested one")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
 
 
 def _check_samples(name: str, z: Tensor) -> None:
@@ -182,7 +190,14 @@ def _check_method(method: str) -> None:
         raise ValueError(f"method must be 'auto', 'poles' or 'eigh', got {method!r}")
 
 
+def _check_normalize(normalize: bool) -> None:
+    if not isinstance(normalize, bool):
+        raise TypeError(f"normalize must be True or False, got {type(normalize).__name__}")
+
+
 def _check_eps(eps: float) -> None:
+    if not isinstance(eps, int | float):
+        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps must be finite and not negative, got {eps}")
 

@@ -5,7 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from vne_kernels.distributed import gather
-from vne_kernels.functional import _check_eps, _check_method, doe_loss, vn_entropy
+from vne_kernels.functional import (
+    _check_eps,
+    _check_method,
+    _check_normalize,
+    doe_loss,
+    vn_entropy,
+)
 
 
 class VNEntropy(nn.Module):
@@ -25,6 +31,7 @@ class VNEntropy(nn.Module):
 
     def __init__(self, normalize: bool = True, method: str = "auto", eps: float = 1e-12) -> None:
         super().__init__()
+        _check_normalize(normalize)
         _check_method(method)
         _check_eps(eps)
         self.normalize = normalize
