@@ -126,7 +126,7 @@ def test_a_tensor_that_is_not_dense(
 
 @pytest.mark.parametrize("function", [vn_entropy, spectrum])
 def test_weights_that_are_not_dense(function: Callable[..., Tensor]) -> None:
-    with pytest.raises(TypeError, match="^weights must be a dense tensor"):
+    with pytest.raises(TypeError, match=r"^weights must be a dense tensor"):
         function(torch.ones(4, 6), weights=torch.ones(4).to_sparse())
 
 

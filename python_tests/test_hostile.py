@@ -41,7 +41,7 @@ def gradients_of_the_loss(z1: Tensor, z2: Tensor) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("magnitude", [2.0**80, 2.0**110])
 def test_gradient_of_the_loss_at_huge_rows(magnitude: float) -> None:
-    """It vanished with the product of two inverse norms; exactly it is that of the unit times one."""
+    """It vanished with the product of two inverse norms."""
     z1, z2 = (gaussian(6, 9, generator(seed)).float() for seed in (0, 1))
     huge = gradients_of_the_loss(magnitude * z1, magnitude * z2)
     for own, expected in zip(huge, gradients_of_the_loss(z1, z2), strict=True):
