@@ -24,7 +24,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hypothesis
-import numpy as np
 import torch
 from cases import generator
 from hostile_cases import Case, cases
@@ -39,6 +38,7 @@ sys.path.insert(0, str(BENCH))
 
 import arguments as options  # noqa: E402
 import harness  # noqa: E402
+from rows import growth  # noqa: E402
 
 CHUNK = 500
 """Cases that Hypothesis draws from one seed: a failure ends its chunk alone."""
@@ -70,6 +70,7 @@ def run_cases(number: int, seed: int, tally: Tally) -> None:
     @settings(
         max_examples=number,
         database=None,
+        report_multiple_bugs=False,
         deadline=None,
         phases=[Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck),
@@ -101,7 +102,6 @@ def fuzz(number: int, seed: int) -> dict[str, object]:
 # ---------------------------------------------------------------------------------------------
 
 SAMPLE_EVERY = 1000
-WARM_UP = 0.2  # of the calls: allocators, caches and torch's lazy modules fill up
 BOUND = 2.0
 """MiB of growth over 10^5 calls. There are 20 kinds of calls: an object of 512 bytes, about what a
 tensor takes, left behind by a single kind is 2.4 MiB."""
@@ -209,19 +209,6 @@ def watch_memory(number: int, *, every: int = SAMPLE_EVERY, progress: bool = Tru
             if progress and done % (10 * every) == 0:
                 print(f"{done} calls, {rows[-1]['rss_mib']} MiB, {seconds:.0f} s", flush=True)
     return rows
-
-
-def after_warm_up(rows: Sequence[Sample]) -> list[Sample]:
-    last = float(str(rows[-1]["calls"]))
-    return [row for row in rows if float(str(row["calls"])) > WARM_UP * last]
-
-
-def growth(rows: Sequence[Sample], column: str = "rss_mib") -> float:
-    """Slope of a straight line through the samples after the warm-up, per 10^5 calls."""
-    kept = after_warm_up(rows)
-    calls, values = ([float(str(row[name])) for row in kept] for name in ("calls", column))
-    slope: float = np.polyfit(np.array(calls), np.array(values), 1)[0]
-    return 1e5 * slope
 
 
 # ---------------------------------------------------------------------------------------------
