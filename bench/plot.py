@@ -5,8 +5,8 @@
 
 Beside `<name>.csv` of compare_vs_torch.py it writes `<name>-time.png`, `<name>-speedup.png`,
 `<name>-error.png`, for a GPU also `<name>-time-cold.png` and `<name>-shapes.png`; beside that of
-training_step.py and of scaling.py `<name>.png`. The folder of a vne-pretrain run is drawn as that
-program does it.
+training_step.py and of scaling.py, and beside reliability/memory.csv, `<name>.png`. The folder of a
+vne-pretrain run is drawn as that program does it.
 """
 
 from __future__ import annotations
@@ -692,6 +692,28 @@ def _draw_scaling(path: Path) -> Path:
 
 
 # ---------------------------------------------------------------------------------------------
+# Memory over many calls
+# ---------------------------------------------------------------------------------------------
+
+
+def memory(rows: Sequence[Row]) -> Figure:
+    """Resident memory of a process that calls every operator, and its errors, again and again."""
+    figure, grid = _figure(1, 1, 7.5, 2.6)
+    axes = grid[0][0]
+    calls, resident = ([number(row, name) for row in rows] for name in ("calls", "rss_mib"))
+    axes.plot(calls, resident, color=BLUE, linewidth=1.8)
+    axes.axvspan(0, results.WARM_UP * calls[-1], color=GREY, alpha=0.2, linewidth=0)
+    axes.set_xlim(0, calls[-1])
+    axes.set_ylim(min(resident) - 5, max(resident) + 5)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.set_xlabel("calls (grey: left out of the slope)", fontsize=FONT)
+    axes.set_ylabel("resident memory in MiB", fontsize=FONT)
+    slope = f"{results.growth(rows):+.2f} MiB over 100,000 calls"
+    _title(figure, rows, f"Memory of value, gradient and errors in turn: {slope}")
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------
 # Files
 # ---------------------------------------------------------------------------------------------
 
@@ -732,6 +754,8 @@ def draw(path: Path) -> list[Path]:
     if path.name == SCALING:
         return [_draw_scaling(path)]
     rows = results.read(path)
+    if results.is_memory(rows):
+        return [_save(memory(rows), path.with_suffix(".png"), path)]
     if results.is_training(rows):
         return [_save(training_step(rows), path.with_suffix(".png"), path)]
     return _draw_entropy(rows, path)
@@ -740,7 +764,8 @@ def draw(path: Path) -> list[Path]:
 def everything(folder: Path) -> list[Path]:
     """All that can be drawn in a folder of results."""
     runs = [table.parent for table in sorted(folder.glob("*/metrics.csv"))]
-    return [*results.files(folder), *sorted(folder.glob(SCALING)), *runs]
+    others = (SCALING, "reliability/memory.csv")
+    return [*results.files(folder), *(path for name in others for path in folder.glob(name)), *runs]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

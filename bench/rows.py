@@ -10,6 +10,7 @@ import csv
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import linear_regression
 
 Row = dict[str, str]
 
@@ -45,6 +46,8 @@ BACKBONES = {"resnet18": "ResNet-18", "resnet50": "ResNet-50"}
 
 ENTROPY = {"provider", "mode", "n", "d", "m", "batch", "threads", "p50_ms"}
 TRAINING = {"loss", "views", "image", "batch", "loss_p50_ms", "step_p50_ms", "loss_share"}
+MEMORY = {"calls", "rss_mib", "objects"}
+WARM_UP = 0.2  # of the calls that memory is watched over: allocators and caches fill up
 ADDED = {
     "device": "cpu",
     "launch": "eager",
@@ -56,15 +59,16 @@ ADDED = {
 
 
 def read(path: Path) -> list[Row]:
-    """All rows of a results file of either kind; ValueError if it is not one."""
+    """All rows of a results file of any kind; ValueError if it is not one."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     if not rows:
         raise ValueError(f"{path} has no rows")
-    missing = (TRAINING if is_training(rows) else ENTROPY) - rows[0].keys()
+    wanted = MEMORY if is_memory(rows) else TRAINING if is_training(rows) else ENTROPY
+    missing = wanted - rows[0].keys()
     if missing:
         raise ValueError(f"{path} lacks the columns {', '.join(sorted(missing))}")
-    return rows if is_training(rows) else [{**ADDED, **row} for row in rows]
+    return [{**ADDED, **row} for row in rows] if wanted is ENTROPY else rows
 
 
 def files(folder: Path) -> list[Path]:
@@ -81,6 +85,19 @@ def files(folder: Path) -> list[Path]:
 def is_training(rows: Sequence[Row]) -> bool:
     """Whether they are of training_step.py; otherwise they are of compare_vs_torch.py."""
     return "loss_p50_ms" in rows[0]
+
+
+def is_memory(rows: Sequence[Row]) -> bool:
+    """Whether they are of python_tests/hostile.py --memory."""
+    return "rss_mib" in rows[0]
+
+
+def growth(rows: Sequence[Row], column: str = "rss_mib") -> float:
+    """Of watched memory: the slope of a straight line after the warm-up, per 10^5 calls."""
+    last = number(rows[-1], "calls")
+    kept = [row for row in rows if number(row, "calls") > WARM_UP * last]
+    calls, values = ([number(row, name) for row in kept] for name in ("calls", column))
+    return 1e5 * linear_regression(calls, values).slope
 
 
 def number(row: Row, column: str) -> float:

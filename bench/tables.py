@@ -503,6 +503,51 @@ def cifar10_scale(folder: Path) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
+# Hostile use
+# ---------------------------------------------------------------------------------------------
+
+
+def reliability(folder: Path) -> str:
+    """What the fuzzer found, and how memory grew."""
+    folder = folder / "reliability"
+    cases = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
+    memory = results.read(folder / "memory.csv")
+    last = memory[-1]
+    first = next(
+        row for row in memory if number(row, "calls") > results.WARM_UP * number(last, "calls")
+    )
+    return "\n".join(
+        [
+            f"{results.machine(memory)}; {cases['date']}, commit {cases['commit']}:",
+            "",
+            _table(
+                ["random cases", "of them"],
+                [
+                    [
+                        f"{cases['cases']:,}, {cases['seconds']:.0f} s",
+                        f"**{_count(cases['failures'], 'failure')}**",
+                    ],
+                    ["value, shape and dtype as stated", f"{cases['values']:,}"],
+                    ["samples NaN, just those stated", f"{cases['nan_samples']:,}"],
+                    ["gradients as stated", f"{cases['gradients']:,}"],
+                    ["from several threads, bit-equal", f"{cases['from_threads']:,}"],
+                    ["shapes alone (meta, fake)", f"{cases['shapes']:,}"],
+                    ["refused, by the stated error", f"{cases['errors']:,}"],
+                ],
+            ),
+            "",
+            _sentences(
+                f"Memory over {int(last['calls']):,} calls of value, gradient and errors:"
+                f" {number(first, 'rss_mib'):.1f} MiB after the warm-up,"
+                f" {number(last, 'rss_mib'):.1f} MiB at the end, a slope of"
+                f" **{results.growth(memory):+.2f} MiB per 100,000 calls**; Python objects:"
+                f" {results.growth(memory, 'objects'):+.0f}."
+            ),
+        ]
+    )
+
+
+# ---------------------------------------------------------------------------------------------
 # README.md
 # ---------------------------------------------------------------------------------------------
 
@@ -520,6 +565,7 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "digits": digits,
     "cifar10-scale": cifar10_scale,
     "cifar10": cifar10,
+    "reliability": reliability,
 }
 
 

@@ -293,6 +293,24 @@ def test_training_step(plot: ModuleType, tmp_path: Path) -> None:
     assert [p.name for p in plot.draw(path)] == ["cpu-training-step.png"]
 
 
+def memory_rows() -> list[Row]:
+    """Grows for the first 2,000 of 10,000 calls, then by a MiB a thousand calls."""
+    row = {"torch": "0.0", "device_name": "INVENTED", "objects": "7"}
+    rss = [100, 200, 210, 211, 212, 213, 214, 215, 216, 217]
+    return [{**row, "calls": str(1000 * (i + 1)), "rss_mib": str(mib)} for i, mib in enumerate(rss)]
+
+
+def test_memory(plot: ModuleType, rows: ModuleType, tmp_path: Path) -> None:
+    assert rows.growth(memory_rows()) == pytest.approx(100)
+    assert rows.growth(memory_rows(), "objects") == pytest.approx(0)
+    figure = plot.memory(memory_rows())
+    assert "+100.00 MiB over 100,000 calls" in figure.get_suptitle()
+    assert list(figure.axes[0].get_lines()[0].get_ydata())[:2] == [100, 200]
+    path = write(tmp_path / "reliability" / "memory.csv", memory_rows())
+    assert plot.everything(tmp_path) == [path]
+    assert [p.name for p in plot.draw(path)] == ["memory.png"]
+
+
 def test_a_run_is_drawn_from_its_tables(plot: ModuleType, tmp_path: Path) -> None:
     folder = tmp_path / "digits"
     write(
@@ -389,7 +407,7 @@ def invented(tmp_path: Path) -> Path:
     write(tmp_path / "gpu.csv", gpu_rows())
     write(tmp_path / "cpu-training-step.csv", training_rows())
     (tmp_path / "else.csv").write_text("something,else\n1,2\n")
-    for run in ("digits", "cifar10"):
+    for run in ("digits", "cifar10", "reliability"):
         shutil.copytree(RESULTS / run, tmp_path / run)
     return tmp_path
 
@@ -431,6 +449,20 @@ def test_digits_have_a_value_for_each_seed(tables: ModuleType) -> None:
     table = tables.digits(RESULTS)
     assert len(table.splitlines()) == 2 + 4
     assert "| linear probe, all 1,437 labels | 96.9 | " in table
+
+
+def test_reliability(tables: ModuleType, tmp_path: Path) -> None:
+    write(tmp_path / "reliability" / "memory.csv", memory_rows())
+    cases = dict.fromkeys(("values", "nan_samples", "gradients", "from_threads", "shapes"), 5)
+    cases |= {"cases": 1234, "errors": 6, "failures": 1, "seconds": 7.4}
+    cases |= {"date": "2000-01-02", "commit": "0123456789"}
+    (tmp_path / "reliability" / "cases.json").write_text(json.dumps(cases))
+    text = tables.reliability(tmp_path)
+    assert text.startswith("INVENTED, torch 0.0; 2000-01-02, commit 0123456789:")
+    assert "| 1,234, 7 s | **1 failure** |" in text
+    assert "Memory over 10,000 calls" in text
+    assert "210.0 MiB after the warm-up, 217.0 MiB at the end" in " ".join(text.split())
+    assert "**+100.00 MiB per 100,000 calls**" in " ".join(text.split())
 
 
 def test_comparison_on_cifar10(tables: ModuleType, tmp_path: Path) -> None:
@@ -523,7 +555,8 @@ def pictures_of_the_readme() -> list[Path]:
 
 def test_the_pictures_are_those_of_the_data(plot: ModuleType, rows: ModuleType) -> None:
     """Each picture of the README that a results file gives was drawn from that very file."""
-    drawn = {}
+    memory = RESULTS / "reliability" / "memory.csv"
+    drawn = {memory.with_suffix(".png"): memory}
     for path in rows.files(RESULTS):
         drawn[path.with_suffix(".png")] = path  # of training_step.py
         drawn |= {path.with_name(f"{path.stem}-{kind}.png"): path for kind in KINDS}

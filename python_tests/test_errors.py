@@ -84,6 +84,52 @@ def test_eps_negative_or_not_finite(call: Callable[..., Tensor], eps: float) -> 
         call(torch.ones(4, 6), eps)
 
 
+@pytest.mark.parametrize("eps", ["1e-12", None, 1j])
+@pytest.mark.parametrize(
+    "call", [lambda z, eps: vn_entropy(z, eps=eps), lambda z, eps: VNEntropy(eps=eps)]
+)
+def test_eps_that_is_not_a_number(call: Callable[..., Tensor], eps: object) -> None:
+    with pytest.raises(TypeError, match=f"^eps must be a number, got {type(eps).__name__}$"):
+        call(torch.ones(4, 6), eps)
+
+
+@pytest.mark.parametrize("normalize", ["no", None, 1])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda z, normalize: vn_entropy(z, normalize=normalize),
+        lambda z, normalize: spectrum(z, normalize=normalize),
+        lambda z, normalize: VNEntropy(normalize=normalize),
+    ],
+)
+def test_normalize_that_is_not_a_bool(call: Callable[..., Tensor], normalize: object) -> None:
+    name = type(normalize).__name__
+    with pytest.raises(TypeError, match=f"^normalize must be True or False, got {name}$"):
+        call(torch.ones(4, 6), normalize)
+
+
+@pytest.mark.parametrize(
+    ("sparse", "what"),
+    [
+        (torch.ones(4, 6).to_sparse(), r"layout torch\.sparse_coo"),
+        (torch.ones(4, 6).to_mkldnn(), r"layout torch\._mkldnn"),
+        (torch.nested.nested_tensor([torch.ones(4, 6)]), "a nested one"),
+    ],
+    ids=["sparse", "mkldnn", "nested"],
+)
+def test_a_tensor_that_is_not_dense(
+    takes_z: Callable[[Tensor], Tensor], sparse: Tensor, what: str
+) -> None:
+    with pytest.raises(TypeError, match=f"must be a dense tensor, got {what}$"):
+        takes_z(sparse)
+
+
+@pytest.mark.parametrize("function", [vn_entropy, spectrum])
+def test_weights_that_are_not_dense(function: Callable[..., Tensor]) -> None:
+    with pytest.raises(TypeError, match=r"^weights must be a dense tensor"):
+        function(torch.ones(4, 6), weights=torch.ones(4).to_sparse())
+
+
 @pytest.mark.parametrize("function", [vn_entropy, spectrum])
 @pytest.mark.parametrize("shape", [(5,), (6,), (2, 3), (4, 6), (3, 4), (2, 2, 4), (1, 2, 4), (0,)])
 def test_weights_that_do_not_broadcast(

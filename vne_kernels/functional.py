@@ -51,7 +51,7 @@ def vn_entropy(
             A sample of weight 0 counts as absent. Default: 1/n each.
         method: "eigh", by an eigendecomposition; "poles", by the logarithm as a sum of inverses;
             "auto", the faster one for this size, dtype and number of threads.
-        eps: the smallest norm a row is divided by.
+        eps: the smallest norm a row is divided by; not below that of a normal float64, 2.2e-308.
         group: a ProcessGroup or one-dimensional DeviceMesh: S of the rows of all its processes
             together, 1/N each of N in all unless ``weights`` (of this process's rows) say
             otherwise; n may differ, and be 0 on some. Every process must call this, and run its
@@ -64,7 +64,8 @@ def vn_entropy(
 
     Returns:
         (...), float64 for float64 input, otherwise float32. NaN for a sample that holds a NaN or an
-        infinity, or has a negative weight; the other samples of the batch are not touched by it.
+        infinity, or has a negative weight; the other samples of the batch are not touched by it. A
+        norm of a row, or a trace of rho, beyond the range of float64 is an infinity.
 
         Differentiable in z and weights, and twice in z (by an eigendecomposition, whatever the
         method); a third derivative raises RuntimeError.
@@ -74,7 +75,8 @@ def vn_entropy(
             (..., n); method is unknown; eps is negative or not finite; max_rows is not positive or
             less than n; the processes' z differ in d, batch or dtype (unless ``max_rows`` is given,
             which leaves that unseen).
-        TypeError: z or weights is not a tensor of one of these dtypes; group is no group.
+        TypeError: z or weights is not a dense tensor of one of these dtypes; normalize is not a
+            bool; eps is not a number; group is no group.
 
     Source: Kim et al., "VNE: An Effective Method for Improving Deep Representation by Manipulating
     Eigenvalue Distribution", CVPR 2023.
@@ -85,6 +87,7 @@ def vn_entropy(
     """
     group = distributed.process_group(group)
     _check_samples("z", z, may_be_empty=group is not None)
+    _check_normalize(normalize)
     _check_method(method)
     _check_eps(eps)
     p = _check_weights(weights, z)
@@ -124,6 +127,7 @@ def spectrum(z: Tensor, *, normalize: bool = True, weights: Tensor | None = None
         tensor([0.5000, 0.5000])
     """
     _check_samples("z", z)
+    _check_normalize(normalize)
     p = _check_weights(weights, z)
     if torch.is_grad_enabled() and (z.requires_grad or (p is not None and p.requires_grad)):
         eigenvalues: Tensor = _ops.spectrum_eigh(z, p, normalize, _EPS)[0]
@@ -196,6 +200,10 @@ def _check_dtype(name: str, tensor: Tensor) -> None:
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
     if tensor.dtype not in _DTYPES:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+    if tensor.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got a nested one")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
 
 
 def _check_samples(name: str, z: Tensor, *, may_be_empty: bool = False) -> None:
@@ -215,7 +223,14 @@ def _check_method(method: str) -> None:
         raise ValueError(f"method must be 'auto', 'poles' or 'eigh', got {method!r}")
 
 
+def _check_normalize(normalize: bool) -> None:
+    if not isinstance(normalize, bool):
+        raise TypeError(f"normalize must be True or False, got {type(normalize).__name__}")
+
+
 def _check_eps(eps: float) -> None:
+    if not isinstance(eps, int | float):
+        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
     if not 0 <= eps < math.inf:
         raise ValueError(f"eps must be finite and not negative, got {eps}")
 

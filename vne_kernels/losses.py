@@ -11,6 +11,7 @@ from vne_kernels.functional import (
     _check_eps,
     _check_max_rows,
     _check_method,
+    _check_normalize,
     doe_loss,
     vn_entropy,
 )
@@ -65,6 +66,7 @@ class VNEntropy(_OverProcesses):
         max_rows: int | None = None,
     ) -> None:
         super().__init__(gather_distributed, group, max_rows)
+        _check_normalize(normalize)
         _check_method(method)
         _check_eps(eps)
         self.normalize = normalize

@@ -158,6 +158,7 @@ def _vn_entropy_hvp(
     root = p.sqrt().unsqueeze(-1)
 
     norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
+    eps = max(eps, torch.finfo(dtype).tiny)  # its inverse must be finite
     on_sphere = (norm > eps) if normalize else torch.zeros_like(norm, dtype=torch.bool)
     inverse = 1 / norm.clamp_min(eps) if normalize else torch.ones_like(norm)
     u = z * inverse

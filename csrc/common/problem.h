@@ -2,7 +2,9 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <string>
 
 #include "common/stable.h"
@@ -69,7 +71,8 @@ inline Problem make_problem(const Tensor& z, const std::optional<Tensor>& weight
   problem.n = z.size(z.dim() - 2);
   problem.d = z.size(z.dim() - 1);
   problem.normalize = normalize;
-  problem.eps = eps;
+  // Below it 1 / eps is not finite.
+  problem.eps = std::max(eps, std::numeric_limits<double>::min());
   VNE_CHECK(problem.n >= 1 && problem.d >= 1,
             "z must be (..., n, d) with n, d >= 1, got n = ", problem.n, ", d = ", problem.d);
   if (weights) {

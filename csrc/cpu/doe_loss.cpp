@@ -45,7 +45,10 @@ double mean_cosine(const Problem& problem, RowOf row1_of, const Input& z1, const
           const T* z1_i = z1.row(sample, i, buffer1.get());
           const T* z2_i = z2.row(sample, i, buffer2.get());
           const Row row1 = row1_of(i, z1_i), row2 = measure(problem, z2_i, row1.weight);
-          cosines[i] = cosine_of_rows(z1_i, z2_i, d, row1.inverse_norm, row2.inverse_norm);
+          // A norm that is not finite has the inverse 0: it must not pass for a zero row.
+          cosines[i] = std::isfinite(row1.square_norm + row2.square_norm)
+                           ? cosine_of_rows(z1_i, z2_i, d, row1.inverse_norm, row2.inverse_norm)
+                           : std::numeric_limits<double>::quiet_NaN();
           if (!row_stats) continue;
           row_stats[kInverseNorm1 * n + i] = static_cast<T>(row1.inverse_norm);
           row_stats[kInverseNorm2 * n + i] = static_cast<T>(row2.inverse_norm);
@@ -170,20 +173,20 @@ std::tuple<Tensor, Tensor> doe_loss_backward(const Tensor& grad_entropy, const T
           for (int64_t index = begin; index < end; ++index) {
             const int64_t sample = index / n, i = index % n;
             const T* row_stat = stats_data + sample * kRowStats * n + i;
-            const double r1 = row_stat[kInverseNorm1 * n], r2 = row_stat[kInverseNorm2 * n];
+            const T r1 = row_stat[kInverseNorm1 * n], r2 = row_stat[kInverseNorm2 * n];
+            // scale r1 (r2 z2 - projection_1 r1 z1), and its mirror image; a zero row has r = 0.
+            // First the bracket, which is of order one: r1 r2 may overflow or vanish.
             const double scale = g_cosine_data[sample] / static_cast<double>(n);
-            // scale r1 (r2 z2 - projection_1 r1 z1), and its mirror image. A zero row has r = 0.
-            const T cross = static_cast<T>(scale * r1 * r2);
-            const T own1 = static_cast<T>(-scale * r1 * r1 * row_stat[kProjection1 * n]);
-            const T own2 = static_cast<T>(-scale * r2 * r2 * row_stat[kProjection2 * n]);
-            const T g_s = g_entropy_data[sample];
+            const T q1 = row_stat[kProjection1 * n], q2 = row_stat[kProjection2 * n];
             const T* z1_i = input1.row(sample, i, buffer1.get());
             const T* z2_i = input2.row(sample, i, buffer2.get());
             const T* s_i = s_grad_data + index * d;
             T *out1_i = out1 + index * d, *out2_i = out2 + index * d;
-            simd::kernels<T>().combine(own2, z2_i, cross, z1_i, out2_i, d);
-            simd::kernels<T>().combine(own1, z1_i, cross, z2_i, out1_i, d);
-            simd::kernels<T>().combine(T(1), out1_i, g_s, s_i, out1_i, d);
+            simd::kernels<T>().combine(r2, z2_i, -q1 * r1, z1_i, out1_i, d);
+            simd::kernels<T>().combine(r1, z1_i, -q2 * r2, z2_i, out2_i, d);
+            simd::kernels<T>().combine(static_cast<T>(scale * r1), out1_i, g_entropy_data[sample],
+                                       s_i, out1_i, d);
+            simd::kernels<T>().scale(out2_i, static_cast<T>(scale * r2), out2_i, d);
           }
         });
   });

@@ -9,10 +9,20 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "cpu/stages.h"
 
 namespace vne {
+namespace {
+
+// A factor beyond it, of a row all but zero, would make NaN of an entry that is 0.
+template <typename T>
+bool is_in_range(double factor) {
+  return std::abs(factor) <= std::numeric_limits<T>::max();
+}
+
+}  // namespace
 
 template <typename T>
 void gradient(const Problem& problem, const Rows<T>& rows, const T* w, double factor,
@@ -42,6 +52,8 @@ void gradient(const Problem& problem, const Rows<T>& rows, const T* w, double fa
       const double inner = row.projected ? -radial / simd.sum_of_squares(x_i, d) : identity;
       if (problem.m() == 1 && row.projected) {
         fill(h_i, d, 0);  // W is a number: exactly 0, without the rounding of the projection
+      } else if (!is_in_range<T>(outer) || !is_in_range<T>(outer * inner)) {
+        for (int64_t j = 0; j < d; ++j) h_i[j] = static_cast<T>(outer * (h_i[j] + inner * x_i[j]));
       } else {
         simd.combine(static_cast<T>(outer), h_i, static_cast<T>(outer * inner), x_i, h_i, d);
       }

@@ -38,13 +38,16 @@ double norm(const T* x, int64_t size) {
   return largest * std::sqrt(scaled);
 }
 
+// to = from inverse_norm root. The product of the factors may be beyond the range of T, or of a
+// double.
 template <typename T>
-void scale_row(const T* from, double factor, T* to, int64_t size) {
+void scale_row(const T* from, double inverse_norm, double root, T* to, int64_t size) {
+  const double factor = inverse_norm * root;
   const double tiny = 0x1p20 * std::numeric_limits<T>::min();
   if (factor == 0 || (factor > tiny && factor < 1 / tiny)) {
     simd::kernels<T>().scale(from, static_cast<T>(factor), to, size);
   } else {
-    for (int64_t j = 0; j < size; ++j) to[j] = static_cast<T>(from[j] * factor);
+    for (int64_t j = 0; j < size; ++j) to[j] = static_cast<T>(from[j] * inverse_norm * root);
   }
 }
 
@@ -98,8 +101,8 @@ Rows<T> normalize(const Problem& problem, const Input& z, int64_t sample, const 
       const Row& row = rows.row[i];
       T* x = &rows.x[i * d];
       // A half-precision row was already converted into x.
-      scale_row(z.is_half() ? x : z.row(sample, i, x),
-                std::sqrt(row.weight / rows.trace) * row.inverse_norm, x, d);
+      scale_row(z.is_half() ? x : z.row(sample, i, x), row.inverse_norm,
+                std::sqrt(row.weight / rows.trace), x, d);
     }
   });
   return rows;

@@ -136,6 +136,17 @@ void permute(const T* from, const std::vector<int64_t>& order, T* to) {
   }
 }
 
+// Whether rounding has grown in an inverse [m, m] whose pivots were at least `floor`: each of them
+// adds 1 / floor at most to an entry on the diagonal.
+template <typename T>
+bool has_grown(const T* inverse, int64_t m, T floor) {
+  const T limit = T(4) / floor;
+  for (int64_t i = 0; i < m; ++i) {
+    if (!(std::abs(inverse[i * m + i]) <= limit)) return true;
+  }
+  return false;
+}
+
 std::vector<int64_t> inverse_of(const std::vector<int64_t>& order) {
   std::vector<int64_t> inverse(order.size());
   for (size_t i = 0; i < order.size(); ++i) inverse[order[i]] = static_cast<int64_t>(i);
@@ -191,8 +202,12 @@ void log_by_sweeps(const T* a, int64_t m, double shift, T* result) {
             Buffer<T> permuted(size);
             for (int64_t index = begin; index < end; ++index) {
               const int64_t k = again[index];
-              permute(a, order, permuted.get());
-              sweep(permuted.get(), m, pole(k), floor(k), IfRepaired::kGoOn, work);
+              T shift = pole(k);
+              do {
+                permute(a, order, permuted.get());
+                sweep(permuted.get(), m, shift, floor(k), IfRepaired::kGoOn, work);
+                shift = std::max(2 * shift, floor(k));
+              } while (shift < 1 && has_grown(permuted.get(), m, floor(k)));
               permute(permuted.get(), back, &swept[k * size]);
             }
           });

@@ -1,0 +1,273 @@
+"""Hostile use of the operators in the long form, with figures.
+
+    python python_tests/hostile.py --cases 10000 --out bench/results/reliability/cases.json
+    python python_tests/hostile.py --memory 100000 --out bench/results/reliability/memory.csv
+
+The first draws random uses (`hostile_cases.py`) and holds each to what it must give
+(`hostile_contract.py`); a failure is printed as the smallest case that Hypothesis finds. The second
+calls value, gradient and errors in turn, and states how the memory of the process grows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import json
+import math
+import os
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import hypothesis
+import torch
+from cases import generator
+from hostile_cases import Case, cases
+from hostile_contract import Outcome, check
+from hypothesis import HealthCheck, Phase, given, settings
+from torch import Tensor
+
+from vne_kernels import DoELoss, VNEntropy, doe_loss, spectrum, vn_entropy
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+sys.path.insert(0, str(BENCH))
+
+import arguments as options  # noqa: E402
+import harness  # noqa: E402
+from rows import growth  # noqa: E402
+
+CHUNK = 500
+"""Cases that Hypothesis draws from one seed: a failure ends its chunk alone."""
+
+
+# ---------------------------------------------------------------------------------------------
+# Cases
+# ---------------------------------------------------------------------------------------------
+
+
+class Tally:
+    """What was found, by kind."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def add(self, case: Case, outcome: Outcome) -> None:
+        self.counts["cases"] += 1
+        self.counts[f"{outcome.kind}s"] += 1
+        self.counts["nan_samples"] += outcome.nan_samples
+        self.counts["gradients"] += outcome.gradients
+        self.counts["from_threads"] += case.call == "threads" and outcome.kind == "value"
+
+
+def run_cases(number: int, seed: int, tally: Tally) -> None:
+    """So many random cases; raises what the smallest failing one raises, and notes that case."""
+
+    @hypothesis.seed(seed)
+    @settings(
+        max_examples=number,
+        database=None,
+        report_multiple_bugs=False,
+        deadline=None,
+        phases=[Phase.generate, Phase.shrink],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases())
+    def run(case: Case) -> None:
+        tally.add(case, check(case))
+
+    run()
+
+
+def fuzz(number: int, seed: int) -> dict[str, object]:
+    """Figures of `number` cases; each failure is told on stderr."""
+    tally, failures, start = Tally(), 0, time.perf_counter()
+    for chunk, first in enumerate(range(0, number, CHUNK)):
+        try:
+            run_cases(min(CHUNK, number - first), seed * 100_000 + chunk, tally)
+        except Exception as error:
+            failures += 1
+            print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
+            print(*getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+        done, seconds = tally.counts["cases"], time.perf_counter() - start
+        print(f"{done} cases, {failures} failures, {seconds:.0f} s", flush=True)
+    return {**tally.counts, "failures": failures, "seconds": round(seconds, 1), "seed": seed}
+
+
+# ---------------------------------------------------------------------------------------------
+# Memory
+# ---------------------------------------------------------------------------------------------
+
+SAMPLE_EVERY = 1000
+BOUND = 2.0
+"""MiB of growth over 10^5 calls. There are 20 kinds of calls: an object of 512 bytes, about what a
+tensor takes, left behind by a single kind is 2.4 MiB."""
+
+
+def _value_and_gradient(function: Callable[[Tensor], Tensor], *shape: int, dtype: torch.dtype
+                        ) -> Callable[[], object]:  # fmt: skip
+    z = torch.randn(shape, generator=generator(0)).to(dtype)
+
+    def call() -> object:
+        leaf = z.detach().requires_grad_()
+        return torch.autograd.grad(function(leaf).sum(), leaf)
+
+    return call
+
+
+def _refused(call: Callable[[], object], *exceptions: type[Exception]) -> Callable[[], object]:
+    def refused() -> None:
+        try:
+            call()
+        except exceptions:
+            return
+        raise AssertionError("an error was to be raised")
+
+    return refused
+
+
+def _second_derivative() -> Callable[[], object]:
+    z = torch.randn(4, 6, generator=generator(0), requires_grad=True)
+
+    def call() -> object:
+        (grad,) = torch.autograd.grad(vn_entropy(z), z, create_graph=True)
+        return torch.autograd.grad(grad.sum(), z)
+
+    return call
+
+
+def _without_gradient(function: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+    z = torch.randn(3, 8, 5, generator=generator(0))
+
+    def call() -> object:
+        with torch.inference_mode():
+            return function(z)
+
+    return call
+
+
+def memory_calls() -> list[Callable[[], object]]:
+    """What is called in turn: every operator, dtype and method, and every way to fail."""
+    single, double, half = torch.float32, torch.float64, torch.bfloat16
+    z, bad = torch.randn(4, 6, generator=generator(0)), torch.full((4, 6), math.nan)
+    weights = torch.full((8,), 1 / 8, requires_grad=True)
+    entropy, loss, gradient = VNEntropy(), DoELoss(), _value_and_gradient
+    raw = torch.ops.vne_kernels
+    return [
+        gradient(entropy, 16, 32, dtype=single),
+        gradient(entropy, 3, 12, 7, dtype=half),
+        gradient(lambda z: vn_entropy(z, method="eigh"), 9, 20, dtype=single),
+        gradient(lambda z: vn_entropy(z, method="poles"), 6, 4, dtype=double),
+        gradient(lambda z: vn_entropy(z, weights=weights), 8, 5, dtype=single),
+        gradient(spectrum, 7, 11, dtype=double),
+        gradient(lambda z: loss(z, z.detach()), 16, 32, dtype=single),
+        gradient(lambda z: doe_loss(z, z), 2, 5, 9, dtype=half),
+        gradient(torch.vmap(vn_entropy), 3, 5, 6, dtype=single),
+        gradient(lambda z: vn_entropy(z.mT), 40, 64, dtype=single),
+        _second_derivative(),
+        _without_gradient(entropy),
+        _without_gradient(spectrum),
+        lambda: vn_entropy(bad),
+        _refused(lambda: vn_entropy(z[:0]), ValueError),
+        _refused(lambda: vn_entropy(z.int()), TypeError),
+        _refused(lambda: vn_entropy(z, weights=weights), ValueError),
+        _refused(lambda: doe_loss(z, z[:, :3]), ValueError),
+        _refused(lambda: raw.vn_entropy(z, None, True, "svd", 1e-12), RuntimeError),
+        _refused(lambda: raw.spectrum(z, weights.detach(), True, 1e-12), RuntimeError),
+    ]
+
+
+def resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+Sample = dict[str, object]
+
+
+def watch_memory(number: int, *, every: int = SAMPLE_EVERY, progress: bool = True) -> list[Sample]:
+    """Resident memory and Python objects after each `every` of `number` calls."""
+    rows: list[Sample] = []
+    calls = itertools.cycle(memory_calls())
+    start = time.perf_counter()
+    for done in range(1, number + 1):
+        next(calls)()
+        if done % every == 0:
+            gc.collect()
+            seconds = time.perf_counter() - start
+            rows.append(
+                {
+                    "calls": done,
+                    "seconds": round(seconds, 2),
+                    "rss_mib": round(resident_mib(), 3),
+                    "objects": len(gc.get_objects()),
+                }
+            )
+            if progress and done % (10 * every) == 0:
+                print(f"{done} calls, {rows[-1]['rss_mib']} MiB, {seconds:.0f} s", flush=True)
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------
+# The program
+# ---------------------------------------------------------------------------------------------
+
+
+def _environment() -> dict[str, object]:
+    """The columns of every results file that mean something here."""
+    found = harness.environment(torch.device("cpu"))
+    kept = ("date", "commit", "torch", "device", "device_name")
+    return {**{name: found[name] for name in kept}, "threads": torch.get_num_threads()}
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _run_cases(number: int, seed: int, out: Path | None) -> int:
+    figures = {**_environment(), **fuzz(number, seed)}
+    print(json.dumps(figures, indent=2))
+    if out is not None:
+        _write_json(out, figures)
+    return int(bool(figures["failures"]))
+
+
+def _run_memory(number: int, out: Path | None) -> int:
+    environment = _environment()
+    rows = [{**environment, **row} for row in watch_memory(number)]
+    if out is not None:
+        harness.write_csv(out, list(rows[0]), rows)
+    slope, objects = growth(rows), growth(rows, "objects")
+    verdict = "flat" if slope <= BOUND else "it grows"
+    print(f"{slope:+.3f} MiB and {objects:+.1f} objects per 10^5 calls (bound: {BOUND}): {verdict}")
+    return int(slope > BOUND)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="hostile.py", description="Random hostile uses of the operators, or their memory."
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--cases", type=options.positive, metavar="N", help="random cases to check")
+    what.add_argument(
+        "--memory", type=options.positive, metavar="N", help="calls, at least 5,000, to watch"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the cases; default 0")
+    parser.add_argument("--out", type=Path, help="results file: JSON of cases, CSV of memory")
+    given_options = parser.parse_args(argv)
+    if given_options.memory is not None and given_options.memory < 5 * SAMPLE_EVERY:
+        parser.error(f"argument --memory: must be at least 5000, got {given_options.memory}")
+    warnings.simplefilter("ignore")  # of torch about itself
+    if given_options.memory is not None:
+        return _run_memory(given_options.memory, given_options.out)
+    return _run_cases(given_options.cases, given_options.seed, given_options.out)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,328 @@
+"""Hostile use of the operators: what the fuzzer found, its short form, memory, processes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import hostile
+import hostile_contract
+import pytest
+import torch
+from cases import GRADIENT_OF_EIGH, SINGLE_DRAW, absolute_error, eigh_error, gaussian, generator
+from hostile import growth
+from torch import Tensor
+
+import vne_kernels
+from vne_kernels import doe_loss, reference, vn_entropy
+
+pytestmark = pytest.mark.cpu_only("the fuzzer's tolerances and processes are those of the CPU")
+
+# ---------------------------------------------------------------------------------------------
+# What the fuzzer found
+# ---------------------------------------------------------------------------------------------
+
+
+def rounded_to_collapse(n: int, d: int, seed: int) -> Tensor:
+    """One direction, all of whose noise is about the rounding of bfloat16."""
+    g = generator(seed)
+    return (gaussian(1, d, g) + 1e-4 * gaussian(n, d, g)).bfloat16().float()
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("seed", range(4))
+def test_inverses_do_not_grow_out_of_rounding(normalize: bool, seed: int) -> None:
+    """The poles' inverses grew, to 130,000 times the error of eigh."""
+    z = rounded_to_collapse(200, 120, seed).requires_grad_()
+    vn_entropy(z, normalize=normalize, method="poles").backward()
+    leaf = z.detach()
+    error = absolute_error(z.grad, reference.oracle_grad(leaf, normalize=normalize))
+    allowed = SINGLE_DRAW * GRADIENT_OF_EIGH * eigh_error(leaf, normalize=normalize)
+    assert error <= allowed
+
+
+def gradients_of_the_loss(z1: Tensor, z2: Tensor) -> tuple[Tensor, ...]:
+    views = (z1.clone().requires_grad_(), z2.clone().requires_grad_())
+    return torch.autograd.grad(doe_loss(*views).sum(), views)
+
+
+@pytest.mark.parametrize("magnitude", [2.0**80, 2.0**110])
+def test_gradient_of_the_loss_at_huge_rows(magnitude: float) -> None:
+    """It vanished with the product of two inverse norms."""
+    z1, z2 = (gaussian(6, 9, generator(seed)).float() for seed in (0, 1))
+    huge = gradients_of_the_loss(magnitude * z1, magnitude * z2)
+    for own, expected in zip(huge, gradients_of_the_loss(z1, z2), strict=True):
+        torch.testing.assert_close(magnitude * own, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_norm_beyond_float64_is_no_zero_row() -> None:
+    z1, z2 = (gaussian(8, 64, generator(seed)).view(2, 4, 64) for seed in (0, 1))
+    z2[0, 0] = 1e308
+    loss = doe_loss(z1, z2)
+    assert loss.isnan().tolist() == [True, False]
+    for own in gradients_of_the_loss(z1, z2):
+        assert own[0].isnan().all()
+        assert own[1].isfinite().all()
+
+
+@pytest.mark.parametrize("method", ["eigh", "poles"])
+def test_rows_shorter_than_a_normal_number(method: str) -> None:
+    """Without eps: neither an exception nor NaN, nor infinities that are not the gradient's."""
+    subnormal = torch.full((3, 4), 5e-324, dtype=torch.float64, requires_grad=True)
+    entropy = vn_entropy(subnormal, eps=0.0, method=method)
+    entropy.backward()
+    assert entropy.isfinite()
+    assert subnormal.grad.isfinite().all()
+    z = (1e-40 * gaussian(6, 9, generator(0))).float().requires_grad_()
+    vn_entropy(z, eps=0.0, method=method).backward()
+    assert not z.grad.isnan().any()
+    exact = reference.oracle_grad(z.detach())
+    beyond = exact.abs() > torch.finfo(torch.float32).max
+    assert (z.grad[beyond] == math.inf * exact[beyond].sign()).all()
+
+
+def test_second_derivative_at_zero_rows_without_eps() -> None:
+    z = torch.zeros(6, 9, requires_grad=True)
+    (grad,) = torch.autograd.grad(vn_entropy(z, eps=0.0), z, create_graph=True)
+    (second,) = torch.autograd.grad(grad.sum(), z)
+    assert (second == 0).all()
+
+
+# ---------------------------------------------------------------------------------------------
+# Random cases
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_random_cases() -> None:
+    tally = hostile.Tally()
+    hostile.run_cases(300, 1, tally)
+    kinds = ("values", "errors", "shapes", "nan_samples", "gradients", "from_threads")
+    assert all(tally.counts[kind] > 0 for kind in kinds), tally.counts
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [
+        ("vn_entropy", lambda z, **options: 1.001 * vn_entropy(z, **options)),
+        ("vn_entropy", lambda z, **options: vn_entropy(z, **options).nan_to_num()),
+        ("vn_entropy", lambda z, **options: vn_entropy(z.detach(), **options)),
+        ("spectrum", lambda z, **options: vne_kernels.functional.spectrum(z, **options).flip(-1)),
+    ],
+    ids=["value", "nan", "gradient", "order"],
+)
+def test_a_broken_operator_is_found(
+    name: str, broken: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hostile_contract.vne_kernels, name, broken)
+    with pytest.raises(Exception, match=r"entropy:|NaN|grad|descending|distinct"):
+        hostile.run_cases(200, 1, hostile.Tally())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_figures_are_written(tmp_path: Path) -> None:
+    out = tmp_path / "results" / "cases.json"
+    assert hostile.main(["--cases", "20", "--out", str(out)]) == 0
+    figures = json.loads(out.read_text())
+    assert (figures["cases"], figures["failures"], figures["seed"]) == (20, 0, 0)
+    assert list(out.parent.iterdir()) == [out]
+
+
+# ---------------------------------------------------------------------------------------------
+# Memory
+# ---------------------------------------------------------------------------------------------
+
+SHORT_BOUND = 60.0
+"""MiB over 10^5 calls: a page that the allocator keeps weighs more in 3,000 calls than in 10^5."""
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_memory_is_flat() -> None:
+    hostile.watch_memory(1000, progress=False)
+    rows = hostile.watch_memory(3000, every=100, progress=False)
+    assert growth(rows) <= SHORT_BOUND
+    assert growth(rows, "objects") <= 500  # of 5,000, were one left behind by one kind
+
+
+def test_a_leak_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[Tensor] = []
+    monkeypatch.setattr(hostile, "memory_calls", lambda: [lambda: kept.append(torch.ones(4096))])
+    rows = hostile.watch_memory(500, every=50, progress=False)
+    assert growth(rows) > 10 * SHORT_BOUND
+
+
+def test_too_few_calls_to_see_growth(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        hostile.main(["--memory", "10"])
+    assert stopped.value.code == 2
+    assert "argument --memory: must be at least 5000, got 10" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------
+# Threads, interrupts, imports
+# ---------------------------------------------------------------------------------------------
+
+
+def value_and_gradient(z: Tensor) -> tuple[Tensor, Tensor]:
+    leaf = z.detach().requires_grad_()
+    entropy = vn_entropy(leaf)
+    return entropy.detach(), torch.autograd.grad(entropy.sum(), leaf)[0]
+
+
+def test_many_threads_give_what_one_gives() -> None:
+    """Same and different inputs at once, bit for bit."""
+    inputs = [gaussian(n, 40, generator(n)).float() for n in (8, 30, 64, 8, 90, 30)] * 8
+    expected = [value_and_gradient(z) for z in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        for found, wanted in zip(pool.map(value_and_gradient, inputs), expected, strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+def call_until_alarm(z: Tensor, seconds: float) -> None:
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    while True:
+        value_and_gradient(z)
+
+
+def test_an_interrupt_leaves_nothing_broken() -> None:
+    """Ctrl-C at forty moments of a loop of calls, some of them within one."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    z = gaussian(64, 128, generator(0)).float()
+    expected = value_and_gradient(z)
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for moment in range(40):
+            with pytest.raises(KeyboardInterrupt):
+                call_until_alarm(z, 1e-3 + 1e-4 * moment)
+            found = value_and_gradient(z)
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_reload_of_the_package() -> None:
+    reloaded = importlib.reload(vne_kernels)
+    assert reloaded.vn_entropy(torch.eye(4)) == vn_entropy(torch.eye(4))
+
+
+# ---------------------------------------------------------------------------------------------
+# Processes
+# ---------------------------------------------------------------------------------------------
+
+
+def run_script(folder: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """In a fresh interpreter; a hang is a failure."""
+    path = folder / "script.py"
+    path.write_text(textwrap.dedent(script))
+    command = [sys.executable, "-W", "ignore", str(path)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=120)
+
+
+def assert_quiet(done: subprocess.CompletedProcess[str], output: str) -> None:
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", output)
+
+
+def test_fork_after_use(tmp_path: Path) -> None:
+    """With the parent's OpenMP threads in use; the child has none, and must not wait for them."""
+    done = run_script(
+        tmp_path,
+        """
+        import os, torch
+        from vne_kernels import vn_entropy
+
+        torch.set_num_threads(2)
+        z = torch.randn(8, 64, 512, requires_grad=True)
+
+        def compute(method):
+            entropy = vn_entropy(z, method=method)
+            return entropy.detach(), torch.autograd.grad(entropy.sum(), z)[0]
+
+        expected = {method: compute(method) for method in ("poles", "eigh")}
+        if child := os.fork():
+            raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        torch.set_num_threads(1)
+        same = all(
+            torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+            for method in expected
+            for a, b in zip(compute(method), expected[method])
+        )
+        os._exit(0 if same else 3)
+        """,
+    )
+    assert_quiet(done, "")
+
+
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_workers_of_a_data_loader(start: str, tmp_path: Path) -> None:
+    done = run_script(
+        tmp_path,
+        f"""
+        import torch
+        from torch.utils.data import DataLoader, Dataset
+        from vne_kernels import vn_entropy
+
+        class Entropies(Dataset):
+            def __len__(self):
+                return 6
+
+            def __getitem__(self, n):
+                return vn_entropy(torch.eye(n + 2))
+
+        if __name__ == "__main__":
+            torch.set_num_threads(2)
+            expected = torch.stack([Entropies()[n] for n in range(6)])
+            loader = DataLoader(
+                Entropies(), batch_size=3, num_workers=1, multiprocessing_context="{start}"
+            )
+            print(torch.equal(torch.cat(list(loader)), expected))
+        """,
+    )
+    assert_quiet(done, "True\n")
+
+
+def test_calls_while_the_interpreter_ends(tmp_path: Path) -> None:
+    """In an exit handler, with the gradient; in __del__ of what the module's end deletes; with a
+    thread still at work."""
+    done = run_script(
+        tmp_path,
+        """
+        import atexit, threading, torch
+        from vne_kernels import vn_entropy
+
+        z = torch.randn(16, 32, requires_grad=True)
+
+        def at_exit():
+            (grad,) = torch.autograd.grad(vn_entropy(z), z)
+            print("exit handler", bool(grad.isfinite().all()), flush=True)
+
+        class AtTheEnd:
+            def __init__(self):
+                self.entropy, self.z = vn_entropy, z.detach()
+
+            def __del__(self):
+                print("del", bool(self.entropy(self.z).isfinite()), flush=True)
+
+        def work():
+            for _ in range(200):
+                torch.autograd.grad(vn_entropy(z), z)
+            print("thread", flush=True)
+
+        keep = AtTheEnd()
+        atexit.register(at_exit)
+        threading.Thread(target=work).start()
+        """,
+    )
+    assert_quiet(done, "thread\nexit handler True\ndel True\n")
