@@ -648,7 +648,9 @@ def _measured_panel(axes: Axes, rows: Sequence[Row], model: dict[str, float]) ->
 
 def _predicted_panel(axes: Axes, told: Sequence[dict[str, Any]]) -> None:
     """One line per number of features: the batch of a process makes next to no difference."""
-    for d, colour in zip(sorted({row["d"] for row in told}), (SKY, BLUE, BLACK, GREEN), strict=False):
+    for d, colour in zip(
+        sorted({row["d"] for row in told}), (SKY, BLUE, BLACK, GREEN), strict=False
+    ):
         most = max(row["n"] for row in told if row["d"] == d)
         own = [row for row in told if (row["n"], row["d"]) == (most, d)]
         x = [row["processes"] for row in own]

@@ -1,4 +1,4 @@
-"""What the loss of a batch spread over processes costs: time, bytes moved, memory, and a model of it.
+"""What the loss of a batch spread over processes costs: time, bytes, memory, and a model of it.
 
     python bench/scaling.py                # 1 to 4 gloo processes: results/scaling.csv and .json
     python bench/scaling.py --fit-only     # the model anew, from the results file alone
@@ -81,7 +81,7 @@ Row = dict[str, Any]
 
 
 class Traffic:
-    """What the collectives of a call send, by ring algorithms: (messages, bytes) of this process."""
+    """What the collectives of a call send by ring algorithms: messages, bytes of this process."""
 
     def __init__(self, world: int) -> None:
         self.world, self.messages, self.bytes = world, 0, 0.0
@@ -105,7 +105,7 @@ def replaced(**functions: Callable[..., Tensor]) -> Iterator[None]:
 
 
 class Replay:
-    """The results of the collectives of one call, given again in its later ones without transport."""
+    """What the collectives of one call gave, given again in its later ones without transport."""
 
     def __init__(self, call: Callable[[], object]) -> None:
         self.results: list[Tensor] = []
@@ -297,8 +297,8 @@ def _least_squares(matrix: Any, wanted: Any, used: list[int]) -> Any:
 
 def modelled(row: Row, model: dict[str, float]) -> float:
     """Milliseconds."""
-    transport = (
-        model["message_ms"] * float(row["messages"]) + model["byte_ms"] * float(row["ring_bytes"])
+    transport = model["message_ms"] * float(row["messages"]) + model["byte_ms"] * float(
+        row["ring_bytes"]
     )
     return float(row["computing_p50_ms"]) + crowding(row) * transport
 
@@ -361,8 +361,7 @@ def summary(rows: Sequence[Row]) -> dict[str, Any]:
     most = max(int(row["processes"]) for row in rows)
     fewer = [row for row in rows if int(row["processes"]) < most]
     told = [
-        abs(error)
-        for error in errors([r for r in rows if int(r["processes"]) == most], fit(fewer))
+        abs(error) for error in errors([r for r in rows if int(r["processes"]) == most], fit(fewer))
     ]
     sizes = sorted({(int(row["n"]), int(row["d"])) for row in rows})
     return {
@@ -398,7 +397,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     for name in ("processes", "rows", "features"):
         if min(getattr(arguments, name)) < 1:
-            parser.error(f"argument --{name}: must be integers >= 1, got {getattr(arguments, name)}")
+            parser.error(
+                f"argument --{name}: must be integers >= 1, got {getattr(arguments, name)}"
+            )
     if not arguments.fit_only and (1 not in arguments.processes or len(arguments.processes) < 3):
         got = arguments.processes
         parser.error(f"argument --processes: must be 1 and at least two more, got {got}")

@@ -341,8 +341,8 @@ def scaling_machine(folder: Path) -> str:
     return _sentences(
         f"{first['device_name']}, {first['cores']} cores, torch {first['torch']}, gloo over the"
         f" loopback device, one thread a process; {first['date']}, commit {first['commit']}. Model:"
-        f" {1e3 * model['message_ms']:.0f} µs a message, {1e9 * model['byte_ms']:.0f} µs a megabyte; its error over all"
-        f" rows: median {percent['error_median']}, largest {percent['error_max']}. Fitted without"
+        f" {1e3 * model['message_ms']:.0f} µs a message, {1e9 * model['byte_ms']:.0f} µs a"
+        f" megabyte; its error over all rows: median {percent['error_median']}, largest {percent['error_max']}. Fitted without"
         f" the rows of {found['held_out_processes']} processes, its error on them: median"
         f" {percent['held_out_error_median']}, largest {percent['held_out_error_max']}."
     )
@@ -368,7 +368,7 @@ def scaling_measured(folder: Path) -> str:
 
 
 def scaling_predicted(folder: Path) -> str:
-    rows, found = _scaling(folder)
+    _, found = _scaling(folder)
     n = max(row["n"] for row in found["predicted"])
     features = sorted({row["d"] for row in found["predicted"]})
     steps = [
@@ -395,9 +395,10 @@ def scaling_predicted(folder: Path) -> str:
         lines.append([f"{count:,}", *cells])
     told = _sentences(
         f"What the model says of more processes, each on a core of its own, {n} rows each (**not"
-        f" measured**). The shares: of a ResNet-50 step of {batch} images of {STEP['image']} pixels on a"
-        f" CPU ({step / 1e3:.1f} s, the table above), and of the bytes that DistributedDataParallel sends"
-        f" for its {found['ddp_parameters'] / 1e6:.0f} million gradients."
+        f" measured**). The shares: of a ResNet-50 step of {batch} images of {STEP['image']} pixels"
+        f" on a CPU ({step / 1e3:.1f} s, the table above), and of the bytes that"
+        " DistributedDataParallel sends for the"
+        f" {found['ddp_parameters'] / 1e6:.0f} million gradients of encoder and projector."
     )
     return f"{told}\n\n{_table(header, lines)}"
 

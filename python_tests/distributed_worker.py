@@ -65,7 +65,9 @@ def _unnormalized(z1: Tensor, z2: Tensor, p: Tensor | None, case: Case, **over: 
 
 def _batch_of_two(z1: Tensor, z2: Tensor, p: Tensor | None, case: Case, **over: Any) -> Tensor:
     both = torch.stack([z1, z2])
-    return -vn_entropy(both, weights=p, method=case.method, **over).mul(both.new_tensor([1, 3])).sum()
+    return (
+        -vn_entropy(both, weights=p, method=case.method, **over).mul(both.new_tensor([1, 3])).sum()
+    )
 
 
 LOSS: dict[str, Callable[..., Tensor]] = {

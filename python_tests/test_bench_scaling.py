@@ -1,4 +1,4 @@
-"""bench/scaling.py: rows of a real short run, the model on invented ones; nothing judged for speed."""
+"""bench/scaling.py: rows of a real short run, the model on invented ones; no speed is judged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The entropy of a batch spread over processes: its gradient is that of one process with all rows."""
+"""The entropy of a batch spread over processes: its gradient is one process's with all rows."""
 
 from __future__ import annotations
 
@@ -172,7 +172,9 @@ def test_what_does_not_go_together_is_an_error_everywhere() -> None:
             "ValueError: z must be (..., n, d) with n >= 1 on some process, got (0, 3)"
         )
         assert told["max_rows"] == "ValueError: z must have at most max_rows = 3 rows, got 4"
-        assert told["no group"] == "TypeError: group must be a ProcessGroup or a DeviceMesh, got str"
+        assert (
+            told["no group"] == "TypeError: group must be a ProcessGroup or a DeviceMesh, got str"
+        )
         assert "differentiable once" in told["second derivative"]
 
 

@@ -6,7 +6,6 @@ is full. What takes several processes of a training is in test_processes.py.
 
 from __future__ import annotations
 
-import json
 import signal
 from pathlib import Path
 
@@ -16,7 +15,6 @@ import torch
 
 from vne_kernels.pretrain import checkpoints, run
 from vne_kernels.pretrain.cli import main
-from vne_kernels.pretrain.events import read_events
 from vne_kernels.pretrain.model import Pretraining
 
 # 16 images: an epoch of 4 steps
@@ -97,9 +95,7 @@ def assert_equal_runs(one: Path, two: Path, steps: int) -> None:
     table = (one / "metrics.csv").read_text()
     assert len(table.splitlines()) == 1 + steps
     assert table == (two / "metrics.csv").read_text()
-    first, second = (
-        torch.load(checkpoints.files(out)[0], weights_only=True) for out in (one, two)
-    )
+    first, second = (torch.load(checkpoints.files(out)[0], weights_only=True) for out in (one, two))
     assert first["global_step"] == second["global_step"] == steps
     assert first.get("MixedPrecision") == second.get("MixedPrecision")  # the scaler's
     for key, value in first["state_dict"].items():

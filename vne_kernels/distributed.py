@@ -26,7 +26,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vne_kernels import ops as _registered  # noqa: F401  (fake kernels and autograd of the operators)
+if dist.is_available():
+    from torch.distributed.device_mesh import DeviceMesh
+
+from vne_kernels import ops as _registered
 from vne_kernels.ops import compute_dtype
 
 _ops = torch.ops.vne_kernels
@@ -66,7 +69,7 @@ def process_group(group: Any) -> Any:
     if group is None:
         return None
     if dist.is_available():
-        if isinstance(group, dist.DeviceMesh):
+        if isinstance(group, DeviceMesh):
             group = group.get_group()
         if isinstance(group, dist.ProcessGroup):
             return group if group.size() > 1 else None
@@ -96,15 +99,15 @@ def make_share(z: Tensor, weights: Tensor | None, group: Any, max_rows: int | No
     return Share(name, rank, world, sizes, max(sizes))
 
 
-@torch.compiler.disable(reason="the sizes are read by the host; give max_rows, and they need not be")
+@torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
+    reason="the sizes are read by the host; give max_rows, and they need not be"
+)
 def _exchanged_sizes(z: Tensor, weighted: bool, name: str, world: int) -> list[int]:
     """The rows of every process, after a look that their tensors go together."""
     batch = z.shape[:-2]
     # what must agree: it stops every process, where a collective of other sizes would hang
     own = [z.shape[-2], z.shape[-1], batch.numel(), _DTYPES.index(z.dtype), int(weighted)]
-    everyones = _ended(
-        _gather_begun(torch.tensor([own], device=z.device), name, world)
-    ).tolist()
+    everyones = _ended(_gather_begun(torch.tensor([own], device=z.device), name, world)).tolist()
     for rank, theirs in enumerate(everyones):
         if theirs[1:] != own[1:]:
             raise ValueError(
@@ -136,7 +139,7 @@ def takes_gather(rows: int, d: int) -> bool:
 
 
 def _sum_begun(x: Tensor, name: str) -> Tensor:
-    """The sum over the processes of a tensor that has the same shape on all, once it is waited for."""
+    """The sum over the processes of a tensor of the same shape on all, once it is waited for."""
     begun: Tensor = torch.ops._c10d_functional.all_reduce(x.contiguous(), "sum", name)
     return begun
 
@@ -167,11 +170,11 @@ def _padded(x: Tensor, rows: int, dim: int) -> Tensor:
 
 
 def _all_rows(x: Tensor, share: Share, dim: int) -> Tensor:
-    """The rows of all processes along ``dim``, those that only pad included where sizes are unknown."""
+    """The rows of all processes along ``dim``, padding included where sizes are unknown."""
     first = _padded(x, share.most, dim).movedim(dim, 0)
     everyones = _ended(_gather_begun(first, share.name, share.world))
     if share.sizes is not None and min(share.sizes) < share.most:
-        parts = everyones.split(share.most)
+        parts = torch.split(everyones, share.most)
         everyones = torch.cat([p[:size] for p, size in zip(parts, share.sizes, strict=True)])
     return everyones.movedim(0, dim)
 
@@ -244,8 +247,9 @@ def _by_reduce(
         z = z.new_zeros(*z.shape[:-2], 1, d)
         weights = None if weights is None else weights.new_zeros(z.shape[:-1])
     unknown = weights is None and share.sizes is None
-    p = weights
-    if weights is None:  # the sum of the rows' own matrices, over their number
+    if weights is not None:
+        p = weights
+    else:  # the sum of the rows' own matrices, over their number
         p = z.new_full(z.shape[:-1], float(n > 0), dtype=compute_dtype(z.dtype))
         if not unknown:
             p = p / share.rows
@@ -274,7 +278,7 @@ def _by_gather(
     eps: float,
     with_grad: bool,
 ) -> _Forward:
-    # The rows as they are, not on the sphere: half precisions keep their two bytes and lose nothing.
+    # The rows as they are, not on the sphere: half precisions keep their two bytes and all digits.
     n = z.shape[-2]
     all_z = _all_rows(z, share, -2)
     all_p = None
@@ -323,7 +327,7 @@ def _scaled_gradient(grad: Tensor, unit_grad: Tensor, like: Tensor) -> Tensor:
     return _registered.scaled(grad, unit_grad, like)
 
 
-@torch.library.register_fake("vne_kernels::scaled_gradient")
+@torch.library.register_fake("vne_kernels::scaled_gradient")  # type: ignore[untyped-decorator]
 def _(grad: Tensor, unit_grad: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, memory_format=torch.contiguous_format)
 
@@ -354,9 +358,7 @@ class _Entropy(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         z, weights, unit_grad, weights_grad = ctx.saved_tensors
         grad = _summed(grads[0], ctx.name)
-        of_weights = (
-            None if weights is None else _ops.scaled_gradient(grad, weights_grad, weights)
-        )
+        of_weights = None if weights is None else _ops.scaled_gradient(grad, weights_grad, weights)
         return _ops.scaled_gradient(grad, unit_grad, z), of_weights, None, None, None, None
 
 

@@ -93,9 +93,7 @@ def vn_entropy(
     p = _check_weights(weights, z)
     if group is not None:
         share = distributed.make_share(z, p, group, _check_max_rows(max_rows))
-        return distributed.vn_entropy(
-            z, p, share, normalize=normalize, method=method, eps=eps
-        )
+        return distributed.vn_entropy(z, p, share, normalize=normalize, method=method, eps=eps)
     if torch.is_grad_enabled() and (z.requires_grad or (p is not None and p.requires_grad)):
         entropy: Tensor = _ops.vn_entropy_grad(z, p, normalize, method, eps)[0]
     else:

@@ -198,9 +198,7 @@ class SimCLR(Published):
         super().__init__(config, projector, criterion)
 
     def _information(self, z1: Tensor, z2: Tensor) -> Tensor:
-        return info_nce(
-            gather(z1, equal=True), gather(z2, equal=True), self.config.temperature
-        )
+        return info_nce(gather(z1, equal=True), gather(z2, equal=True), self.config.temperature)
 
 
 class Predicted(Published):
@@ -276,7 +274,9 @@ class BarlowTwins(Published):
 
     def __init__(self, config: Config, features: int) -> None:
         hidden, dim = config.projector_hidden, config.projector_dim
-        super().__init__(config, BarlowTwinsProjectionHead(features, hidden, dim), BarlowTwinsLoss())
+        super().__init__(
+            config, BarlowTwinsProjectionHead(features, hidden, dim), BarlowTwinsLoss()
+        )
 
 
 class VICReg(Published):
