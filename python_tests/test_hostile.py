@@ -89,6 +89,18 @@ def test_rows_shorter_than_a_normal_number(method: str) -> None:
     assert (z.grad[beyond] == math.inf * exact[beyond].sign()).all()
 
 
+def test_a_matrix_of_rank_one_that_lapack_gives_nan_for() -> None:
+    """MKL's float32 eigenvectors of it hold NaN, without an error."""
+    case = hostile_contract.Case(
+        n=130, d=294, batch=(2,), layout="expanded_columns", content="some_rows_zero", seed=145
+    )
+    z = hostile_contract.make_samples(case)[1].clone().requires_grad_()
+    entropy = vn_entropy(z, method="eigh")
+    entropy.backward()
+    torch.testing.assert_close(entropy.double(), reference.oracle(z.detach()), rtol=0, atol=3e-5)
+    assert z.grad.isfinite().all()
+
+
 def test_second_derivative_at_zero_rows_without_eps() -> None:
     z = torch.zeros(6, 9, requires_grad=True)
     (grad,) = torch.autograd.grad(vn_entropy(z, eps=0.0), z, create_graph=True)
