@@ -342,7 +342,8 @@ def scaling_machine(folder: Path) -> str:
         f"{first['device_name']}, {first['cores']} cores, torch {first['torch']}, gloo over the"
         f" loopback device, one thread a process; {first['date']}, commit {first['commit']}. Model:"
         f" {1e3 * model['message_ms']:.0f} µs a message, {1e9 * model['byte_ms']:.0f} µs a"
-        f" megabyte; its error over all rows: median {percent['error_median']}, largest {percent['error_max']}. Fitted without"
+        f" megabyte; its error over all rows: median {percent['error_median']}, largest"
+        f" {percent['error_max']}. Fitted without"
         f" the rows of {found['held_out_processes']} processes, its error on them: median"
         f" {percent['held_out_error_median']}, largest {percent['held_out_error_max']}."
     )

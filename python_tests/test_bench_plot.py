@@ -418,6 +418,29 @@ def test_tables_word_for_word(tables: ModuleType, invented: Path) -> None:
     assert tables.training_step(invented) == TRAINING_TABLE
 
 
+def test_scaling_tables(tables: ModuleType) -> None:
+    """A row and a column of each, against the files."""
+    with (RESULTS / "scaling.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    found = json.loads((RESULTS / "scaling.json").read_text())
+    last = next(r for r in rows if (r["processes"], r["n"], r["d"]) == ("4", "128", "512"))
+    line = next(
+        line
+        for line in tables.scaling_measured(RESULTS).splitlines()
+        if line.startswith(f"| 128 × 512 | {last['route']} |")
+    )
+    assert f"{float(last['time_p50_ms']):.3g} ms, " in line.split("|")[-2]
+    assert f"{100 * found['error_median']:.0f} %, largest" in tables.scaling_machine(RESULTS)
+    told = tables.scaling_predicted(RESULTS)
+    assert "(**not measured**)" in " ".join(told.split())
+    (most,) = (
+        r for r in found["predicted"] if (r["processes"], r["n"], r["d"]) == (1024, 128, 256)
+    )
+    (line,) = (line for line in told.splitlines() if line.startswith("| 1,024 |"))
+    assert f" {most['model_ms']:.0f} ms, " in line
+    assert f"; {most['bytes'] / 2**20:.2g} MiB, " in line
+
+
 def test_sentences_name_what_is_slower(tables: ModuleType, invented: Path) -> None:
     assert " ".join(tables.cpu_sentence(invented).split()) == (
         "Over all sizes, batches and threads, with the gradient the gain over Gram + eigvalsh is"
@@ -557,7 +580,7 @@ def test_the_pictures_are_those_of_the_data(plot: ModuleType, rows: ModuleType) 
     """Each picture of the README that a results file gives was drawn from that very file."""
     memory = RESULTS / "reliability" / "memory.csv"
     drawn = {memory.with_suffix(".png"): memory}
-    for path in rows.files(RESULTS):
+    for path in (*rows.files(RESULTS), RESULTS / plot.SCALING):
         drawn[path.with_suffix(".png")] = path  # of training_step.py
         drawn |= {path.with_name(f"{path.stem}-{kind}.png"): path for kind in KINDS}
     for picture in pictures_of_the_readme():
