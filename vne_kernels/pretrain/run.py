@@ -107,6 +107,8 @@ def run(config: Config, data: ImageData, *, resume: bool, signals: StopSignals) 
     if not trainer.is_global_zero and _started_by_another(trainer):
         return
     if signals.received:
+        if out / checkpoints.FOLDER in events.disk.failing:
+            raise Fault(f"stopped, and not saved: {out / checkpoints.FOLDER} cannot be written")
         raise Stopped(signals.received)
     if not trainer.is_global_zero:
         return

@@ -47,10 +47,14 @@ class PatientTensorBoard(TensorBoardLogger):
         with self.disk.tolerated(Path(self.log_dir), "its points are left out"):
             try:
                 yield
-            except OSError:
+            except (OSError, ValueError) as error:
+                # Lightning's ValueError is about the kind of the value, whatever was the matter
+                cause = error.__cause__ if isinstance(error, ValueError) else error
+                if not isinstance(cause, OSError):
+                    raise
                 self._experiment = None
                 self.closed_until = time.monotonic() + RETRY_SECONDS
-                raise
+                raise cause from None
 
 
 def _quietly(hook: Any) -> Any:
