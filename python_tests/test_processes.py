@@ -1,4 +1,4 @@
-"""A training of several processes: the same by --devices and by torchrun, and none outlives another.
+"""A training of several processes: the same by --devices and torchrun; none outlives another.
 
 Every process here is real, and so are the signals that end or stop it.
 """
@@ -26,7 +26,7 @@ SMALL += ["--projector-dim", "8", "--projector-hidden", "16", "--no-evaluation",
 SMALL += ["--precision", "32-true"]
 DEVICES = [sys.executable, "-m", "vne_kernels.pretrain", "--devices", str(RANKS)]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
-TORCHRUN += ["--master-port", "0", "-m", "vne_kernels.pretrain"]
+TORCHRUN += ["--standalone", "-m", "vne_kernels.pretrain"]
 #: Of a rank that is dead: until the others have ended, on a busy machine.
 SECONDS = 60
 
