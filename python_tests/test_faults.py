@@ -6,7 +6,16 @@ is full. What takes several processes of a training is in test_processes.py.
 
 from __future__ import annotations
 
+import csv
+import json
+import multiprocessing
+import os
+import resource
+import shutil
 import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +57,7 @@ def train(npz: Path, out: Path, *options: str) -> int:
 # ---- options of a step: a stopped and resumed run equals one that never stopped ----------------
 
 
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: object) -> None:
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[Pretraining], None]) -> None:
     """Call ``act(module)`` as step ``step`` of the training begins."""
     original = Pretraining.training_step
 
@@ -68,11 +77,7 @@ def interrupt(module: Pretraining) -> None:
 STEPS = {
     "accumulate": (["--accumulate", "2", *FP32], 2),
     "bf16": (["--precision", "bf16-mixed"], 4),
-    "fp16": (["--precision", "16-mixed"], 4),
-    "fp16-accumulate-byol": (
-        ["--precision", "16-mixed", "--accumulate", "2", "--loss", "byol", "--epochs", "2"],
-        4,
-    ),
+    "fp16": (["--precision", "16-mixed", "--accumulate", "2", "--loss", "byol"], 2),
 }
 
 
@@ -100,3 +105,285 @@ def assert_equal_runs(one: Path, two: Path, steps: int) -> None:
     assert first.get("MixedPrecision") == second.get("MixedPrecision")  # the scaler's
     for key, value in first["state_dict"].items():
         assert torch.equal(value, second["state_dict"][key]), key
+
+
+def test_loss_and_learning_rate_of_accumulated_steps(npz: Path, tmp_path: Path) -> None:
+    """Rows count optimiser steps and hold the means of their batches; lr goes by their images."""
+    options = ["--accumulate", "3", "--lr", "0.5", "--epochs", "2", "--warmup-epochs", "1", *FP32]
+    assert train(npz, tmp_path, *options) == 0
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        row, second = csv.DictReader(file)  # 16 images: 3 batches of 4, and one that is left out
+    assert (second["step"], second["epoch"]) == ("2", "2")
+    assert (row["step"], float(row["lr"])) == ("1", pytest.approx(0.5 * 12 / 256))
+    loss = -float(row["entropy"]) - float(row["beta"]) * float(row["cosine"])
+    assert float(row["loss"]) == pytest.approx(loss, rel=1e-5)
+
+
+def test_accumulating_more_than_an_epoch(
+    npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(npz, tmp_path, "--accumulate", "5", *FP32) == 2
+    error = "argument --accumulate: must be at most 4, the batches of an epoch, got 5"
+    assert error in capsys.readouterr().err
+
+
+def test_compiled_run_resumes_exactly_and_measures_without_compiling(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced, differentiated and called as by any backend; code generation would take a minute."""
+    shapes = []
+
+    def compile_(self: torch.nn.Module, *, dynamic: bool) -> None:
+        def call(*arguments: torch.Tensor) -> object:
+            shapes.append(len(arguments[0]))
+            return traced(*arguments)
+
+        traced = torch.compile(self._call_impl, dynamic=dynamic, backend="aot_eager")
+        self._compiled_call_impl = call
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert train(npz, whole, "--compile", *FP32) == 0
+    assert set(shapes) == {8}  # both views of the 4 images of a step
+    with monkeypatch.context() as patch:
+        at_step(patch, 2, interrupt)
+        assert train(npz, stopped, "--compile", *FP32) == 130
+    assert main(["--resume", "--out", str(stopped)]) == 0
+    assert_equal_runs(whole, stopped, 4)
+
+
+def test_no_compiler(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from torch._inductor import config as inductor
+
+    monkeypatch.setattr(inductor.cpp, "cxx", ("/nowhere/c++",))
+    monkeypatch.setattr(inductor, "force_disable_caches", True)
+    assert train(npz, tmp_path, "--compile", *FP32) == 2
+    error = capsys.readouterr().err
+    assert "argument --compile: must be left out where torch.compile fails, got" in error
+
+
+# ---- a loss that is not finite -----------------------------------------------------------------
+
+
+def test_divergence_stops_with_what_shows_why(
+    npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--lr", "1e30", "--warmup-epochs", "0", "--checkpoint-every", "0", *FP32]
+    assert train(npz, tmp_path, *options) == 3
+    error = capsys.readouterr().err
+    told = json.loads((tmp_path / "nonfinite.json").read_text())
+    step = told["step"]
+    assert step > 1
+    assert f"error: the loss of step {step}, epoch 1, is nan" in error
+    assert error.count("is nan") == 1
+    assert "no checkpoint was saved after it" in error
+    assert f"vne-pretrain --resume --out {tmp_path}" in error  # what was saved before it is kept
+    (process,) = told["processes"]
+    assert process["loss"] == "nan"
+    assert len(process["images"]) == len(set(process["images"])) == 4
+    assert f"training images {', '.join(map(str, process['images']))};" in error
+    assert process["largest_encoder_parameter"] > 1e20  # why
+    assert process["encoder_parameters_not_finite"] == []
+    assert [view["not_finite"] for view in process["pixels"]] == [0, 0]
+    assert all(view["not_finite"] == view["entries"] > 0 for view in process["embeddings"])
+    assert [kind for _, kind, _ in read_events(tmp_path / "events.csv")][-1] == "non-finite"
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == step  # the way there
+    newest = checkpoints.read(checkpoints.files(tmp_path)[0])
+    assert newest["global_step"] == step - 1
+    assert all(value.isfinite().all() for value in newest["state_dict"].values())
+
+
+def test_a_parameter_that_is_not_a_number_is_named(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def spoil(module: Pretraining) -> None:
+        with torch.no_grad():
+            module.encoder.layer2[0].conv1.weight[0, 0, 0, 0] = np.nan
+
+    at_step(monkeypatch, 2, spoil)
+    assert train(npz, tmp_path, *FP32) == 3
+    error = capsys.readouterr().err
+    assert "the loss of step 2, epoch 1, is nan" in error
+    assert "not finite layer2.0.conv1.weight;" in error
+    assert not checkpoints.files(tmp_path)
+    assert "--resume" not in error  # there is nothing to go on from
+
+
+# ---- a process that loads images ---------------------------------------------------------------
+
+
+def test_a_loading_process_that_is_killed_ends_the_run(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    killed = []
+
+    def kill(module: Pretraining) -> None:
+        (worker,) = multiprocessing.active_children()
+        os.kill(worker.pid, signal.SIGKILL)
+        killed.append(worker.pid)
+
+    at_step(monkeypatch, 3, kill)
+    options = ["--epochs", "50", "--workers", "1", "--checkpoint-every", "0", *FP32]
+    assert train(npz, tmp_path, *options) == 1
+    error = capsys.readouterr().err
+    told = f"error: a process that loads images died: DataLoader worker (pid {killed[0]}) is killed"
+    assert told in error
+    assert f"vne-pretrain --resume --out {tmp_path}" in error
+    assert "Traceback" not in error
+    assert multiprocessing.active_children() == []  # they are gone, and waited for
+
+
+def test_a_loading_process_that_fails_is_told_in_one_line(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def views(images: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(run, "make_views", lambda *_: views)
+    assert train(npz, tmp_path, "--workers", "1", *FP32) == 1
+    error = capsys.readouterr().err
+    told = "error: a process that loads images failed: Caught KeyError in DataLoader worker process"
+    assert told in error
+    assert "a bug" in error
+    assert "Traceback" not in error
+
+
+# ---- a disk that fills up ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def limit() -> Iterator[Callable[[int | None], None]]:
+    """Let no file of this process grow beyond so many bytes; None: as before."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def set_limit(size: int | None) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before[0] if size is None else size, before[1]))
+
+    yield set_limit
+    set_limit(None)
+
+
+def test_training_goes_on_while_nothing_can_be_written(
+    npz: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    limit: Callable[[int | None], None],
+) -> None:
+    """Each file is told once, the last checkpoint stays; when there is room nothing is missing."""
+    out = tmp_path / "run"
+    seen = []
+
+    def act(module: Pretraining) -> None:
+        if module.global_step == 1:
+            limit(100)
+        elif module.global_step == 4:  # the last of three epochs of 2 steps
+            seen.extend(checkpoints.step_of(path) for path in checkpoints.files(out))
+            limit(None)
+
+    at_every_step(monkeypatch, act)
+    options = ["--batch-size", "8", "--epochs", "3", "--checkpoint-every", "0", *FP32]
+    assert train(npz, out, *options) == 0
+    assert seen == [1]
+    error = capsys.readouterr().err
+    for name in ("metrics.csv", "spectrum.csv", "epochs.csv"):
+        told = f"cannot write {out / name}: File too large; its rows wait in memory"
+        assert error.count(told) == error.count(f"{out / name} is written again") == 1, name
+    told = f"cannot write {out / 'checkpoints'}: "
+    assert error.count(told) == error.count(f"{out / 'checkpoints'} is written again") == 1
+    assert "the last checkpoint stays, training goes on" in error
+    assert "Traceback" not in error
+    for name, rows in (("metrics.csv", 6), ("epochs.csv", 3), ("spectrum.csv", 4)):
+        with (out / name).open(newline="") as file:
+            header, *content = csv.reader(file)
+        assert len(content) == rows, name
+        assert {len(row) for row in content} == {len(header)}
+    assert [kind for _, kind, _ in read_events(out / "events.csv")].count("disk") >= 8
+    assert checkpoints.step_of(checkpoints.files(out)[0]) == 6
+
+
+def at_every_step(monkeypatch: pytest.MonkeyPatch, act: Callable[[Pretraining], None]) -> None:
+    original = Pretraining.training_step
+
+    def acting(self: Pretraining, *arguments: object) -> object:
+        act(self)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(Pretraining, "training_step", acting)
+
+
+#: Fills the disk of the run's folder (or, where the test may not mount one, takes this process the
+#: right to write more) as the second step begins, for good; then says what is in the folder.
+FULL_DISK = """
+import json, resource, sys
+from pathlib import Path
+from vne_kernels.pretrain import checkpoints
+from vne_kernels.pretrain.cli import main
+from vne_kernels.pretrain.model import Pretraining
+
+how, out, *arguments = sys.argv[1:]
+original = Pretraining.training_step
+
+def fill():
+    with (Path(out) / "filler").open("wb", buffering=0) as file:
+        try:
+            while True:
+                file.write(bytes(1 << 16))
+        except OSError as error:
+            print("filled:", error.strerror, file=sys.stderr)
+
+def training_step(self, *rest):
+    if self.global_step == 1:
+        if how == "limit":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))
+        else:
+            fill()
+    return original(self, *rest)
+
+Pretraining.training_step = training_step
+code = main([*arguments, "--out", out])
+files = checkpoints.files(Path(out))
+steps = [checkpoints.read(path)["global_step"] for path in files]
+names = sorted(path.name for path in Path(out).rglob("*") if path.name != "filler")
+print()
+print(json.dumps({"code": code, "steps": steps, "names": names}))
+"""
+
+
+def test_results_that_cannot_be_written_end_the_run(npz: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    script = tmp_path / "full_disk.py"
+    script.write_text(FULL_DISK)
+    how, command = "limit", [sys.executable, str(script)]
+    mount = 'mount -t tmpfs -o size=160m none "$0" && exec "$@"'
+    in_namespace = ["unshare", "-rm", "sh", "-c", mount, str(out)]
+    if (
+        shutil.which("unshare")
+        and not subprocess.run([*in_namespace, "true"], capture_output=True, check=False).returncode
+    ):
+        how, command = "tmpfs", [*in_namespace, *command]
+    options = ["--data", str(npz), "--epochs", "1", *SMALL, "--checkpoint-every", "0", *FP32]
+    done = subprocess.run(
+        [*command, how, str(out), *options],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["code"] == 1
+    assert told["steps"] == [1]  # it is there, and whole
+    unwanted = {"encoder.pt", "results.json", "report.html"}
+    assert not unwanted & set(told["names"])
+    assert not [name for name in told["names"] if ".tmp" in name]
+    reason = {"limit": "File too large", "tmpfs": "No space left on device"}[how]
+    assert done.stderr.count(f"cannot write {out / 'checkpoints'}: ") == 1
+    assert reason in done.stderr
+    assert "error: cannot write " in done.stderr or "no room for the tables" in done.stderr
+    assert f"vne-pretrain --resume --out {out}" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 
@@ -400,18 +401,21 @@ def test_batches_do_not_depend_on_the_number_of_workers(name: str) -> None:
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_sampler_goes_on_where_it_stopped(world: int) -> None:
-    images, batch, steps = 23, 4 // world, 7  # five steps an epoch: the second step of epoch 1
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_sampler_goes_on_where_it_stopped(world: int, accumulate: int) -> None:
+    images, batch = 23, 4 // world
+    epoch = 5 // accumulate  # whole steps
     for rank in range(world):
-        fresh = EpochSampler(images, batch, seed=0, rank=rank, world=world)
+        share = partial(EpochSampler, images, batch, 0, rank=rank, world=world)
+        fresh = share(accumulate=accumulate)
         fresh.set_epoch(1)
-        resumed = EpochSampler(images, batch, 0, steps_done=steps, rank=rank, world=world)
-        assert list(resumed) == list(fresh)[2 * batch :]
+        resumed = share(accumulate=accumulate, steps_done=epoch + 1)  # one step of epoch 1
+        assert list(resumed) == list(fresh)[accumulate * batch :]
         resumed.set_epoch(2)
-        assert len(list(resumed)) == len(resumed) == images // world
+        assert len(list(resumed)) == len(resumed) == epoch * accumulate * batch
     orders = [list(EpochSampler(images, batch, 0, rank=r, world=world)) for r in range(world)]
     seen = [image for order in orders for _, image in order]
-    assert len(set(seen)) == len(seen) == images // world * world
+    assert len(set(seen)) == len(seen) == 20  # the last three images fill no batch
 
 
 # ---- views -------------------------------------------------------------------------------------

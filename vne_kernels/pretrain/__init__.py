@@ -16,6 +16,9 @@ one reason to change, dependencies pointing down only:
 ``saving``              when a checkpoint is saved, and what is in it
 ``checkpoints``         their files: whole, verified, the newest good one; ``random_state``
 ``stopping``            SIGTERM, SIGUSR1 and Ctrl-C: what a run does then
+``faults``              what ends a training; ``finite``: a loss that is not
+``ranks``               the processes of one training
+``disk``                writes that a full disk refuses; ``tensorboard``: its points among them
 ``evaluate``            features of a frozen encoder, scikit-learn's probes and nearest neighbours
 ``model``               encoder, optimiser, schedules
 ``objectives``          what ``--loss`` names: losses with their heads

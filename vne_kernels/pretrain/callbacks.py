@@ -24,9 +24,10 @@ from torchvision.transforms import v2
 from vne_kernels import spectrum, vn_entropy
 from vne_kernels.pretrain import evaluate
 from vne_kernels.pretrain.data import ImageSet, ViewBatch, stratified
+from vne_kernels.pretrain.disk import Disk, Rows
 from vne_kernels.pretrain.events import BROKEN_IMAGE, COLLAPSE, RECOVERED, Events
 from vne_kernels.pretrain.faults import NonFiniteLoss
-from vne_kernels.pretrain.files import append_rows, read_table, synchronise, write_table
+from vne_kernels.pretrain.files import read_table, write_table
 from vne_kernels.pretrain.model import Pretraining
 
 #: per step, as the objective gives them
@@ -48,8 +49,9 @@ ONLINE_TEMPERATURE = 0.1
 class Table:
     """A CSV file of numbers with a column "step", appended to while a run goes on."""
 
-    def __init__(self, path: Path, header: Sequence[str]) -> None:
+    def __init__(self, path: Path, header: Sequence[str], disk: Disk) -> None:
         self.path, self.header = path, tuple(header)
+        self.rows = Rows(path, disk)
 
     def keep_until(self, step: int) -> list[list[float]]:
         """Drop the rows after ``step``; return those that stay."""
@@ -61,11 +63,11 @@ class Table:
         return rows
 
     def append(self, rows: Iterable[Sequence[float]]) -> None:
-        append_rows(self.path, ([_short(x) for x in row] for row in rows))
+        self.rows.append([[_short(x) for x in row] for row in rows])
 
-    def synchronise(self) -> None:
-        """Wait until the rows are on the disk."""
-        synchronise(self.path)
+    def synchronise(self) -> bool:
+        """Wait until the rows are on the disk; whether they are."""
+        return self.rows.synchronise()
 
 
 def _short(value: float) -> str:
@@ -86,10 +88,10 @@ class MetricsTables(Callback):
         self, out: Path, fixed: Tensor, dim: int, online: OnlineEvaluation, events: Events
     ) -> None:
         count = min(len(fixed), dim)
-        self.steps = Table(out / "metrics.csv", STEP_HEADER)
-        self.epochs = Table(out / "epochs.csv", EPOCH_HEADER)
+        self.steps = Table(out / "metrics.csv", STEP_HEADER, events.disk)
+        self.epochs = Table(out / "epochs.csv", EPOCH_HEADER, events.disk)
         names = [f"eigenvalue_{i}" for i in range(1, count + 1)]
-        self.spectra = Table(out / "spectrum.csv", ["epoch", "step", *names])
+        self.spectra = Table(out / "spectrum.csv", ["epoch", "step", *names], events.disk)
         self.fixed, self.online, self.events = fixed, online, events
         self.collapsed_below = COLLAPSE_SHARE * math.log(count) if count > 1 else 0.0
         self.collapsed = False
@@ -144,8 +146,12 @@ class MetricsTables(Callback):
         """A checkpoint's rows are on the disk before it is: they are not written again."""
         self.flush()
         if trainer.is_global_zero:
-            for table in (self.steps, self.epochs, self.spectra, self.events):
-                table.synchronise()
+            self.all_on_disk()
+
+    def all_on_disk(self) -> bool:
+        """Wait until every row is on the disk; whether all are."""
+        tables = (self.steps, self.epochs, self.spectra, self.events)
+        return all([table.synchronise() for table in tables])
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.flush()

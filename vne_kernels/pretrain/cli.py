@@ -1,7 +1,8 @@
 """The command line of ``vne-pretrain``: which command, and how it ends.
 
-Exit codes: 0 done, 1 a part of the program is not installed or a part of a sweep failed, 2 a bad
-option, 75 preempted (SIGTERM, SIGUSR1): the same command goes on, 130 Ctrl-C.
+Exit codes: 0 done, 1 a fault ended a run, a part of the program is not installed or a part of a
+sweep failed, 2 a bad option, 3 a loss that is not finite, 75 preempted (SIGTERM, SIGUSR1): the same
+command goes on, 130 Ctrl-C.
 """
 
 from __future__ import annotations

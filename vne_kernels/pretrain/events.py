@@ -6,7 +6,8 @@ import csv
 import sys
 from pathlib import Path
 
-from vne_kernels.pretrain.files import append_rows, synchronise, write_table
+from vne_kernels.pretrain.disk import Disk, Rows
+from vne_kernels.pretrain.files import write_table
 
 HEADER = ("step", "kind", "message")
 COLLAPSE, RECOVERED, BROKEN_IMAGE = "collapse", "recovered", "broken-image"
@@ -19,6 +20,9 @@ class Events:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.disk = Disk()
+        self.disk.events = self
+        self.rows = Rows(path, self.disk)
         self.seen: set[tuple[str, str]] = set()
 
     def keep_until(self, step: int) -> list[list[str]]:
@@ -35,13 +39,13 @@ class Events:
         if once and (kind, message) in self.seen:
             return
         self.seen.add((kind, message))
-        append_rows(self.path, [(step, kind, message)])
+        self.rows.append([(step, kind, message)])
         if say:  # on a line of its own: a progress bar stands on the one in hand
             print(f"\nvne-pretrain: step {step}: {message}", file=sys.stderr)
 
-    def synchronise(self) -> None:
-        """Wait until the rows are on the disk."""
-        synchronise(self.path)
+    def synchronise(self) -> bool:
+        """Wait until the rows are on the disk; whether they are."""
+        return self.rows.synchronise()
 
 
 def read_events(path: Path) -> list[list[str]]:

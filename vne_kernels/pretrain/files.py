@@ -67,8 +67,15 @@ def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]
 
 
 def append_rows(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    with path.open("a", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(rows)
+    """All of the rows or, where that fails, none of them."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)
+    except OSError:
+        if path.exists():
+            os.truncate(path, size)
+        raise
 
 
 def read_table(path: Path) -> tuple[list[str], list[list[float]]]:

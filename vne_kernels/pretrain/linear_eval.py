@@ -37,6 +37,7 @@ from vne_kernels.pretrain.data import (
     as_is,
     leave_interrupts_to_the_main_process,
 )
+from vne_kernels.pretrain.disk import Disk
 from vne_kernels.pretrain.evaluate import Encoded, read_tensors
 from vne_kernels.pretrain.files import replacing, write_json
 from vne_kernels.pretrain.frozen import Frozen
@@ -88,7 +89,7 @@ def evaluate(
         if train is None
         else cached(train, order)
     )
-    table = Table(run / f"{stem}.csv", probe.header)
+    table = Table(run / f"{stem}.csv", probe.header, Disk())
     (run / f"{stem}.json").unlink(missing_ok=True)  # of an earlier evaluation, as the table's rows
     rows = table.keep_until(probe.step)
     rows += fit(probe, stream, test, table, checkpoint)

@@ -139,7 +139,7 @@ class Pretraining(pl.LightningModule):
             groups,
             lr=self.config.lr * self.config.step_images / 256,
             momentum=MOMENTUM,
-            # torch's fused SGD leaves its momentum uninitialised if the scaler skips a first step
+            # where the scaler skips the first step, torch's fused SGD takes uninitialised momentum
             fused=self.config.precision != "16-mixed",
         )
         schedule = LambdaLR(optimizer, factors)

@@ -15,7 +15,6 @@ import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -35,14 +34,16 @@ from vne_kernels.pretrain.config import (
     OptionError,
 )
 from vne_kernels.pretrain.data import EpochSampler, ImageData, ViewBatch, view_loader
+from vne_kernels.pretrain.disk import has_to_be_written
 from vne_kernels.pretrain.environment import device_name
 from vne_kernels.pretrain.events import BROKEN_IMAGE, Events, read_events
-from vne_kernels.pretrain.faults import compilation, loading_processes
+from vne_kernels.pretrain.faults import Fault, compilation, loading_processes
 from vne_kernels.pretrain.files import read_table, remove_temporaries, replacing, write_json
 from vne_kernels.pretrain.finite import FiniteLoss
 from vne_kernels.pretrain.model import Pretraining, make_encoder
 from vne_kernels.pretrain.saving import CheckpointFolder, Checkpoints
 from vne_kernels.pretrain.stopping import Stopped, StopSignals
+from vne_kernels.pretrain.tensorboard import PatientTensorBoard
 
 EVENTS, ENVIRONMENT = "events.csv", "environment.json"
 LOG_STEPS = 10  # between two points in TensorBoard; metrics.csv has every step
@@ -75,7 +76,11 @@ def run(config: Config, data: ImageData, *, resume: bool, signals: StopSignals) 
     resumed = checkpoints.newest(config) if resume else Resumed()
     before_saving = (broken.before_saving, tables.before_saving)
     saving = Checkpoints(config, signals, resumed, events, before_saving)
-    trainer = _trainer(config, [TQDMProgressBar(), processes, finite, broken, tables, saving])
+    callbacks = [TQDMProgressBar(), processes, finite, broken, tables, saving]
+    checkpoint_io = CheckpointFolder(events.disk, tables.all_on_disk)
+    logger = PatientTensorBoard(config.out, events.disk)
+    trainer = _trainer(config, callbacks, checkpoint_io, logger)
+    events.disk.step = lambda: trainer.global_step
     device = trainer.strategy.root_device
     steps = config.epochs * _steps_per_epoch(config, len(data.train))
     loader = _loader(config, data, trainer, resumed.step)
@@ -91,33 +96,43 @@ def run(config: Config, data: ImageData, *, resume: bool, signals: StopSignals) 
     module = _seeded_module(config, steps, data.classes)
     resumed.check_fits(module.state_dict())
     fit_start = time.monotonic()
-    with processes.reported(trainer), loading_processes(), compilation(config):
+    with (
+        processes.reported(trainer),
+        has_to_be_written(out),
+        loading_processes(),
+        compilation(config),
+    ):
         trainer.fit(module, loader, ckpt_path=resumed.path, weights_only=True)
     fit_seconds = time.monotonic() - fit_start
     if not trainer.is_global_zero and _started_by_another(trainer):
         return
     if signals.received:
+        if out / checkpoints.FOLDER in events.disk.failing:
+            raise Fault(f"stopped, and not saved: {out / checkpoints.FOLDER} cannot be written")
         raise Stopped(signals.received)
     if not trainer.is_global_zero:
         return
 
-    _save_encoder(module.encoder, out / "encoder.pt")
-    results: dict[str, Any] = {}
-    if config.evaluation:
-        print("evaluating: untrained and trained encoder, linear probe and nearest neighbours")
-        results["evaluation"] = _evaluate(config, data, module.encoder, device)
-        _print_scores(results["evaluation"])
-    results["training"] = {
-        "steps": steps,
-        "last_epoch": _last_epoch(out),
-        "steps_of_this_process": steps - resumed.step,
-        "seconds_of_this_process": round(fit_seconds, 2),
-    }
-    results["data"] = _told_data(config, data, out)
-    results |= {"config": dataclasses.asdict(config), "environment": described}
-    results["seconds"] = round(time.monotonic() - start, 2)
-    write_json(out / "results.json", results)
-    report.write(out)
+    with has_to_be_written(out):
+        if not tables.all_on_disk():
+            raise Fault("the disk has no room for the tables; make room, then go on")
+        _save_encoder(module.encoder, out / "encoder.pt")
+        results: dict[str, Any] = {}
+        if config.evaluation:
+            print("evaluating: untrained and trained encoder, linear probe and nearest neighbours")
+            results["evaluation"] = _evaluate(config, data, module.encoder, device)
+            _print_scores(results["evaluation"])
+        results["training"] = {
+            "steps": steps,
+            "last_epoch": _last_epoch(out),
+            "steps_of_this_process": steps - resumed.step,
+            "seconds_of_this_process": round(fit_seconds, 2),
+        }
+        results["data"] = _told_data(config, data, out)
+        results |= {"config": dataclasses.asdict(config), "environment": described}
+        results["seconds"] = round(time.monotonic() - start, 2)
+        write_json(out / "results.json", results)
+        report.write(out)
     print(
         "wrote report.html, results.json, encoder.pt, checkpoints, tables (*.csv) and pictures "
         f"(*.png) in {out}"
@@ -188,7 +203,12 @@ def _device_type(accelerator: str) -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _trainer(config: Config, callbacks: list[pl.Callback]) -> pl.Trainer:
+def _trainer(
+    config: Config,
+    callbacks: list[pl.Callback],
+    checkpoint_io: CheckpointFolder,
+    logger: PatientTensorBoard,
+) -> pl.Trainer:
     device_type = _device_type(config.accelerator)
     devices, nodes = ranks.number(config, device_type)
     # Lightning itself would take bf16 instead; torch has fp16 and its scaler on the CPU too.
@@ -204,11 +224,11 @@ def _trainer(config: Config, callbacks: list[pl.Callback]) -> pl.Trainer:
             precision=None if own_precision else config.precision,  # type: ignore[arg-type]
             accumulate_grad_batches=config.accumulate,
             max_epochs=config.epochs,
-            logger=TensorBoardLogger(config.out, name="tensorboard", version=""),
+            logger=logger,
             callbacks=callbacks,
             log_every_n_steps=LOG_STEPS,
             enable_checkpointing=False,
-            plugins=[CheckpointFolder(), *own_precision],
+            plugins=[checkpoint_io, *own_precision],
             enable_model_summary=False,
             # torch has none on a CPU: there each process takes its own part's statistics
             sync_batchnorm=device_type == "cuda",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from vne_kernels.pretrain import checkpoints, random_state
 from vne_kernels.pretrain.checkpoints import Resumed
 from vne_kernels.pretrain.config import Config
+from vne_kernels.pretrain.disk import Disk
 from vne_kernels.pretrain.events import CHECKPOINT, Events
 from vne_kernels.pretrain.stopping import StopSignals
 
@@ -23,12 +25,22 @@ RANDOM, CONFIG = "random_states", "config"  # keys of a checkpoint
 
 
 class CheckpointFolder(TorchCheckpointIO):
-    """Lightning's checkpoints as files of a folder that are whole or not there."""
+    """Lightning's checkpoints as files of a folder that are whole or not there.
+
+    None is written that is ahead of the tables' rows on the disk, as ``rows_on_disk`` says.
+    """
+
+    def __init__(self, disk: Disk, rows_on_disk: Callable[[], bool]) -> None:
+        super().__init__()
+        self.disk, self.rows_on_disk = disk, rows_on_disk
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        checkpoints.write(Path(path), int(checkpoint["global_step"]), checkpoint)
+        with self.disk.tolerated(Path(path), "the last checkpoint stays, training goes on"):
+            if not self.rows_on_disk():
+                raise OSError(errno.ENOSPC, "rows of tables wait in memory")
+            checkpoints.write(Path(path), int(checkpoint["global_step"]), checkpoint)
 
 
 class Checkpoints(Callback):

@@ -1,0 +1,194 @@
+"""A training of several processes: the same by --devices and torchrun; none outlives another.
+
+Every process here is real, and so are the signals that end or stop it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from vne_kernels.pretrain import checkpoints
+
+RANKS = 2
+SMALL = ["--backbone", "resnet18", "--accelerator", "cpu", "--workers", "0", "--batch-size", "8"]
+SMALL += ["--projector-dim", "8", "--projector-hidden", "16", "--no-evaluation", "--knn-every", "0"]
+SMALL += ["--precision", "32-true"]
+DEVICES = [sys.executable, "-m", "vne_kernels.pretrain", "--devices", str(RANKS)]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
+TORCHRUN += ["--standalone", "-m", "vne_kernels.pretrain"]
+#: Of a rank that is dead: until the others have ended, on a busy machine.
+SECONDS = 60
+
+
+@pytest.fixture(scope="module")
+def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "grey.npz"
+    random = np.random.default_rng(0)
+    content = {}
+    for part, count in (("train", 32), ("test", 8)):
+        content[f"{part}_images"] = random.integers(0, 256, (count, 8, 8), dtype=np.uint8)
+        content[f"{part}_labels"] = (np.arange(count) % 4).astype(np.uint8)
+    np.savez(path, **content)
+    return path
+
+
+class Training:
+    """A training in processes of its own, and what became of it."""
+
+    def __init__(self, launcher: list[str], npz: Path, out: Path, *options: str) -> None:
+        self.out = out
+        arguments = ["--data", str(npz), "--out", str(out), *SMALL, *options]
+        self.log = out.with_suffix(".log")
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*launcher, *arguments],
+                cwd=out.parent,
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
+                start_new_session=True,
+            )
+
+    def processes(self) -> dict[int, int]:
+        """Rank -> process id of those that live, zombies among them."""
+        found = {}
+        for folder in Path("/proc").iterdir():
+            if not folder.name.isdecimal():
+                continue
+            try:
+                command = (folder / "cmdline").read_bytes().decode().split("\0")
+                environment = (folder / "environ").read_bytes().decode(errors="replace").split("\0")
+            except OSError:
+                continue
+            if str(self.out) in command and "torch.distributed.run" not in command:
+                ranks = [line[11:] for line in environment if line.startswith("LOCAL_RANK=")]
+                found[int(ranks[0]) if ranks else 0] = int(folder.name)
+        return found
+
+    def wait_for_step(self) -> None:
+        """Until a checkpoint is there: every process is in the middle of its training."""
+        deadline = time.monotonic() + 240
+        while not checkpoints.files(self.out):
+            assert self.process.poll() is None, self.told()
+            assert time.monotonic() < deadline, self.told()
+            time.sleep(0.2)
+
+    def told(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def end(self, timeout: float) -> int:
+        """Its exit code, when it has one and no process is left."""
+        code = self.process.wait(timeout)
+        deadline = time.monotonic() + SECONDS
+        while self.processes():
+            assert time.monotonic() < deadline, f"left: {self.processes()}"
+            time.sleep(0.2)
+        return code
+
+    def kill(self) -> None:
+        for process in self.processes().values():
+            os.kill(process, signal.SIGKILL)
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def start(npz: Path, tmp_path: Path) -> Iterator[Callable[..., Training]]:
+    trainings = []
+
+    def start_(launcher: list[str], name: str, *options: str) -> Training:
+        trainings.append(Training(launcher, npz, tmp_path / name, *options))
+        return trainings[-1]
+
+    yield start_
+    for training in trainings:
+        training.kill()
+
+
+def metrics(out: Path) -> np.ndarray:
+    return np.loadtxt(out / "metrics.csv", delimiter=",", skiprows=1)
+
+
+def test_a_killed_rank_is_named_and_launchers_train_the_same(
+    start: Callable[..., Training],
+) -> None:
+    """One run by each launcher, a rank of each killed: what they did before is the same."""
+    endless = ["--epochs", "5000", "--checkpoint-every", "0"]
+    outs = []
+    for launcher, rank, told in (
+        (DEVICES, 1, "rank 0: rank 1 was killed by signal 9 (SIGKILL); training stops"),
+        (TORCHRUN, 0, "rank 1: rank 0 has died or hangs: no word from it; training stops"),
+    ):
+        training = start(launcher, f"killed{rank}", *endless)
+        training.wait_for_step()
+        processes = training.processes()
+        assert sorted(processes) == [0, 1]
+        os.kill(processes[rank], signal.SIGKILL)
+        assert training.end(SECONDS) == 1
+        log = training.told()
+        assert f"vne-pretrain: error: {told}" in log
+        assert f"vne-pretrain --resume --out {training.out}" in log
+        assert log.count("training  5000 epochs, 20000 steps of 8 images") == 1  # by one process
+        outs.append(training.out)
+    one, two = (metrics(out) for out in outs)
+    common = min(len(one), len(two))
+    assert common >= 1
+    np.testing.assert_allclose(one[:common], two[:common], rtol=1e-5, atol=1e-6)
+
+
+def test_a_hung_rank_is_named_and_ends(start: Callable[..., Training]) -> None:
+    timeout = 20
+    training = start(
+        DEVICES,
+        "hung",
+        "--epochs",
+        "5000",
+        "--checkpoint-every",
+        "0",
+        "--collective-timeout",
+        str(timeout),
+    )
+    training.wait_for_step()
+    os.kill(training.processes()[1], signal.SIGSTOP)
+    assert training.end(timeout + SECONDS) == 1
+    assert "error: rank 0: rank 1 has died or hangs: no word from it" in training.told()
+
+
+def test_a_loss_that_is_not_finite_ends_every_process(start: Callable[..., Training]) -> None:
+    training = start(DEVICES, "diverged", "--lr", "1e30", "--epochs", "2", "--warmup-epochs", "0")
+    assert training.end(240) == 3
+    told = json.loads((training.out / "nonfinite.json").read_text())
+    shares = [set(process["images"]) for process in told["processes"]]
+    assert [len(share) for share in shares] == [4, 4]
+    assert not shares[0] & shares[1]
+    assert len(re.findall(r"error: the loss of step \d+, epoch \d, is nan", training.told())) == 1
+    assert not checkpoints.files(training.out)
+
+
+def test_torchruns_processes_are_the_devices(
+    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vne_kernels.pretrain.cli import main
+
+    for name, value in (
+        ("TORCHELASTIC_RUN_ID", "1"),
+        ("WORLD_SIZE", "6"),
+        ("LOCAL_WORLD_SIZE", "2"),
+    ):
+        monkeypatch.setenv(name, value)
+    arguments = ["--data", str(npz), "--out", str(tmp_path / "run"), *SMALL, "--devices", "3"]
+    assert main(arguments) == 2
+    told = "argument --devices: must be left out or 2, the processes torchrun has started on a node"
+    assert told in capsys.readouterr().err

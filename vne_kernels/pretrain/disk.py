@@ -1,0 +1,111 @@
+"""A disk that is full does not end a training: what could not be written waits, and it is told.
+
+A checkpoint that cannot be written leaves the last one as it is; rows of tables stay in memory
+until there is room. What a run is for, its results, has to be written: that failing ends it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vne_kernels.pretrain.config import OptionError
+from vne_kernels.pretrain.faults import Fault
+from vne_kernels.pretrain.files import append_rows, synchronise
+
+if TYPE_CHECKING:
+    from vne_kernels.pretrain.events import Events
+
+DISK = "disk"  # kind of event
+#: Of an OSError in a long piece of work: only these are surely a write's.
+REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES)
+
+
+def _is_torchs(error: BaseException | None) -> bool:
+    """torch.save tells of a full disk by a RuntimeError of its archive's writer."""
+    text = str(error)
+    ours = "inline_container" in text or "PytorchStreamWriter" in text
+    return isinstance(error, RuntimeError) and ours
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno)
+    return " ".join(str(error).split())[:150]
+
+
+class Disk:
+    """Which files cannot be written at the moment; tells each once, and when it can be again."""
+
+    def __init__(self) -> None:
+        self.failing: set[Path] = set()
+        self.events: Events | None = None
+        self.step: Callable[[], int] = lambda: 0  # optimiser steps taken
+
+    @contextmanager
+    def tolerated(self, path: Path, meanwhile: str) -> Iterator[None]:
+        """A failure to write ``path`` is told with what happens ``meanwhile``, and no more."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            if not (isinstance(error, OSError) or _is_torchs(error)):
+                raise
+            if path not in self.failing:
+                self.failing.add(path)
+                self._tell(f"cannot write {path}: {_reason(error)}; {meanwhile}")
+        else:
+            if path in self.failing:
+                self.failing.remove(path)
+                self._tell(f"{path} is written again")
+
+    def _tell(self, message: str) -> None:
+        if self.events is not None:
+            self.events.add(self.step(), DISK, message)
+        else:
+            print(f"\nvne-pretrain: {message}", file=sys.stderr)
+
+
+class Rows:
+    """Rows on their way to a CSV file; those that the disk refuses wait for the next ones."""
+
+    def __init__(self, path: Path, disk: Disk) -> None:
+        self.path, self.disk = path, disk
+        self.waiting: list[Sequence[Any]] = []
+
+    def append(self, rows: Sequence[Sequence[Any]]) -> None:
+        self.waiting += rows
+        with self.disk.tolerated(self.path, "its rows wait in memory"):
+            self._write()
+
+    def synchronise(self) -> bool:
+        """Try until the rows are on the disk, and say whether they are."""
+        with self.disk.tolerated(self.path, "its rows wait in memory"):
+            self._write()
+            synchronise(self.path)
+        return self.path not in self.disk.failing
+
+    def _write(self) -> None:
+        if self.waiting:
+            # what is told of this write itself is a row of the next one
+            waiting, count = list(self.waiting), len(self.waiting)
+            append_rows(self.path, waiting)
+            del self.waiting[:count]
+
+
+@contextmanager
+def has_to_be_written(out: Path) -> Iterator[None]:
+    """A failure to write something that the run in ``out`` cannot do without, as a fault."""
+    try:
+        yield
+    except (OSError, RuntimeError, OptionError) as error:
+        cause = error.__cause__ if isinstance(error, OptionError) else error
+        refused = isinstance(cause, OSError) and cause.errno in REFUSED
+        if cause is None or not (refused or _is_torchs(cause)):
+            raise
+        where = getattr(cause, "filename", None) or out
+        raise Fault(f"cannot write {where}: {_reason(cause)}; make room, then go on") from error
