@@ -676,7 +676,7 @@ def scaling_figure(rows: Sequence[Row], found: dict[str, Any]) -> Figure:
         _same_height(line[:-1])
     tell, *others = (line[-1] for line in grid)
     _predicted_panel(tell, found["predicted"])
-    tell.set_title("what the model tells of more, not measured", fontsize=FONT + 1)
+    tell.set_title("more: the model, not measured", fontsize=FONT + 1)
     for axes in others:
         axes.set_axis_off()
     handles, labels = grid[0][0].get_legend_handles_labels()

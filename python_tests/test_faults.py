@@ -24,6 +24,7 @@ import torch
 
 from vne_kernels.pretrain import checkpoints, run
 from vne_kernels.pretrain.cli import main
+from vne_kernels.pretrain.events import read_events
 from vne_kernels.pretrain.model import Pretraining
 
 # 16 images: an epoch of 4 steps
