@@ -531,7 +531,7 @@ def reliability(folder: Path) -> str:
                     ],
                     ["value, shape and dtype as stated", f"{cases['values']:,}"],
                     ["samples NaN, just those stated", f"{cases['nan_samples']:,}"],
-                    ["gradients as stated", f"{cases['gradients']:,}"],
+                    ["gradients, of arguments", f"{cases['gradients']:,}"],
                     ["from several threads, bit-equal", f"{cases['from_threads']:,}"],
                     ["shapes alone (meta, fake)", f"{cases['shapes']:,}"],
                     ["refused, by the stated error", f"{cases['errors']:,}"],
