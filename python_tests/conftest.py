@@ -67,6 +67,7 @@ def pytest_configure(config: pytest.Config) -> None:
         "cpu_only(reason): about the CPU kernels, deselected for another --backend",
         "device_only(reason): about a real device, deselected for --backend emulated",
         "sanitize: launches every kernel once, small enough for compute-sanitizer",
+        "together: the tests of this file share what they cost, and stay in one --shard",
     ):
         config.addinivalue_line("markers", marker)
     backend = config.getoption("--backend")
@@ -81,8 +82,11 @@ def _part(item: pytest.Item, parts: int) -> int:
     """
     callspec = getattr(item, "callspec", None)
     params = callspec.params if callspec else {}
-    shared = "name" in params and "shape" in params
-    key = f"{params['name']} {params['shape']}" if shared else item.nodeid
+    key = item.nodeid
+    if "name" in params and "shape" in params:
+        key = f"{params['name']} {params['shape']}"
+    elif item.get_closest_marker("together"):
+        key = item.path.name
     return zlib.crc32(key.encode()) % parts
 
 

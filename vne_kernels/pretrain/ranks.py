@@ -35,6 +35,8 @@ WORD_SECONDS = 10.0
 #: How long a process that was told of a death may take to end by itself.
 GRACE_SECONDS = 20.0
 LOST = "lost touch with the others"
+#: One of these is in the message of a collective that failed.
+TALK = ("gloo", "NCCL", "pair closure")
 
 
 def by_torchrun() -> bool:
@@ -231,7 +233,7 @@ class Ranks(Callback):
 def _is_of_a_collective(error: Exception) -> bool:
     """Whether the failure is that of the talk between processes: gloo's are plain RuntimeErrors."""
     return isinstance(error, dist.DistError) or (
-        isinstance(error, RuntimeError) and ("gloo" in str(error) or "NCCL" in str(error))
+        isinstance(error, RuntimeError) and any(mark in str(error) for mark in TALK)
     )
 
 
