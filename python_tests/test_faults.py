@@ -25,6 +25,7 @@ import torch
 from vne_kernels.pretrain import checkpoints, run
 from vne_kernels.pretrain.cli import main
 from vne_kernels.pretrain.events import read_events
+from vne_kernels.pretrain.files import append_rows
 from vne_kernels.pretrain.model import Pretraining
 
 # 16 images: an epoch of 4 steps
@@ -264,6 +265,19 @@ def limit() -> Iterator[Callable[[int | None], None]]:
 
     yield set_limit
     set_limit(None)
+
+
+def test_rows_are_appended_whole_or_not_at_all(
+    tmp_path: Path, limit: Callable[[int | None], None]
+) -> None:
+    path = tmp_path / "table.csv"
+    append_rows(path, [(1, 2)])
+    before = path.read_bytes()
+    limit(len(before) + 3)  # room for a half of the next row
+    with pytest.raises(OSError, match="File too large"):
+        append_rows(path, [(3, 4)])
+    limit(None)
+    assert path.read_bytes() == before
 
 
 def test_training_goes_on_while_nothing_can_be_written(
