@@ -187,6 +187,15 @@ def test_files_that_are_not_there_are_left_out(kept: tuple[str, ...], tmp_path: 
     assert "no events.csv" in page.text
 
 
+@pytest.mark.parametrize("kind", ["checkpoint", "disk", "non-finite"])
+def test_every_kind_of_event_is_told(kind: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    add_event(run, 7, kind, "what was seen of it")
+    text = read(run).text
+    assert "what was seen of it" in text
+    assert "None: no collapse was seen" not in text
+
+
 def test_tables_without_a_row_are_left_out(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     for path in run.glob("*.csv"):

@@ -184,7 +184,7 @@ def _content(run: Path, config: Config, drawn: list[Path]) -> dict[str, Any]:
         ],
         "measured": measured,
         "pictures": _pictures(drawn),
-        "changes": [event for event in events if event[1] in (COLLAPSE, RECOVERED)],
+        "changes": [event for event in events if event[1] != BROKEN_IMAGE],
         "broken": [event for event in events if event[1] == BROKEN_IMAGE],
         "watched": (run / "events.csv").exists(),
         "collapsed_since": _collapsed_since(events),
