@@ -324,7 +324,7 @@ def training_step(folder: Path) -> str:
 # The loss of a batch spread over processes
 # ---------------------------------------------------------------------------------------------
 
-STEP = {"loss": "ours", "views": "2", "image": "224"}  # beside which it is told
+STEP = {"loss": "ours", "views": "2"}  # beside which it is told
 
 
 def _scaling(folder: Path) -> tuple[list[Row], dict[str, Any]]:
@@ -373,11 +373,14 @@ def scaling_predicted(folder: Path) -> str:
     n = max(row["n"] for row in found["predicted"])
     features = sorted({row["d"] for row in found["predicted"]})
     steps = [
-        (row["batch"], number(row, "step_p50_ms"))
+        row
         for path, other in _files(folder, results.is_training)
         for row in where(other, device="cpu", **STEP)
     ]
-    batch, step = steps[0]
+    beside = max(
+        steps, key=lambda row: int(row["image"])
+    )  # the paper's ImageNet, where it is there
+    batch, image, step = beside["batch"], beside["image"], number(beside, "step_p50_ms")
     header = ["processes", *(f"d = {d}: model, bytes sent by each" for d in features)]
     lines = []
     for count in sorted({row["processes"] for row in found["predicted"]}):
@@ -396,7 +399,7 @@ def scaling_predicted(folder: Path) -> str:
         lines.append([f"{count:,}", *cells])
     told = _sentences(
         f"What the model says of more processes, each on a core of its own, {n} rows each (**not"
-        f" measured**). The shares: of a ResNet-50 step of {batch} images of {STEP['image']} pixels"
+        f" measured**). The shares: of a ResNet-50 step of {batch} images of {image} pixels"
         f" on a CPU ({step / 1e3:.1f} s, the table above), and of the bytes that"
         " DistributedDataParallel sends for the"
         f" {found['ddp_parameters'] / 1e6:.0f} million gradients of encoder and projector."

@@ -24,6 +24,7 @@ import torch
 
 from vne_kernels.pretrain import checkpoints, run
 from vne_kernels.pretrain.cli import main
+from vne_kernels.pretrain.disk import Disk
 from vne_kernels.pretrain.events import read_events
 from vne_kernels.pretrain.files import append_rows
 from vne_kernels.pretrain.model import Pretraining
@@ -154,14 +155,12 @@ def test_compiled_run_resumes_exactly_and_measures_without_compiling(
     assert_equal_runs(whole, stopped, 4)
 
 
-def test_no_compiler(
-    npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_no_compiler(npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from torch._inductor import config as inductor
 
-    monkeypatch.setattr(inductor.cpp, "cxx", ("/nowhere/c++",))
-    monkeypatch.setattr(inductor, "force_disable_caches", True)
-    assert train(npz, tmp_path, "--compile", *FP32) == 2
+    # Its own patch: pytest's leaves a setting of torch deleted behind it.
+    with inductor.patch({"cpp.cxx": ("/nowhere/c++",), "force_disable_caches": True}):
+        assert train(npz, tmp_path, "--compile", *FP32) == 2
     error = capsys.readouterr().err
     assert "argument --compile: must be left out where torch.compile fails, got" in error
 
@@ -214,6 +213,15 @@ def test_a_parameter_that_is_not_a_number_is_named(
 
 
 # ---- a process that loads images ---------------------------------------------------------------
+
+
+def test_a_death_in_the_midst_of_saving_is_no_full_disk(tmp_path: Path) -> None:
+    """torch raises it where the signal finds the program: in torch.save, too."""
+    died = RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+    archive = RuntimeError("[enforce fail at inline_container.cc:1] unexpected pos")
+    archive.__context__ = died
+    with pytest.raises(RuntimeError, match="is killed by"), Disk().tolerated(tmp_path, "-"):
+        raise archive
 
 
 def test_a_loading_process_that_is_killed_ends_the_run(

@@ -90,6 +90,11 @@ OPERATORS: dict[str, Callable[[Tensor, Tensor | None, str], tuple]] = {
     "doe_loss_grad": lambda z, w, method: (z, other_view(z), method, EPS),
     "doe_loss_backward": doe_loss_backward_arguments,
     "cosine": lambda z, w, method: (z, other_view(z), EPS),
+    "scaled_gradient": lambda z, w, method: (
+        z.new_ones(z.shape[:-2]),
+        torch.ones_like(z),
+        z.detach().requires_grad_(z.requires_grad),
+    ),
     "density": lambda z, w, method: (z, w, True, EPS),
     "density_backward": density_backward_arguments,
     "density_entropy": lambda z, w, method: (density_of(z, w), method),
@@ -100,6 +105,7 @@ NOT_DIFFERENTIABLE = {
     "spectrum_backward",
     "doe_loss_backward",
     "cosine",
+    "scaled_gradient",
     "density_backward",
     "density_entropy_grad",
 }

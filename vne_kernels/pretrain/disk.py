@@ -33,6 +33,16 @@ def _is_torchs(error: BaseException | None) -> bool:
     return isinstance(error, RuntimeError) and ours
 
 
+def _of_a_loading_process(error: BaseException | None) -> BaseException | None:
+    """What torch raises in the midst of whatever runs when a process that loads images dies.
+
+    In torch.save that leaves an archive cut short, whose error then hides the one that it was.
+    """
+    while error is not None and "DataLoader worker" not in str(error):
+        error = error.__context__
+    return error
+
+
 def _reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno)
@@ -53,6 +63,8 @@ class Disk:
         try:
             yield
         except (OSError, RuntimeError) as error:
+            if dead := _of_a_loading_process(error):
+                raise dead from None
             if not (isinstance(error, OSError) or _is_torchs(error)):
                 raise
             if path not in self.failing:
