@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_run import write_noise
 
 from vne_kernels.pretrain import checkpoints, run
 from vne_kernels.pretrain.cli import main
@@ -37,14 +38,7 @@ FP32 = ["--precision", "32-true"]
 
 @pytest.fixture(scope="module")
 def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "grey.npz"
-    random = np.random.default_rng(0)
-    content = {}
-    for part, count in (("train", 16), ("test", 8)):
-        content[f"{part}_images"] = random.integers(0, 256, (count, 8, 8), dtype=np.uint8)
-        content[f"{part}_labels"] = (np.arange(count) % 4).astype(np.uint8)
-    np.savez(path, **content)
-    return path
+    return write_noise(tmp_path_factory.mktemp("data") / "grey.npz", 16)
 
 
 @pytest.fixture(autouse=True)

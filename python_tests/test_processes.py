@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_run import write_noise
 
 from vne_kernels.pretrain import checkpoints
 
@@ -33,14 +34,7 @@ SECONDS = 60
 
 @pytest.fixture(scope="module")
 def npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "grey.npz"
-    random = np.random.default_rng(0)
-    content = {}
-    for part, count in (("train", 32), ("test", 8)):
-        content[f"{part}_images"] = random.integers(0, 256, (count, 8, 8), dtype=np.uint8)
-        content[f"{part}_labels"] = (np.arange(count) % 4).astype(np.uint8)
-    np.savez(path, **content)
-    return path
+    return write_noise(tmp_path_factory.mktemp("data") / "grey.npz", 32)
 
 
 class Training:

@@ -24,3 +24,14 @@ def write_npz(path: Path) -> Path:
         content[f"{part}_labels"] = labels[:, None].astype(np.uint8)  # (N, 1), as MedMNIST
     np.savez(path, **content)
     return path
+
+
+def write_noise(path: Path, count: int) -> Path:
+    """``count`` training and 8 test images of nothing, of four classes."""
+    random = np.random.default_rng(0)
+    content = {}
+    for part, images in (("train", count), ("test", 8)):
+        content[f"{part}_images"] = random.integers(0, 256, (images, 8, 8), dtype=np.uint8)
+        content[f"{part}_labels"] = (np.arange(images) % 4).astype(np.uint8)
+    np.savez(path, **content)
+    return path

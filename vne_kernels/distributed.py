@@ -227,21 +227,22 @@ def gather(z: Tensor, group: Any = None, *, equal: bool = False) -> Tensor:
 # ---- entropy -------------------------------------------------------------------------------------
 
 
+class _How(NamedTuple):
+    """What is asked of the operators, whatever the route."""
+
+    normalize: bool
+    method: str
+    eps: float
+    with_grad: bool
+
+
 class _Forward(NamedTuple):
     entropy: Tensor  # (...), of all processes' rows
     grad: Tensor | None  # (..., n, d), its gradient in this process's rows; None: not wanted
     weights_grad: Tensor | None  # (..., n)
 
 
-def _by_reduce(
-    z: Tensor,
-    weights: Tensor | None,
-    share: Share,
-    normalize: bool,
-    method: str,
-    eps: float,
-    with_grad: bool,
-) -> _Forward:
+def _by_reduce(z: Tensor, weights: Tensor | None, share: Share, how: _How) -> _Forward:
     n, d = z.shape[-2:]
     if n == 0:  # no rows here: one that is absent
         z = z.new_zeros(*z.shape[:-2], 1, d)
@@ -253,7 +254,7 @@ def _by_reduce(
         p = z.new_full(z.shape[:-1], float(n > 0), dtype=compute_dtype(z.dtype))
         if not unknown:
             p = p / share.rows
-    rho = _ops.density(z, p, normalize, eps)
+    rho = _ops.density(z, p, how.normalize, how.eps)
     if unknown:  # the number travels with the matrix
         rows = rho.new_full((*rho.shape[:-2], 1, d), n)
         total = _summed(torch.cat([rho, rows], -2), share.name)
@@ -262,22 +263,14 @@ def _by_reduce(
         p = p / count[..., 0]
     else:
         rho = _summed(rho, share.name)
-    if not with_grad:
-        return _Forward(_ops.density_entropy(rho, method), None, None)
-    entropy, of_rho = _ops.density_entropy_grad(rho, method)
-    of_z, of_weights = _ops.density_backward(of_rho, z, p, normalize, eps)
+    if not how.with_grad:
+        return _Forward(_ops.density_entropy(rho, how.method), None, None)
+    entropy, of_rho = _ops.density_entropy_grad(rho, how.method)
+    of_z, of_weights = _ops.density_backward(of_rho, z, p, how.normalize, how.eps)
     return _Forward(entropy, of_z[..., :n, :], None if weights is None else of_weights[..., :n])
 
 
-def _by_gather(
-    z: Tensor,
-    weights: Tensor | None,
-    share: Share,
-    normalize: bool,
-    method: str,
-    eps: float,
-    with_grad: bool,
-) -> _Forward:
+def _by_gather(z: Tensor, weights: Tensor | None, share: Share, how: _How) -> _Forward:
     # The rows as they are, not on the sphere: half precisions keep their two bytes and all digits.
     n = z.shape[-2]
     all_z = _all_rows(z, share, -2)
@@ -288,9 +281,13 @@ def _by_gather(
         present = z.new_ones(z.shape[:-1], dtype=compute_dtype(z.dtype))
         all_p = _all_rows(present, share, -1)
         all_p = all_p / all_p.sum(-1, keepdim=True)
-    if not with_grad:
-        return _Forward(_ops.vn_entropy(all_z, all_p, normalize, method, eps), None, None)
-    entropy, of_z, of_weights = _ops.vn_entropy_grad(all_z, all_p, normalize, method, eps)
+    if not how.with_grad:
+        return _Forward(
+            _ops.vn_entropy(all_z, all_p, how.normalize, how.method, how.eps), None, None
+        )
+    entropy, of_z, of_weights = _ops.vn_entropy_grad(
+        all_z, all_p, how.normalize, how.method, how.eps
+    )
     first = _first_row(share)
     of_z = of_z.narrow(-2, first, n)
     return _Forward(entropy, of_z, None if weights is None else of_weights.narrow(-1, first, n))
@@ -299,21 +296,12 @@ def _by_gather(
 _BY_ROUTE = {"reduce": _by_reduce, "gather": _by_gather}
 
 
-def _forward(
-    z: Tensor,
-    weights: Tensor | None,
-    share: Share,
-    normalize: bool,
-    method: str,
-    eps: float,
-    with_grad: bool,
-    route: str,
-) -> _Forward:
+def _forward(z: Tensor, weights: Tensor | None, share: Share, how: _How, route: str) -> _Forward:
     if route == "auto":
         route = "gather" if takes_gather(share.rows, z.shape[-1]) else "reduce"
     with torch.no_grad():
         p = None if weights is None else weights.detach()
-        return _BY_ROUTE[route](z.detach(), p, share, normalize, method, eps, with_grad)
+        return _BY_ROUTE[route](z.detach(), p, share, how)
 
 
 torch.library.define(
@@ -384,7 +372,7 @@ def vn_entropy(
     wanted = torch.is_grad_enabled() and (
         z.requires_grad or (weights is not None and weights.requires_grad)
     )
-    found = _forward(z, weights, share, normalize, method, eps, wanted, route)
+    found = _forward(z, weights, share, _How(normalize, method, eps, wanted), route)
     if found.grad is None:
         return found.entropy
     entropy: Tensor = _Entropy.apply(
@@ -447,7 +435,7 @@ def doe_terms(
         rows = torch.full_like(cosine, n)
         # It travels while the entropy is computed.
         begun = _sum_begun(torch.stack([cosine * n, rows]), share.name)
-        found = _forward(z1, None, share, True, method, eps, wanted, route)
+        found = _forward(z1, None, share, _How(True, method, eps, wanted), route)
         total, count = _ended(begun).unbind()
         cosine = total / count
     if found.grad is None:
