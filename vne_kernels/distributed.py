@@ -30,11 +30,11 @@ if dist.is_available():
     from torch.distributed.device_mesh import DeviceMesh
 
 from vne_kernels import ops as _registered
+from vne_kernels.checks import DTYPES
 from vne_kernels.ops import compute_dtype
 
 _ops = torch.ops.vne_kernels
 ROUTES = ("auto", "reduce", "gather")
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class Share(NamedTuple):
@@ -106,7 +106,7 @@ def _exchanged_sizes(z: Tensor, weighted: bool, name: str, world: int) -> list[i
     """The rows of every process, after a look that their tensors go together."""
     batch = z.shape[:-2]
     # what must agree: it stops every process, where a collective of other sizes would hang
-    own = [z.shape[-2], z.shape[-1], batch.numel(), _DTYPES.index(z.dtype), int(weighted)]
+    own = [z.shape[-2], z.shape[-1], batch.numel(), DTYPES.index(z.dtype), int(weighted)]
     everyones = _ended(_gather_begun(torch.tensor([own], device=z.device), name, world)).tolist()
     for rank, theirs in enumerate(everyones):
         if theirs[1:] != own[1:]:
@@ -123,7 +123,7 @@ def _exchanged_sizes(z: Tensor, weighted: bool, name: str, world: int) -> list[i
 def _told(described: Sequence[int]) -> str:
     n, d, batch, dtype, weighted = described
     weights = "with weights" if weighted else "without weights"
-    return f"n = {n}, d = {d}, a batch of {batch}, {_DTYPES[dtype]} {weights}"
+    return f"n = {n}, d = {d}, a batch of {batch}, {DTYPES[dtype]} {weights}"
 
 
 def takes_gather(rows: int, d: int) -> bool:

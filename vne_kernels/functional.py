@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -10,12 +9,17 @@ from torch import Tensor
 
 from vne_kernels import distributed
 from vne_kernels import ops as _registered  # noqa: F401  (fake kernels and autograd of the operators)
-from vne_kernels.ops import compute_dtype
+from vne_kernels.checks import (
+    check_eps,
+    check_max_rows,
+    check_method,
+    check_normalize,
+    check_samples,
+    check_weights,
+)
 
 _ops = torch.ops.vne_kernels
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_METHODS = ("auto", "poles", "eigh")
 _EPS = 1e-12
 
 
@@ -86,13 +90,13 @@ def vn_entropy(
         1.3862943649291992
     """
     group = distributed.process_group(group)
-    _check_samples("z", z, may_be_empty=group is not None)
-    _check_normalize(normalize)
-    _check_method(method)
-    _check_eps(eps)
-    p = _check_weights(weights, z)
+    check_samples("z", z, may_be_empty=group is not None)
+    check_normalize(normalize)
+    check_method(method)
+    check_eps(eps)
+    p = check_weights(weights, z)
     if group is not None:
-        share = distributed.make_share(z, p, group, _check_max_rows(max_rows))
+        share = distributed.make_share(z, p, group, check_max_rows(max_rows))
         return distributed.vn_entropy(z, p, share, normalize=normalize, method=method, eps=eps)
     if torch.is_grad_enabled() and (z.requires_grad or (p is not None and p.requires_grad)):
         entropy: Tensor = _ops.vn_entropy_grad(z, p, normalize, method, eps)[0]
@@ -124,9 +128,9 @@ def spectrum(z: Tensor, *, normalize: bool = True, weights: Tensor | None = None
         >>> spectrum(torch.eye(2))
         tensor([0.5000, 0.5000])
     """
-    _check_samples("z", z)
-    _check_normalize(normalize)
-    p = _check_weights(weights, z)
+    check_samples("z", z)
+    check_normalize(normalize)
+    p = check_weights(weights, z)
     if torch.is_grad_enabled() and (z.requires_grad or (p is not None and p.requires_grad)):
         eigenvalues: Tensor = _ops.spectrum_eigh(z, p, normalize, _EPS)[0]
     else:
@@ -171,9 +175,9 @@ def doe_loss(
         -3.386294364929199
     """
     group = distributed.process_group(group)
-    _check_samples("z1", z1, may_be_empty=group is not None)
-    _check_samples("z2", z2, may_be_empty=group is not None)
-    _check_method(method)
+    check_samples("z1", z1, may_be_empty=group is not None)
+    check_samples("z2", z2, may_be_empty=group is not None)
+    check_method(method)
     if z1.shape != z2.shape:
         raise ValueError(
             f"z1 and z2 must have the same shape, got {tuple(z1.shape)} and {tuple(z2.shape)}"
@@ -183,7 +187,7 @@ def doe_loss(
     if z1.device != z2.device:
         raise ValueError(f"z1 and z2 must be on the same device, got {z1.device} and {z2.device}")
     if group is not None:
-        share = distributed.make_share(z1, None, group, _check_max_rows(max_rows))
+        share = distributed.make_share(z1, None, group, check_max_rows(max_rows))
         entropy, cosine = distributed.doe_terms(z1, z2, share, method=method, eps=_EPS)
     elif torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad):
         entropy, cosine, *_ = _ops.doe_loss_grad(z1, z2, method, _EPS)
@@ -191,57 +195,3 @@ def doe_loss(
         entropy, cosine = _ops.doe_loss(z1, z2, method, _EPS)
     loss: Tensor = -entropy - beta * cosine
     return DoEComponents(loss, entropy, cosine) if return_components else loss
-
-
-def _check_dtype(name: str, tensor: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-    if tensor.dtype not in _DTYPES:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
-    if tensor.is_nested:
-        raise TypeError(f"{name} must be a dense tensor, got a nested one")
-    if tensor.layout != torch.strided:
-        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
-
-
-def _check_samples(name: str, z: Tensor, *, may_be_empty: bool = False) -> None:
-    _check_dtype(name, z)
-    if z.dim() < 2 or (z.shape[-2] == 0 and not may_be_empty) or z.shape[-1] == 0:
-        raise ValueError(f"{name} must be (..., n, d) with n, d >= 1, got {tuple(z.shape)}")
-
-
-def _check_max_rows(max_rows: int | None) -> int | None:
-    if max_rows is not None and max_rows < 1:
-        raise ValueError(f"max_rows must be at least 1, got {max_rows}")
-    return max_rows
-
-
-def _check_method(method: str) -> None:
-    if method not in _METHODS:
-        raise ValueError(f"method must be 'auto', 'poles' or 'eigh', got {method!r}")
-
-
-def _check_normalize(normalize: bool) -> None:
-    if not isinstance(normalize, bool):
-        raise TypeError(f"normalize must be True or False, got {type(normalize).__name__}")
-
-
-def _check_eps(eps: float) -> None:
-    if not isinstance(eps, int | float):
-        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
-    if not 0 <= eps < math.inf:
-        raise ValueError(f"eps must be finite and not negative, got {eps}")
-
-
-def _check_weights(weights: Tensor | None, z: Tensor) -> Tensor | None:
-    """weights, expanded to (..., n) and in the dtype the operators compute in."""
-    if weights is None:
-        return None
-    _check_dtype("weights", weights)
-    shape, wanted = weights.shape, z.shape[:-1]
-    fits = len(shape) <= len(wanted) and all(
-        size in (1, want) for size, want in zip(shape[::-1], wanted[::-1], strict=False)
-    )
-    if not fits or len(shape) == 0:
-        raise ValueError(f"weights must broadcast to {tuple(wanted)}, got {tuple(shape)}")
-    return weights.to(z.device, compute_dtype(z.dtype)).expand(wanted)

@@ -6,15 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vne_kernels.checks import check_eps, check_max_rows, check_method, check_normalize
 from vne_kernels.distributed import default_group
-from vne_kernels.functional import (
-    _check_eps,
-    _check_max_rows,
-    _check_method,
-    _check_normalize,
-    doe_loss,
-    vn_entropy,
-)
+from vne_kernels.functional import doe_loss, vn_entropy
 
 
 class _OverProcesses(nn.Module):
@@ -24,7 +18,7 @@ class _OverProcesses(nn.Module):
         super().__init__()
         self.gather_distributed = gather_distributed
         self.group = group
-        self.max_rows = _check_max_rows(max_rows)
+        self.max_rows = check_max_rows(max_rows)
 
     def _group(self) -> Any:
         if not self.gather_distributed:
@@ -66,9 +60,9 @@ class VNEntropy(_OverProcesses):
         max_rows: int | None = None,
     ) -> None:
         super().__init__(gather_distributed, group, max_rows)
-        _check_normalize(normalize)
-        _check_method(method)
-        _check_eps(eps)
+        check_normalize(normalize)
+        check_method(method)
+        check_eps(eps)
         self.normalize = normalize
         self.method = method
         self.eps = eps
@@ -114,7 +108,7 @@ class DoELoss(_OverProcesses):
         max_rows: int | None = None,
     ) -> None:
         super().__init__(gather_distributed, group, max_rows)
-        _check_method(method)
+        check_method(method)
         self.beta = beta
         self.method = method
 

@@ -1,0 +1,67 @@
+"""What the public functions demand of their arguments, and what they say where it is not met."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vne_kernels.ops import compute_dtype
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+METHODS = ("auto", "poles", "eigh")
+
+
+def check_dtype(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+    if tensor.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got a nested one")
+    if tensor.layout != torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got layout {tensor.layout}")
+
+
+def check_samples(name: str, z: Tensor, *, may_be_empty: bool = False) -> None:
+    check_dtype(name, z)
+    if z.dim() < 2 or (z.shape[-2] == 0 and not may_be_empty) or z.shape[-1] == 0:
+        raise ValueError(f"{name} must be (..., n, d) with n, d >= 1, got {tuple(z.shape)}")
+
+
+def check_max_rows(max_rows: int | None) -> int | None:
+    if max_rows is not None and max_rows < 1:
+        raise ValueError(f"max_rows must be at least 1, got {max_rows}")
+    return max_rows
+
+
+def check_method(method: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f"method must be 'auto', 'poles' or 'eigh', got {method!r}")
+
+
+def check_normalize(normalize: bool) -> None:
+    if not isinstance(normalize, bool):
+        raise TypeError(f"normalize must be True or False, got {type(normalize).__name__}")
+
+
+def check_eps(eps: float) -> None:
+    if not isinstance(eps, int | float):
+        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
+    if not 0 <= eps < math.inf:
+        raise ValueError(f"eps must be finite and not negative, got {eps}")
+
+
+def check_weights(weights: Tensor | None, z: Tensor) -> Tensor | None:
+    """weights, expanded to (..., n) and in the dtype the operators compute in."""
+    if weights is None:
+        return None
+    check_dtype("weights", weights)
+    shape, wanted = weights.shape, z.shape[:-1]
+    fits = len(shape) <= len(wanted) and all(
+        size in (1, want) for size, want in zip(shape[::-1], wanted[::-1], strict=False)
+    )
+    if not fits or len(shape) == 0:
+        raise ValueError(f"weights must broadcast to {tuple(wanted)}, got {tuple(shape)}")
+    return weights.to(z.device, compute_dtype(z.dtype)).expand(wanted)

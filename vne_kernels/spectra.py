@@ -1,0 +1,134 @@
+"""Functions of a spectrum: what scores, metrics and programs of the package have in common.
+
+Each takes eigenvalues of density matrices, (..., m), none below 0, in any order, and is
+differentiable in them. They are divided by their sum first: a density matrix counts up to a factor.
+Imports torch alone; equation numbers are those of csrc/README.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["rankme", "renyi_entropy", "resolved", "tsallis_entropy"]
+
+_NEAR_ONE = 0.5
+"""Orders this near to 1 are computed from their deviation, which rounding would swallow."""
+_SERIES = 0.05
+"""Below it, eight terms of a series are exact to float64, and the quotient loses digits."""
+
+
+def resolved(eigenvalues: Tensor) -> Tensor:
+    """The eigenvalues, with 0 in place of those that cannot be told from rounding.
+
+    These are the ones below m * eps times the largest, eps that of their dtype: the threshold of
+    ``torch.linalg.matrix_rank``.
+    """
+    m = eigenvalues.shape[-1]
+    floor = m * torch.finfo(eigenvalues.dtype).eps * eigenvalues.amax(-1, keepdim=True)
+    return torch.where(eigenvalues < floor, 0, eigenvalues)
+
+
+def tsallis_entropy(eigenvalues: Tensor, q: float) -> Tensor:
+    """T_q = (1 - sum_k p_k^q) / (q - 1), (13), with p the eigenvalues over their sum; in nats.
+
+    Its limits at 0 (the rank - 1), 1 (von Neumann's entropy) and infinity (0) are continuous.
+    Orders below 1 count the eigenvalues that `resolved` leaves.
+
+    Args:
+        eigenvalues: (..., m), not negative.
+        q: the order, at least 0; ``math.inf`` too.
+
+    Returns:
+        (...), from 0 on; 0 where all eigenvalues are 0.
+    """
+    p = _probabilities(eigenvalues, q)
+    if q == math.inf:
+        return 0 * p.sum(-1)  # NaN for a NaN
+    return _tsallis(p, q)
+
+
+def renyi_entropy(eigenvalues: Tensor, alpha: float) -> Tensor:
+    """R_alpha = log(sum_k p_k^alpha) / (1 - alpha), (13), p as in `tsallis_entropy`; in nats.
+
+    Its limits at 0 (log of the rank), 1 (von Neumann's entropy) and infinity (-log of the largest
+    p) are continuous.
+
+    Args:
+        eigenvalues: (..., m), not negative.
+        alpha: the order, at least 0; ``math.inf`` too.
+
+    Returns:
+        (...), between 0 and log m; 0 where all eigenvalues are 0.
+    """
+    p = _probabilities(eigenvalues, alpha)
+    if alpha == math.inf:
+        return 0 - p.amax(-1).log()  # not -0.
+    if abs(alpha - 1) < _NEAR_ONE:
+        tsallis = _tsallis(p, alpha)  # sum p^alpha = 1 + (1 - alpha) tsallis
+        return tsallis * _log1p_over((1 - alpha) * tsallis)
+    powers = torch.where(p == 0, -math.inf, alpha * _log(p))
+    return (0 - powers.logsumexp(-1) / (alpha - 1)).clamp_min(0)  # neither -0. nor -1e-16
+
+
+def rankme(eigenvalues: Tensor, eps: float) -> Tensor:
+    """exp(-sum_k p_k log p_k), (14), with p_k = s_k / sum_j s_j + eps, s_k the singular values.
+
+    Args:
+        eigenvalues: (..., m), the squares of the singular values up to a factor; of these m counts,
+            as each zero adds eps to the probabilities.
+        eps: at least 0.
+
+    Returns:
+        (...), from 1 to m, but for eps.
+    """
+    squares = resolved(eigenvalues)
+    zero = squares == 0
+    singular = torch.where(zero, 0, torch.where(zero, 1, squares).sqrt())
+    return _tsallis(_over_sum(singular) + eps, 1).exp()
+
+
+def _over_sum(x: Tensor) -> Tensor:
+    """x over its sum; where that is 0 a pure state, for all entropies are 0 there."""
+    total = x.sum(-1, keepdim=True)
+    pure = torch.arange(x.shape[-1], device=x.device) == 0
+    return torch.where(total == 0, pure.to(x.dtype), x / torch.where(total == 0, 1, total))
+
+
+def _probabilities(eigenvalues: Tensor, order: float) -> Tensor:
+    return _over_sum(resolved(eigenvalues) if order < 1 else eigenvalues)
+
+
+def _log(p: Tensor) -> Tensor:
+    """log p, and 0 with a gradient of 0 where p is 0."""
+    return torch.where(p == 0, 1, p).log()
+
+
+def _tsallis(p: Tensor, q: float) -> Tensor:
+    """sum_k p_k (-log p_k) phi((q - 1) log p_k), phi(x) = (e^x - 1) / x: (13) for any q < inf."""
+    log_p = _log(p)
+    terms = p * log_p if q == 1 else p * log_p * _expm1_over((q - 1) * log_p)
+    return 0 - terms.sum(-1)  # not -0.
+
+
+def _expm1_over(x: Tensor) -> Tensor:
+    """(e^x - 1) / x, and its limit 1 at 0."""
+    return _quotient(x, torch.expm1, [1 / math.factorial(k + 1) for k in range(8)])
+
+
+def _log1p_over(x: Tensor) -> Tensor:
+    """log(1 + x) / x, and its limit 1 at 0."""
+    return _quotient(x, torch.log1p, [(-1) ** k / (k + 1) for k in range(14)])
+
+
+def _quotient(x: Tensor, f: Callable[[Tensor], Tensor], series: Sequence[float]) -> Tensor:
+    """f(x) / x, near 0 by the series of it."""
+    near = x.abs() < _SERIES
+    small, large = torch.where(near, x, 0), torch.where(near, 1, x)
+    sum_of_series = torch.zeros_like(x)
+    for coefficient in reversed(series):
+        sum_of_series = sum_of_series * small + coefficient
+    return torch.where(near, sum_of_series, f(large) / large)
