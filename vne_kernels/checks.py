@@ -53,6 +53,15 @@ def check_eps(eps: float) -> None:
         raise ValueError(f"eps must be finite and not negative, got {eps}")
 
 
+def check_order(name: str, order: float) -> float:
+    """order, of an entropy, as a float."""
+    if isinstance(order, bool) or not isinstance(order, int | float):
+        raise TypeError(f"{name} must be a number, got {type(order).__name__}")
+    if not order >= 0:  # NaN too
+        raise ValueError(f"{name} must be at least 0, got {order}")
+    return float(order)
+
+
 def check_weights(weights: Tensor | None, z: Tensor) -> Tensor | None:
     """weights, expanded to (..., n) and in the dtype the operators compute in."""
     if weights is None:
