@@ -3,6 +3,8 @@
 from vne_kernels._load import available_backends
 from vne_kernels.functional import DoEComponents, doe_loss, spectrum, vn_entropy
 from vne_kernels.losses import DoELoss, VNEntropy
+from vne_kernels.orders import renyi_entropy, tsallis_entropy
+from vne_kernels.scores import effective_rank, participation_ratio, rankme, vendi_score
 
 __version__ = "0.1.0"
 
@@ -12,6 +14,12 @@ __all__ = [
     "VNEntropy",
     "available_backends",
     "doe_loss",
+    "effective_rank",
+    "participation_ratio",
+    "rankme",
+    "renyi_entropy",
     "spectrum",
+    "tsallis_entropy",
+    "vendi_score",
     "vn_entropy",
 ]

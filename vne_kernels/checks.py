@@ -74,3 +74,7 @@ def check_weights(weights: Tensor | None, z: Tensor) -> Tensor | None:
     if not fits or len(shape) == 0:
         raise ValueError(f"weights must broadcast to {tuple(wanted)}, got {tuple(shape)}")
     return weights.to(z.device, compute_dtype(z.dtype)).expand(wanted)
+
+
+def check_matrices(name, x):
+    pass

@@ -42,8 +42,9 @@ def renyi_entropy(
         (...), between 0 and log(min(n, d)); float64 for float64 input, otherwise float32; NaN for a
         sample that holds a NaN or an infinity, or has a negative weight; 0 for a sample of zeros.
         Differentiable once in z and weights (of order 1 as `vne_kernels.vn_entropy`). Orders below
-        1 are computed in float64: there the smallest eigenvalues count, down to m times the
-        rounding of the largest, m = min(n, d), and those below are taken for 0.
+        2, except 1, are computed in float64, as their slope is steep at 0; those below 1 count
+        eigenvalues down to m times the rounding of the largest, m = min(n, d), and take the rest
+        for 0.
 
     Raises:
         ValueError: z is not (..., n, d) with n, d >= 1; weights do not broadcast to (..., n);
@@ -103,16 +104,16 @@ def _entropy(
     check_samples("z", z)
     check_normalize(normalize)
     p = check_weights(weights, z)
+    device, dtype = z.device, compute_dtype(z.dtype)
+    if order < 2 and order != 1:  # steep at 0: see the docstrings
+        z, p = to_float64(z), None if p is None else to_float64(p)
+    if not normalize:
+        z = _scaled_to_unit_trace(z, p)
     if order == 1:
-        return _vn_entropy_of_unit_trace(z, p, normalize)
+        return _vn_entropy(z, p, normalize)
     if order == 2:
         return of_purity(_purity(z, p, normalize))
-    if order > 1:
-        return of_spectrum(spectrum(z, normalize=normalize, weights=p), order)
-    precise = spectrum(
-        to_float64(z), normalize=normalize, weights=None if p is None else to_float64(p)
-    )
-    return of_spectrum(precise, order).to(z.device, compute_dtype(z.dtype))
+    return of_spectrum(spectrum(z, normalize=normalize, weights=p), order).to(device, dtype)
 
 
 def _renyi_of_purity(purity: Tensor) -> Tensor:
@@ -132,22 +133,26 @@ def _purity(z: Tensor, p: Tensor | None, normalize: bool) -> Tensor:
     return purity
 
 
-def _vn_entropy_of_unit_trace(z: Tensor, p: Tensor | None, normalize: bool) -> Tensor:
-    """S of rho over its trace, equation (10)."""
-    square_norms = _square_norms(z, normalize)
-    trace = square_norms.mean(-1) if p is None else (p.to(square_norms) * square_norms).sum(-1)
-    trace = torch.where(trace == 0, 1, trace)
-    if normalize:  # nearly always 1
-        return vn_entropy(z, weights=p) / trace + trace.log()
-    # Rows of any length: of such that rho has a trace of 1 nothing overflows, and nothing cancels.
-    unit = to_float64(z) / trace.sqrt()[..., None, None]
-    return vn_entropy(unit.to(z.device, compute_dtype(z.dtype)), weights=p, normalize=False)
+def _vn_entropy(z: Tensor, p: Tensor | None, normalize: bool) -> Tensor:
+    """S of rho over its trace; rows that are not normalised have a trace of 1 already."""
+    if not normalize:
+        return vn_entropy(z, weights=p, normalize=False)
+    norms = torch.linalg.vector_norm(z, dim=-1, dtype=compute_dtype(z.dtype))
+    trace = _nonzero(_mean((norms.clamp_max(EPS) / EPS).square(), p))  # of u_i: 1, or less
+    return vn_entropy(z, weights=p) / trace + trace.log()  # equation (10)
 
 
-def _square_norms(z: Tensor, normalize: bool) -> Tensor:
-    """|u_i|^2, (..., n): 1 with normalisation, but for rows shorter than eps."""
-    dtype = compute_dtype(z.dtype)
-    if normalize:
-        norms = torch.linalg.vector_norm(z, dim=-1, dtype=dtype)
-        return (norms.clamp_max(EPS) / EPS).square()
-    return to_float64(z).square().sum(-1)
+def _scaled_to_unit_trace(z: Tensor, p: Tensor | None) -> Tensor:
+    """Rows of any length, so that nothing overflows with them."""
+    precise = to_float64(z)
+    trace = _nonzero(_mean(precise.square().sum(-1), p))
+    unit = precise / trace.sqrt()[..., None, None]
+    return unit.to(z.device, compute_dtype(z.dtype))
+
+
+def _mean(x: Tensor, p: Tensor | None) -> Tensor:
+    return x.mean(-1) if p is None else (p.to(x) * x).sum(-1)
+
+
+def _nonzero(trace: Tensor) -> Tensor:
+    return torch.where(trace == 0, 1, trace)

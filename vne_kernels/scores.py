@@ -6,10 +6,18 @@ alike count as k.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from vne_kernels import spectra
-from vne_kernels.checks import check_eps, check_normalize, check_samples, check_weights
+from vne_kernels.checks import (
+    check_eps,
+    check_matrices,
+    check_normalize,
+    check_order,
+    check_samples,
+    check_weights,
+)
 from vne_kernels.density import renyi_entropy_from_density
 from vne_kernels.functional import spectrum
 from vne_kernels.ops import compute_dtype, to_float64

@@ -1,6 +1,7 @@
 // tr(rho^2) of rho over its trace, and its gradient: the operators purity and purity_grad. The
 // entropy of order two, equation (13), without an eigenvalue.
 
+#include <algorithm>
 #include <limits>
 
 #include "cpu/stages.h"
@@ -23,7 +24,7 @@ double purity_of_sample(const Problem& problem, const Rows<T>& rows, T* grad_z, 
   const double value = simd::kernels<T>().dot(a.get(), a.get(), m * m);
   // dP/dX = 4 / tau (A^ - P I) X: the trace moves with X
   if (grad_z) gradient(problem, rows, a.get(), 4 / rows.trace, -value, grad_z, grad_weights);
-  return value;
+  return std::clamp(value, 1.0 / static_cast<double>(m), 1.0);  // rounding may leave the interval
 }
 
 std::tuple<Tensor, Tensor, Tensor> compute(const Tensor& z, const std::optional<Tensor>& weights,

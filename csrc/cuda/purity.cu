@@ -22,15 +22,17 @@ __device__ __forceinline__ double purity_of(const Sample& sample) {
   return sample.norm * sample.norm;
 }
 
-// A sample of zeros is taken for a pure state, as its entropy is 0.
+// Of each sample, within [1/m, 1], which rounding may have left. One of zeros is taken for a pure
+// state, as its entropy is 0.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    write_purity(const Sample* samples, int64_t count, T* purity) {
+    write_purity(const Sample* samples, int m, int64_t count, T* purity) {
   const int64_t index = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   if (index >= count) return;
   const Sample known = samples[index];
   const T irregular = known.trace == 0 ? T(1) : T(NAN);
-  purity[index] = is_regular(known) ? static_cast<T>(purity_of(known)) : irregular;
+  const double clamped = min(max(purity_of(known), 1.0 / m), 1.0);
+  purity[index] = is_regular(known) ? static_cast<T>(clamped) : irregular;
 }
 
 // w [batch, ld, ld] <- (A^ - P I) / tau: the trace moves with X.
@@ -66,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor> compute(const Tensor& z, const std::optional<
     MatrixFunction<T> w;
     w.samples = measure_matrices(context, problem, z, normalized);
     launch("write_purity", write_purity<T>, blocks_of(problem.batch), dim3(kThreads),
-           context.stream, w.samples.data, problem.batch,
+           context.stream, w.samples.data, static_cast<int>(problem.m()), problem.batch,
            static_cast<T*>(purity.mutable_data_ptr()));
     if (!with_grad) return;
     const int64_t count = problem.batch * ld * ld;
