@@ -1,6 +1,11 @@
 """Von Neumann entropy of representations, as a fused operator for PyTorch."""
 
 from vne_kernels._load import available_backends
+from vne_kernels.density import (
+    renyi_entropy_from_density,
+    tsallis_entropy_from_density,
+    vn_entropy_from_density,
+)
 from vne_kernels.functional import DoEComponents, doe_loss, spectrum, vn_entropy
 from vne_kernels.losses import DoELoss, VNEntropy
 from vne_kernels.orders import renyi_entropy, tsallis_entropy
@@ -18,8 +23,11 @@ __all__ = [
     "participation_ratio",
     "rankme",
     "renyi_entropy",
+    "renyi_entropy_from_density",
     "spectrum",
     "tsallis_entropy",
+    "tsallis_entropy_from_density",
     "vendi_score",
     "vn_entropy",
+    "vn_entropy_from_density",
 ]
