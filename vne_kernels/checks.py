@@ -49,26 +49,31 @@ def check_density(name: str, rho: Tensor, *, unit_trace: bool) -> None:
     """
     eps = torch.finfo(rho.dtype).eps
     rho = to_float64(rho.detach())
-    _demand(name, "finite", rho.isfinite().all(-1).all(-1).logical_not().double(), 0)
+    not_finite = (~rho.isfinite()).sum((-2, -1)).double()
+    _demand(name, "finite", not_finite, 0, "{:.0f} entries that are not")
     size = rho.abs().amax((-2, -1))
-    _demand(name, "Hermitian", (rho - rho.mH).abs().amax((-2, -1)), eps**0.75 * size)
+    _demand(
+        name,
+        "Hermitian",
+        (rho - rho.mH).abs().amax((-2, -1)),
+        eps**0.75 * size,
+        "|rho - rho^H| up to {:.3g}",
+    )
     lowest = torch.linalg.eigvalsh(rho)[..., 0]
-    _demand(name, "positive semidefinite", -lowest, eps**0.75 * size)
+    _demand(name, "positive semidefinite", -lowest, eps**0.75 * size, "the eigenvalue -{:.3g}")
     if unit_trace:
         trace = rho.diagonal(dim1=-2, dim2=-1).real.sum(-1)
-        _demand(name, "of trace 1", (trace - 1).abs(), eps**0.5)
+        _demand(name, "of trace 1", (trace - 1).abs(), eps**0.5, "|trace - 1| = {:.3g}")
 
 
-def _demand(name: str, what: str, excess: Tensor, tolerance: Tensor | float) -> None:
-    """An error that names the first sample whose excess is above the tolerance."""
+def _demand(name: str, what: str, excess: Tensor, tolerance: Tensor | float, told: str) -> None:
+    """An error that tells of the first sample whose excess is above the tolerance."""
     above = excess > tolerance
     if not bool(above.any()):
         return
     sample = tuple(int(index) for index in above.nonzero()[0])
-    where = f" in sample {sample}" if sample else ""
-    raise ValueError(
-        f"{name} must be {what}, got a deviation of {float(excess[sample]):.3g}{where}"
-    )
+    of_sample = f" in sample {sample}" if sample else ""
+    raise ValueError(f"{name} must be {what}, got {told.format(float(excess[sample]))}{of_sample}")
 
 
 def check_max_rows(max_rows: int | None) -> int | None:

@@ -135,7 +135,9 @@ def eigenvalues(rho: Tensor) -> Tensor:
     eye = torch.eye(rho.shape[-1], dtype=precise.dtype, device=precise.device)
     # LAPACK raises on a NaN, for the whole batch.
     values = torch.linalg.eigvalsh(torch.where(finite[..., None, None], hermitian, eye))
-    return torch.where(finite[..., None], values.flip(-1).clamp_min(0), torch.nan)
+    values = torch.where(finite[..., None], values.flip(-1).clamp_min(0), torch.nan)
+    # The gradient of a matrix that is not finite is NaN too, as 0 times NaN is, not a silent 0.
+    return values * (1 + (0 * hermitian).sum((-2, -1)).real[..., None])
 
 
 def result_dtype(rho: Tensor) -> torch.dtype:
