@@ -186,7 +186,8 @@ def _of_hermitian(rho: Tensor, normalize_trace: bool) -> Tensor:
 def _purity(unit: Tensor) -> Tensor:
     """tr(rho^2) of a rho of trace 1, at most 1; 1 of a matrix of zeros, as its entropy is 0."""
     hermitian = (unit + unit.mH) / 2
-    purity = hermitian.abs().square().sum((-2, -1))
+    # By the norm, so that one NaN makes the whole gradient NaN.
+    purity = torch.linalg.vector_norm(hermitian, dim=(-2, -1)).square()
     purity = purity - (purity - 1).clamp_min(0).detach()  # rounding alone brings it above
     return torch.where(_trace(unit) == 0, 1, purity)
 

@@ -177,10 +177,10 @@ def relative_entropy(rho: Tensor, sigma: Tensor, *, check: bool = False) -> Tens
 
     Returns:
         (...), float64 for float64 and complex128, otherwise float32; computed in float64.
-        Infinite where the support of rho is not in that of sigma: where rho has more than d eps of
-        its trace in the directions in which sigma is below d eps times its largest eigenvalue, eps
-        the rounding of the dtype of the result (1.2e-7 or 2.2e-16). NaN where rho or sigma holds a
-        NaN or an infinity; the rest of the batch is not touched by it.
+        Infinite where the support of rho is not in that of sigma: where sigma has k eigenvalues
+        below 4 eps of its trace, and rho more than 4 k eps of its own in their directions, eps the
+        rounding of the dtype of the result (1.2e-7 or 2.2e-16). NaN where rho or sigma holds a NaN
+        or an infinity; the rest of the batch is not touched by it.
 
         Differentiable once, in rho and sigma. The gradients are finite and Hermitian; where sigma
         counts as 0 they stay within its support.
@@ -233,7 +233,7 @@ torch.library.define(
 def _relative_entropy_grad(rho: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """In plain torch, for any device: two eigendecompositions take most of the time."""
     device, result = rho.device, result_dtype(rho)
-    resolution = rho.shape[-1] * torch.finfo(result).eps
+    resolution = 4 * torch.finfo(result).eps  # of the trace
     rho, rho_finite = _finite_hermitian(to_float64(rho))
     sigma, sigma_finite = _finite_hermitian(to_float64(sigma))
     lam, v = torch.linalg.eigh(rho)
@@ -245,10 +245,10 @@ def _relative_entropy_grad(rho: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, 
 
     inside = _adjoint(w) @ rho @ w  # rho in sigma's basis
     weights = inside.diagonal(dim1=-2, dim2=-1).real  # of rho in the directions of sigma
-    outside = torch.where(in_support, 0, weights).sum(-1) > resolution * lam.sum(-1)
-    cross_entropy = -torch.where(in_support, weights * log_mu, 0).sum(-1)
-    entropy = cross_entropy - torch.special.entr(lam.clamp_min(0)).sum(-1)
-    entropy = torch.where(outside, torch.inf, entropy)
+    outside = torch.where(in_support, 0, weights).sum(-1)
+    allowed = resolution * (~in_support).sum(-1) * lam.sum(-1)
+    entropy = -(weights * log_mu).sum(-1) - torch.special.entr(lam.clamp_min(0)).sum(-1)
+    entropy = torch.where(outside > allowed, torch.inf, entropy)
 
     eye = torch.eye(rho.shape[-1], dtype=rho.dtype, device=rho.device)
     grad_rho = log_rho + eye - (w * log_mu.unsqueeze(-2)) @ _adjoint(w)
@@ -281,9 +281,9 @@ def _finite_hermitian(matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _floored(values: Tensor, resolution: float) -> Tensor:
-    """Eigenvalues, ascending, raised to `resolution` times the largest: all have a logarithm."""
-    tiny = torch.finfo(values.dtype).tiny
-    return torch.maximum(values, (resolution * values[..., -1:]).clamp_min(tiny))
+    """Eigenvalues raised to `resolution` times their sum, the trace: all have a logarithm."""
+    floor = resolution * values.sum(-1, keepdim=True)
+    return torch.maximum(values, floor.clamp_min(torch.finfo(values.dtype).tiny))
 
 
 @torch.library.register_fake("vne_kernels::relative_entropy_grad")  # type: ignore[untyped-decorator]
