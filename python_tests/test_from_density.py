@@ -89,7 +89,7 @@ ENTROPIES: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("dtype", REAL + COMPLEX)
 @pytest.mark.parametrize("name", SPECTRA)
 def test_value(name: str, dtype: torch.dtype) -> None:
-    """n < d lacks rank, so one tolerance for all. Measured: 2e-14 and 4e-6."""
+    """n < d lacks rank, so one tolerance for all. Measured: 2e-14 and 2.3e-6."""
     for shape in SHAPES:
         z = spectrum_case(name, shape, torch.float64)
         for method in ("auto", "eigh") if dtype.is_complex else ("eigh", "poles"):
@@ -129,7 +129,7 @@ def mp_entropies(rho: Tensor, order: float) -> tuple[float, float]:
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_every_order_against_mpmath(order: float) -> None:
-    """Measured: 9e-15. The trace is 3: it does not matter."""
+    """Measured: 9e-16. The trace is 3: it does not matter."""
     rho = 3 * random_density(6)
     renyi, tsallis = mp_entropies(rho, order)
     assert float(renyi_entropy_from_density(rho, order)) == pytest.approx(renyi, abs=1e-12)
@@ -199,7 +199,7 @@ def test_zero_matrix_and_negative_trace(name: str, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", REAL + COMPLEX)
 def test_gradient_is_minus_log_rho_minus_one(dtype: torch.dtype) -> None:
-    """Measured: 4e-14 and 1e-6."""
+    """Measured: 1.5e-15 and 1.9e-7."""
     rho = density_case("iid", (2, 130, 33), dtype)
     eig_val, eig_vec = torch.linalg.eigh(rho.to(torch.complex128))
     exact = -((eig_vec * (eig_val.log() + 1).unsqueeze(-2)) @ eig_vec.mH)
@@ -224,7 +224,7 @@ def test_gradcheck(name: str, dtype: torch.dtype) -> None:
 def test_gradients_are_finite_and_reach_the_rows(name: str, dtype: torch.dtype) -> None:
     """Through rho = U^H U / n the gradient is that of the rows, whatever stands for log 0.
 
-    Measured in float64: 3e-11, near collapse.
+    Measured in float64: 1.3e-11, near collapse.
     """
     z = spectrum_case(name, (17, 33), torch.float64)
     rho = density_case(name, (17, 33), dtype)

