@@ -7,7 +7,7 @@ from vne_kernels.density import (
     tsallis_entropy_from_density,
     vn_entropy_from_density,
 )
-from vne_kernels.functional import DoEComponents, doe_loss, spectrum, vn_entropy
+from vne_kernels.functional import DoEComponents, doe_loss, get_vne, spectrum, vn_entropy
 from vne_kernels.losses import DoELoss, VNEntropy
 from vne_kernels.orders import renyi_entropy, tsallis_entropy
 from vne_kernels.scores import effective_rank, participation_ratio, rankme, vendi_score
@@ -22,6 +22,7 @@ __all__ = [
     "available_backends",
     "doe_loss",
     "effective_rank",
+    "get_vne",
     "participation_ratio",
     "rankme",
     "renyi_entropy",

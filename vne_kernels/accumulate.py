@@ -10,12 +10,20 @@ from torch import Tensor
 from vne_kernels import ops as _registered  # noqa: F401  (fake kernels and autograd of the operators)
 from vne_kernels import spectra
 from vne_kernels.checks import check_eps, check_normalize, check_samples, check_weights
+from vne_kernels.density import eigenvalues, vn_entropy_from_density
 from vne_kernels.ops import compute_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["DensityAccumulator", "add_rows", "density_of", "eigenvalues_of", "entropy_of"]
+__all__ = [
+    "DensityAccumulator",
+    "add_rows",
+    "check_features",
+    "check_rows",
+    "density_of",
+    "row_weights",
+]
 
 _ops = torch.ops.vne_kernels
 
@@ -68,11 +76,10 @@ class DensityAccumulator:
         double: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
-        if not isinstance(d, int) or d < 1:
-            raise ValueError(f"d must be a whole number of at least 1, got {d!r}")
         check_normalize(normalize)
         check_eps(eps)
-        self.d, self.normalize, self.eps, self.double = d, normalize, eps, double
+        self.d = check_features("d", d)
+        self.normalize, self.eps, self.double = normalize, eps, double
         self._rows = 0
         with torch.inference_mode(False):  # later chunks may come outside of it
             self._total = torch.zeros(d, d, dtype=torch.float64, device=device)
@@ -168,7 +175,7 @@ class DensityAccumulator:
         Raises:
             ValueError: no row has come.
         """
-        return eigenvalues_of(self.density())[: min(self._rows, self.d)]
+        return eigenvalues(self.density())[: min(self._rows, self.d)]
 
     def entropy(self) -> Tensor:
         """S = -tr(rho log rho), (1), () float64, in nats: `vne_kernels.vn_entropy` of all rows.
@@ -176,7 +183,7 @@ class DensityAccumulator:
         Raises:
             ValueError: no row has come.
         """
-        return entropy_of(self.density())
+        return vn_entropy_from_density(self.density())
 
     def scores(self) -> dict[str, Tensor]:
         """What the spectrum says, from one eigendecomposition: each () float64.
@@ -194,9 +201,9 @@ class DensityAccumulator:
             >>> float(scores["participation_ratio"])
             4.0
         """
-        eigenvalues = self.eigenvalues()
+        values = self.eigenvalues()
         entropy, renyi_2, min_entropy = (
-            spectra.renyi_entropy(eigenvalues, alpha) for alpha in (1, 2, float("inf"))
+            spectra.renyi_entropy(values, alpha) for alpha in (1, 2, float("inf"))
         )
         return {
             "entropy": entropy,
@@ -204,8 +211,8 @@ class DensityAccumulator:
             "renyi_2": renyi_2,
             "participation_ratio": renyi_2.exp(),
             "min_entropy": min_entropy,
-            "largest_eigenvalue": eigenvalues[0],
-            "trace": eigenvalues.sum(),
+            "largest_eigenvalue": values[0],
+            "trace": values.sum(),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -304,6 +311,12 @@ class _Pending:
 # ---- the steps, on tensors: what an accumulator and a metric have in common ----------------------
 
 
+def check_features(name: str, d: int) -> int:
+    if not isinstance(d, int) or d < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {d!r}")
+    return d
+
+
 def check_rows(z: Tensor, d: int, device: torch.device) -> None:
     """Whether z can be added to a d x d matrix there."""
     check_samples("z", z, may_be_empty=True)
@@ -344,17 +357,3 @@ def add_rows(
 def density_of(total: Tensor, weight: Tensor) -> Tensor:
     """rho, (d, d), of the sum and the weight of all rows; zeros if that is 0."""
     return total / torch.where(weight == 0, 1, weight)
-
-
-def eigenvalues_of(rho: Tensor) -> Tensor:
-    """(d,), descending, none below 0; NaN if an entry of rho is not finite."""
-    finite = rho.isfinite().all()
-    # LAPACK does not take a NaN.
-    eigenvalues = torch.linalg.eigvalsh(torch.where(finite, rho, 0)).clamp_min(0).flip(-1)
-    return torch.where(finite, eigenvalues, torch.nan)
-
-
-def entropy_of(rho: Tensor) -> Tensor:
-    """S of rho, () in nats; NaN if an entry of rho is not finite."""
-    entropy: Tensor = _ops.density_entropy(rho, "auto")
-    return entropy
