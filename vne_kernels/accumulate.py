@@ -117,10 +117,10 @@ class DensityAccumulator:
         """
         check_rows(z, self.d, self.device)
         w = row_weights(z, weights, self.double)
-        rows = z.flatten(0, -2)
+        rows = z if z.dim() == 2 else z.flatten(0, -2)
         dtype = torch.float64 if self.double else compute_dtype(z.dtype)
         self._rows += len(rows)
-        self._weight += w.sum()
+        self._weight += len(rows) if w is None else w.sum()
         if self._pending.x.dtype != dtype:
             self._flush()
             self._pending = _Pending.empty(self.d, dtype, self.device)
@@ -130,10 +130,11 @@ class DensityAccumulator:
             # would cost more than their products.
             take = min(BLOCK_ROWS - self._pending.count, len(rows) - begin)
             chunk = slice(begin, begin + take)
+            of_chunk = None if w is None else w[chunk]
             if take == BLOCK_ROWS:
-                self._add(self._total, rows[chunk], w[chunk])
+                self._add(self._total, rows[chunk], of_chunk)
             else:
-                self._pending.append(rows[chunk], w[chunk])
+                self._pending.append(rows[chunk], of_chunk)
                 if self._pending.count == BLOCK_ROWS:
                     self._flush()
             begin += take
@@ -153,7 +154,7 @@ class DensityAccumulator:
         if not isinstance(other, DensityAccumulator):
             raise TypeError(f"other must be a DensityAccumulator, got {type(other).__name__}")
         self._check_same("other", other._settings())
-        total, rows, weight = other._sum(), other._rows, other._weight
+        total, rows, weight = other._sum(), other._rows, other.weight
         self._total += total.to(self.device)
         self._rows += rows
         self._weight += weight.to(self.device)
@@ -167,7 +168,7 @@ class DensityAccumulator:
         """
         if self._rows == 0:
             raise ValueError("there is no density matrix of no rows: call update first")
-        return density_of(self._sum(), self._weight)
+        return density_of(self._sum(), self.weight)
 
     def eigenvalues(self) -> Tensor:
         """Eigenvalues of rho, (min(rows, d),) float64, descending, none below 0; the others are 0.
@@ -221,7 +222,7 @@ class DensityAccumulator:
         return {
             **self._settings(),
             "rows": self._rows,
-            "weight": self._weight.clone(),
+            "weight": self.weight,
             "total": self._total.clone(),
             "pending": pending.x[: pending.count].clone(),
             "pending_weights": pending.w[: pending.count].clone(),
@@ -269,7 +270,7 @@ class DensityAccumulator:
                     f"got {settings[setting]}"
                 )
 
-    def _add(self, total: Tensor, x: Tensor, w: Tensor) -> None:
+    def _add(self, total: Tensor, x: Tensor, w: Tensor | None) -> None:
         add_rows(total, x, w, normalize=self.normalize, eps=self.eps, double=self.double)
 
     def _flush(self) -> None:
@@ -298,9 +299,13 @@ class _Pending:
             x = torch.empty(BLOCK_ROWS, d, dtype=dtype, device=device)
             return cls(x, torch.empty(BLOCK_ROWS, dtype=dtype, device=device))
 
-    def append(self, x: Tensor, w: Tensor) -> None:
+    def append(self, x: Tensor, w: Tensor | None) -> None:
         places = slice(self.count, self.count + len(x))
-        self.x[places], self.w[places] = x, w
+        self.x[places] = x
+        if w is None:
+            self.w[places] = 1
+        else:
+            self.w[places] = w
         self.count += len(x)
 
     def take(self) -> tuple[Tensor, Tensor]:
@@ -326,32 +331,35 @@ def check_rows(z: Tensor, d: int, device: torch.device) -> None:
         raise ValueError(f"z must be on {device}, as the sum is, got {z.device}")
 
 
-def row_weights(z: Tensor, weights: Tensor | None, double: bool) -> Tensor:
+def row_weights(z: Tensor, weights: Tensor | None, double: bool) -> Tensor | None:
     """w of every row, (rows,) float64; rounded to the dtype of the products, as those see it."""
-    shape = z.shape[:-1]
-    if weights is None:
-        return torch.ones(shape.numel(), dtype=torch.float64, device=z.device)
     checked = check_weights(weights, z)
-    assert checked is not None
-    exact = weights.to(z.device, torch.float64).expand(shape)
+    if weights is None or checked is None:
+        return None
+    exact = weights.to(z.device, torch.float64).expand(z.shape[:-1])
     return (exact if double else checked.double()).flatten()
 
 
 def add_rows(
-    total: Tensor, x: Tensor, w: Tensor, *, normalize: bool, eps: float, double: bool
+    total: Tensor, x: Tensor, w: Tensor | None, *, normalize: bool, eps: float, double: bool
 ) -> None:
     """total += sum_i w_i u_i u_i^T, by blocks.
 
     Args:
         total: (d, d) float64, added to in place.
         x: (n, d), n from 0 on.
-        w: (n,), not negative.
+        w: (n,), not negative; None: 1 each.
         normalize, eps, double: as for `DensityAccumulator`.
     """
     for begin in range(0, len(x), BLOCK_ROWS):
-        block, p = x[begin : begin + BLOCK_ROWS], w[begin : begin + BLOCK_ROWS]
+        block = x[begin : begin + BLOCK_ROWS]
         u = block.double() if double else block
-        total += _ops.density(u, p.to(compute_dtype(u.dtype)), normalize, eps)
+        dtype = compute_dtype(u.dtype)
+        if w is None:
+            p = torch.ones(len(u), dtype=dtype, device=u.device)
+        else:
+            p = w[begin : begin + BLOCK_ROWS].to(dtype)
+        total += _ops.density(u, p, normalize, eps)
 
 
 def density_of(total: Tensor, weight: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class _OfDensity(Metric):
             total = total.clone()  # a reset in inference mode left what only that may change
             setattr(self, self._total, total)
         add_rows(total, x, w, normalize=self.normalize, eps=self.eps, double=self._double)
-        self.weight = self.weight + w.sum()
+        self.weight = self.weight + (len(x) if w is None else w.sum())
         self.rows = self.rows + len(x)
 
     def compute(self) -> Tensor:
