@@ -184,11 +184,10 @@ def test_a_reset_in_inference_mode_is_no_trap_for_later_batches() -> None:
 
 def test_plot() -> None:
     metric = EffectiveRank(12)
-    values = [metric(torch.randn(20, 12)) for _ in range(3)]
+    values = [metric(z) for z in spectrum_case("relu", (3, 20, 12), torch.float64)]
     figure, axes = metric.plot(values)
     (line,) = axes.get_lines()[:1]
     assert line.get_ydata().tolist() == [float(value) for value in values]
-    assert axes.get_ylim()[0] >= 0.9  # from rank 1
     figure.clear()
 
 
