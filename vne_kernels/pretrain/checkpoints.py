@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
+from vne_kernels.common.files import publish, temporary_name
 from vne_kernels.pretrain.config import FREE_ON_RESUME, Config, OptionError
-from vne_kernels.pretrain.files import publish, temporary_name
 
 FOLDER = "checkpoints"  # in the output folder
 EARLIER = "last.ckpt"  # in the output folder: the one checkpoint of earlier runs
