@@ -19,9 +19,14 @@ def new_axes(title: str, ylabel: str, xlabel: str = "step") -> tuple[Figure, Axe
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
     axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    tidy(axes)
+    return figure, axes
+
+
+def tidy(axes: Axes) -> None:
+    """A faint grid, and no frame where there is no axis."""
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def legend_below(figure: Figure, columns: int = 3) -> None:
