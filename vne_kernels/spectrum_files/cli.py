@@ -215,7 +215,7 @@ def _run(options: argparse.Namespace, signals: StopSignals) -> int:
     if work.nonfinite:
         print(f"  {work.nonfinite:,} rows with NaN or infinity are left out")
     for name, value, remark in scoring.lines(scores, m):
-        print(f"  {name:<22} {value:<14} {remark}".rstrip())
+        print(f"  {name:<24} {value:<13} {remark}".rstrip())
     print(f"wrote {', '.join(written)} in {out} ({time.monotonic() - begin:.1f} s)")
     return 0
 

@@ -25,7 +25,7 @@ def draw(
 ) -> Path:
     """Draw the eigenvalues (m,), descending, and their cumulative shares (m,)."""
     figure = Figure(figsize=(10.5, 5.4), layout="constrained")
-    figure.suptitle(title, fontsize=12, x=0.02, ha="left")
+    figure.suptitle(title, fontsize=13)
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1.75, 1])[0]
     above, below = left.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     _draw_spectrum(above, eigenvalues, scores["effective_rank"])
@@ -47,7 +47,9 @@ def _draw_spectrum(axes: Axes, eigenvalues: Numbers, effective_rank: float) -> N
     mean = eigenvalues.sum() / m
     if mean > 0:
         axes.set_yscale("log")
-        axes.axhline(mean, color="black", linestyle="--", linewidth=0.9, label="all equal")
+        axes.axhline(
+            mean, color="black", linestyle="--", linewidth=0.9, label=f"all equal: {mean:.3g}"
+        )
     axes.axvline(
         effective_rank, color=ACCENT, linewidth=1.4, label=f"effective rank {effective_rank:.4g}"
     )
@@ -78,7 +80,7 @@ def _draw_shares(axes: Axes, cumulative: Numbers, counts: dict[str, int]) -> Non
 def _write_scores(axes: Axes, scores: list[tuple[str, str, str]]) -> None:
     """A line for each score, its remark in small letters below it."""
     axes.set_axis_off()
-    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlim=(-0.12, 1.04), ylim=(0, 1))
     step = 1 / (len(scores) + 0.5)
     for i, (name, value, remark) in enumerate(scores):
         y = 1 - (i + 0.5) * step

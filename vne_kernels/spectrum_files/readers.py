@@ -32,7 +32,9 @@ _DTYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
-_BLOCK = 16 << 10  # rows of a parquet file decoded at once, at most
+_PIECE = 1 << 20  # bytes read, unpacked or decoded at once
+#: Of a parquet file, whose columns are buffered each for itself.
+_BUFFERS = {"pre_buffer": False, "buffer_size": 1 << 16}
 
 
 class FileError(Exception):
@@ -48,11 +50,12 @@ class Embeddings:
 
     name: str  # as it was given: PATH, or PATH:KEY
     path: Path
-    key: str | None
+    key: str | None  # likewise
     rows: int
     features: int
     dtype: torch.dtype
-    #: (start, size) -> tensors of `size` rows each, the last of fewer, from row `start` on.
+    #: (start, size) -> tensors of `size` rows each, the last of fewer, from row `start` on. Each is
+    #: overwritten by the next: memory taken anew for every one leaves holes between that add up.
     chunks: Callable[[int, int], Iterator[Tensor]]
     ignored: Sequence[str] = ()  # columns beside the matrix
 
@@ -202,20 +205,20 @@ def _open_npz(name: str, path: Path, key: str | None) -> Embeddings:
                 with archive.open(member) as file:
                     headers[member.removesuffix(".npy")] = _Header.read(file)
     found = {k: f"{header.shape} {header.type_name}" for k, header in headers.items()}
-    key = _choose(name, path, key, found, "array")
-    header = headers[key]
+    chosen = _choose(name, path, key, found, "array")
+    header = headers[chosen]
     rows, features, dtype = _matrix(name, header.shape, header.type_name)
 
     def chunks(start: int, size: int) -> Iterator[Tensor]:
         with (
             _told(name),
             zipfile.ZipFile(path) as archive,
-            archive.open(f"{key}.npy") as member,
+            archive.open(f"{chosen}.npy") as member,
             tempfile.TemporaryFile() as unpacked,
         ):
             file: IO[bytes] = member
             if header.by_columns:  # which are read side by side: not possible while unpacking
-                copyfileobj(member, unpacked, 1 << 20)
+                copyfileobj(member, unpacked, _PIECE)
                 file = unpacked
             yield from _array_chunks(file, header, start, size)
 
@@ -225,16 +228,16 @@ def _open_npz(name: str, path: Path, key: str | None) -> Embeddings:
 def _array_chunks(file: IO[bytes], header: _Header, start: int, size: int) -> Iterator[Tensor]:
     (rows, features), item = header.shape, header.dtype.itemsize
     file.seek(header.offset + (0 if header.by_columns else start * features * item))
+    block = np.empty((min(size, rows), features), header.dtype)
+    column = np.empty(len(block), header.dtype)
     for first in range(start, rows, size):
-        count = min(size, rows - first)
+        block = block[: rows - first]
         if header.by_columns:
-            columns = np.empty((features, count), header.dtype)
-            for j, column in enumerate(columns):
+            for j in range(features):
                 file.seek(header.offset + (j * rows + first) * item)
-                _fill(file, column)
-            block = np.ascontiguousarray(columns.T)
+                _fill(file, column[: len(block)])
+                block[:, j] = column[: len(block)]
         else:
-            block = np.empty((count, features), header.dtype)
             _fill(file, block)
         yield torch.from_numpy(block.astype(header.dtype.newbyteorder("="), copy=False))
 
@@ -242,7 +245,7 @@ def _array_chunks(file: IO[bytes], header: _Header, start: int, size: int) -> It
 def _fill(file: IO[bytes], array: npt.NDArray[Any]) -> None:
     buffer = memoryview(array.view(np.uint8)).cast("B")  # type: ignore[arg-type]  # NumPy 1
     while buffer:
-        count = file.readinto(buffer)  # type: ignore[attr-defined]  # every binary file has it
+        count = file.readinto(buffer[:_PIECE])  # type: ignore[attr-defined]  # every binary file has it
         if not count:
             raise EOFError("it ends too early")
         buffer = buffer[count:]
@@ -257,15 +260,15 @@ def _open_safetensors(name: str, path: Path, key: str | None) -> Embeddings:
     with safe_open(path, framework="pt") as file:
         slices = {k: file.get_slice(k) for k in file.keys()}  # noqa: SIM118  (no dict)
         found = {k: f"{tuple(s.get_shape())} {s.get_dtype()}" for k, s in slices.items()}
-        key = _choose(name, path, key, found, "tensor")
-        shape, dtype = slices[key].get_shape(), slices[key].get_dtype()
+        chosen = _choose(name, path, key, found, "tensor")
+        shape, dtype = slices[chosen].get_shape(), slices[chosen].get_dtype()
     rows, features, torch_dtype = _matrix(name, shape, dtype)
 
     def chunks(start: int, size: int) -> Iterator[Tensor]:
         for first in range(start, rows, size):
             # Opened for each: it maps the file, and pages once read stay while it is open.
             with _told(name), safe_open(path, framework="pt") as file:
-                chunk = file.get_slice(key)[first : first + size]
+                chunk = file.get_slice(chosen)[first : first + size]
             yield chunk
 
     return Embeddings(name, path, key, rows, features, torch_dtype, chunks)
@@ -290,8 +293,7 @@ def _open_parquet(name: str, path: Path, key: str | None) -> Embeddings:
     if key is not None or lists:
         # named, a column of numbers is a matrix of one feature
         named = {} if key is None else {k: "" for k in numbers}
-        key = _choose(name, path, key, {**lists, **named}, "column of floating-point numbers")
-        columns = [key]
+        columns = [_choose(name, path, key, {**lists, **named}, "column of floating-point numbers")]
     else:
         columns = numbers
     if not columns:
@@ -307,10 +309,11 @@ def _open_parquet(name: str, path: Path, key: str | None) -> Embeddings:
     rows, features, torch_dtype = _matrix(name, (rows, width), str(dtype))
 
     def blocks(skip_groups: int, size: int) -> Iterator[Tensor]:
-        with _told(name), parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        with _told(name), parquet.ParquetFile(path, **_BUFFERS) as file:
             row = sum(file.metadata.row_group(i).num_rows for i in range(skip_groups))
             groups = range(skip_groups, file.metadata.num_row_groups)
-            for batch in file.iter_batches(min(size, _BLOCK), groups, columns):
+            rows_at_once = max(1, min(size, _PIECE // (features * dtype.itemsize)))
+            for batch in file.iter_batches(rows_at_once, groups, columns, use_threads=False):
                 if columns[0] in lists:
                     block = _list_rows(name, batch.column(0), row, features)
                 else:
@@ -326,7 +329,7 @@ def _open_parquet(name: str, path: Path, key: str | None) -> Embeddings:
         ends = np.cumsum(lengths)
         skip = int(np.searchsorted(ends, start, side="right"))
         before = sum(lengths[:skip])
-        yield from _regrouped(blocks(skip, size), start - before, size)
+        yield from _regrouped(blocks(skip, size), start - before, min(size, rows))
 
     ignored = [f"{k} ({kind})" for k, kind in kinds_by_name.items() if k not in columns]
     return Embeddings(name, path, key, rows, features, torch_dtype, chunks, ignored)
@@ -338,8 +341,8 @@ def _list_width(path: Path, column: str, rows: int) -> int:
 
     if rows == 0:
         return 1  # as good as any: no list says how long it is
-    with parquet.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
-        first = next(file.iter_batches(1, columns=[column])).column(0)
+    with parquet.ParquetFile(path, **_BUFFERS) as file:
+        first = next(file.iter_batches(1, columns=[column], use_threads=False)).column(0)
     return len(first[0]) if first[0].is_valid else 0
 
 
@@ -359,20 +362,21 @@ def _list_rows(name: str, lists: Any, row: int, features: int) -> npt.NDArray[An
 
 def _regrouped(blocks: Iterable[Tensor], skip: int, size: int) -> Iterator[Tensor]:
     """The rows of the blocks but for the first ``skip``, in chunks of ``size``."""
-    waiting: list[Tensor] = []
-    count = 0
+    chunk: Tensor | None = None
+    filled = 0
     for block in blocks:
         block, skip = block[skip:], max(0, skip - len(block))
-        waiting.append(block)
-        count += len(block)
-        if count >= size:
-            *whole, rest = torch.split(torch.cat(waiting), size)
-            if len(rest) == size:
-                whole, rest = [*whole, rest], rest[:0]
-            yield from whole
-            waiting, count = [rest.clone()], len(rest)  # the whole of them would stay otherwise
-    if count:
-        yield torch.cat(waiting)
+        if chunk is None:
+            chunk = block.new_empty(size, block.shape[1])
+        while len(block):
+            count = min(size - filled, len(block))
+            chunk[filled : filled + count] = block[:count]
+            block, filled = block[count:], filled + count
+            if filled == size:
+                yield chunk
+                filled = 0
+    if chunk is not None and filled:
+        yield chunk[:filled]
 
 
 #: suffix -> reader of the format

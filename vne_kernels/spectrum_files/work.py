@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import vne_kernels
 from vne_kernels.accumulate import DensityAccumulator
-from vne_kernels.common.files import replacing
+from vne_kernels.common.files import first_sentence, replacing
 from vne_kernels.common.stopping import Stopped, StopSignals
 from vne_kernels.ops import compute_dtype
 from vne_kernels.spectrum_files.readers import Embeddings, FileError, open_embeddings
@@ -201,7 +201,7 @@ class Work:
         try:
             self.save(out)
         except (OSError, RuntimeError) as error:  # the latter is what torch makes of a full disk
-            why = next(iter(str(error).splitlines()), "")
+            why = first_sentence(error)
             tqdm.write(f"cannot write {out / UNFINISHED} ({why}); going on", file=sys.stderr)
 
     def resume(self, out: Path) -> str | None:
@@ -219,8 +219,8 @@ class Work:
             self.nonfinite = content["nonfinite"]
             self.first_nonfinite = content["first_nonfinite"]
         except Exception as error:  # whatever the first wrong byte leads torch's reader to
-            why = next(iter(str(error).splitlines()), type(error).__name__)
-            return f"{path} is not used, this begins anew: it cannot be read ({why[:100]})"
+            why = first_sentence(error)
+            return f"{path} is not used, this begins anew: it cannot be read ({why})"
         return f"going on after {self.rows_read:,} rows"
 
     def _identity(self) -> dict[str, dict[str, Any]]:
@@ -235,7 +235,7 @@ class Work:
                 "chunk rows": s.chunk_rows,
                 "skip nonfinite": s.skip_nonfinite,
             },
-            "versions": {"vne_kernels": vne_kernels.__version__, "torch": torch.__version__},
+            "versions": {"vne_kernels": vne_kernels.__version__, "torch": str(torch.__version__)},
         }
         for embeddings in self.data:
             about = embeddings.path.stat()
