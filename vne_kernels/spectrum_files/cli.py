@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 import vne_kernels
-from vne_kernels import available_backends
+from vne_kernels import available_backends, spectra
 from vne_kernels.common.files import remove_temporaries, write_json, write_table
 from vne_kernels.common.stopping import REQUEUE, Stopped, StopSignals
 
@@ -136,7 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             except FileError as error:
                 return _fail(str(error))
             except OSError as error:
-                return _fail(f"{error.filename or options.out}: {error.strerror or error}")
+                return _fail(f"{error.filename or 'cannot write results'}: {error.strerror}")
     except ModuleNotFoundError as error:
         module = (error.name or str(error)).split(".")[0]
         return _fail(
@@ -207,7 +209,8 @@ def _run(options: argparse.Namespace, signals: StopSignals) -> int:
     written = ["spectrum.csv", "scores.json"]
     if not options.no_plot:
         shares = scoring.cumulative_shares(eigenvalues).numpy()
-        plot.draw(out / "spectrum.png", title, eigenvalues.numpy(), shares, scores)
+        drawn = spectra.resolved(eigenvalues.to(getattr(torch, settings.precision))).double()
+        plot.draw(out / "spectrum.png", title, drawn.numpy(), shares, scores)
         written.append("spectrum.png")
     (out / UNFINISHED).unlink(missing_ok=True)
 

@@ -14,7 +14,6 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from vne_kernels.common.figures import ACCENT, INK, MUTED, save, tidy
 from vne_kernels.spectrum_files.scores import lines
 
-FLOOR = 1e-16  # eigenvalues below this share of the largest are rounding: not drawn
 FEW = 40  # eigenvalues up to which each gets a point
 
 Numbers = npt.NDArray[np.float64]
@@ -23,56 +22,60 @@ Numbers = npt.NDArray[np.float64]
 def draw(
     path: Path, title: str, eigenvalues: Numbers, cumulative: Numbers, scores: dict[str, Any]
 ) -> Path:
-    """Draw the eigenvalues (m,), descending, and their cumulative shares (m,)."""
-    figure = Figure(figsize=(10.5, 5.4), layout="constrained")
+    """Draw a spectrum.
+
+    Args:
+        path: of the picture, a PNG file.
+        title: of the whole.
+        eigenvalues: (m,), descending; 0 for those that cannot be told from rounding.
+        cumulative: (m,), their cumulative shares.
+        scores: all, as they are computed.
+    """
+    figure = Figure(figsize=(10.5, 5.6), layout="constrained")
     figure.suptitle(title, fontsize=13)
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1.75, 1])[0]
     above, below = left.subplots(2, 1, sharex=True, height_ratios=[2, 1])
-    _draw_spectrum(above, eigenvalues, scores["effective_rank"])
-    _draw_shares(below, cumulative, scores["eigenvalues_for_share"])
-    _write_scores(right.subplots(), lines(scores, len(eigenvalues)))
+    m, seen = len(eigenvalues), np.count_nonzero(eigenvalues) or len(eigenvalues)
+    looks: dict[str, Any] = {
+        "color": INK,
+        "linewidth": 1.8,
+        "marker": "o" if seen <= FEW else "",
+        "markersize": 3.5,
+    }
+    _draw_spectrum(above, eigenvalues[:seen], eigenvalues.sum() / m, looks)
+    rank = scores["effective_rank"]
+    above.axvline(rank, color=ACCENT, linewidth=1.4, label=f"effective rank: {rank:.4g}")
+    above.legend(loc="lower right", bbox_to_anchor=(1, 0.99), ncols=2, frameon=False)
+    _draw_shares(below, cumulative[:seen], scores["eigenvalues_for_share"], looks)
+    others = f"   (the other {m - seen} are 0 but for rounding)" if seen < m else ""
+    below.set_xlabel(f"rank of λ{others}")
+    left.align_ylabels()
+    _write_scores(right.subplots(), lines(scores, m))
     return save(figure, path)
 
 
-def _marker(m: int) -> str:
-    return "o" if m <= FEW else ""
-
-
-def _draw_spectrum(axes: Axes, eigenvalues: Numbers, effective_rank: float) -> None:
+def _draw_spectrum(axes: Axes, eigenvalues: Numbers, mean: float, looks: dict[str, Any]) -> None:
     tidy(axes)
-    m = len(eigenvalues)
-    drawn = np.where(eigenvalues > FLOOR * eigenvalues[0], eigenvalues, np.nan)
-    index = np.arange(1, m + 1)
-    axes.plot(index, drawn, color=INK, linewidth=1.8, marker=_marker(m), markersize=3.5)
-    mean = eigenvalues.sum() / m
+    axes.plot(np.arange(1, len(eigenvalues) + 1), eigenvalues, **looks)
     if mean > 0:
         axes.set_yscale("log")
-        axes.axhline(
-            mean, color="black", linestyle="--", linewidth=0.9, label=f"all equal: {mean:.3g}"
-        )
-    axes.axvline(
-        effective_rank, color=ACCENT, linewidth=1.4, label=f"effective rank {effective_rank:.4g}"
-    )
+    label = f"all equal: {mean:.3g}"
+    axes.axhline(mean, color="black", linestyle="--", linewidth=0.9, label=label)
     axes.set_ylabel("eigenvalue λ")
-    axes.legend(loc="upper right", frameon=False)
 
 
-def _draw_shares(axes: Axes, cumulative: Numbers, counts: dict[str, int]) -> None:
+def _draw_shares(
+    axes: Axes, cumulative: Numbers, counts: dict[str, int], looks: dict[str, Any]
+) -> None:
     tidy(axes)
-    m = len(cumulative)
-    index = np.arange(1, m + 1)
-    axes.plot(index, cumulative, color=INK, linewidth=1.8, marker=_marker(m), markersize=3.5)
+    index = np.arange(1, len(cumulative) + 1)
+    axes.plot(index, cumulative, **looks)
     axes.fill_between(index, cumulative, color=MUTED, alpha=0.3, linewidth=0)
-    for share, count in counts.items():
-        axes.plot(count, cumulative[count - 1], "o", color=ACCENT, markersize=5)
-        axes.annotate(
-            f"{100 * float(share):g} %: {count}",
-            (count, cumulative[count - 1]),
-            (6, -12),
-            textcoords="offset points",
-            color=ACCENT,
-        )
-    axes.set(ylim=(0, 1.05), xlabel="rank of λ", ylabel="cumulative share")
+    at = np.minimum(list(counts.values()), len(cumulative))
+    shares = " and ".join(f"{100 * float(share):g} %" for share in counts)
+    axes.plot(at, cumulative[at - 1], "o", color=ACCENT, markersize=5, label=shares)
+    axes.legend(loc="lower right", frameon=False)
+    axes.set(ylim=(0, 1.05), ylabel="cumulative share")
     axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
