@@ -305,7 +305,9 @@ def _open_parquet(name: str, path: Path, key: str | None) -> Embeddings:
         )
     values = [kinds_by_name[k].value_type if k in lists else kinds_by_name[k] for k in columns]
     dtype = np.result_type(*(kind.to_pandas_dtype() for kind in values))
-    width = _list_width(path, columns[0], rows) if columns[0] in lists else len(columns)
+    width = len(columns)
+    if columns[0] in lists:
+        width = _list_width(name, path, columns[0], kinds_by_name[columns[0]])
     rows, features, torch_dtype = _matrix(name, (rows, width), str(dtype))
 
     def blocks(skip_groups: int, size: int) -> Iterator[Tensor]:
@@ -335,15 +337,17 @@ def _open_parquet(name: str, path: Path, key: str | None) -> Embeddings:
     return Embeddings(name, path, key, rows, features, torch_dtype, chunks, ignored)
 
 
-def _list_width(path: Path, column: str, rows: int) -> int:
-    """How many numbers the first row's list holds."""
-    from pyarrow import parquet
+def _list_width(name: str, path: Path, column: str, kind: Any) -> int:
+    """How many numbers a list holds: as its type says, or else the first row."""
+    from pyarrow import parquet, types
 
-    if rows == 0:
-        return 1  # as good as any: no list says how long it is
+    if types.is_fixed_size_list(kind):
+        return int(kind.list_size)
     with parquet.ParquetFile(path, **_BUFFERS) as file:
-        first = next(file.iter_batches(1, columns=[column], use_threads=False)).column(0)
-    return len(first[0]) if first[0].is_valid else 0
+        for batch in file.iter_batches(1, columns=[column], use_threads=False):
+            first = batch.column(0)[0]
+            return len(first) if first.is_valid else 0
+    raise FileError(name, "no rows, which leaves open how many features they have")
 
 
 def _list_rows(name: str, lists: Any, row: int, features: int) -> npt.NDArray[Any]:

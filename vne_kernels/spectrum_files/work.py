@@ -97,6 +97,7 @@ class Work:
         self.first_nonfinite = ""
 
         self.rows_in_all = sum(embeddings.rows for embeddings in data)
+        self.identity = self._identity()  # of the files as they were opened
         #: eps of the dtype that the rows count as
         self.rounding = max(torch.finfo(compute_dtype(x.dtype)).eps for x in data)
 
@@ -181,7 +182,7 @@ class Work:
 
     def save(self, out: Path) -> None:
         content = {
-            "identity": self._identity(),
+            "identity": self.identity,
             "file": self.file,
             "row": self.row,
             "nonfinite": self.nonfinite,
@@ -211,7 +212,7 @@ class Work:
             return None
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-            if changes := _changes(content["identity"], self._identity()):
+            if changes := _changes(content["identity"], self.identity):
                 return f"{path} is not used, this begins anew: {'; '.join(changes)}"
             for name, sums in self.sums.items():
                 sums.load_state_dict(content["sums"][name])
