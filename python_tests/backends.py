@@ -24,6 +24,8 @@ OPERATORS = (
     "spectrum",
     "spectrum_eigh",
     "spectrum_backward",
+    "purity",
+    "purity_grad",
     "doe_loss",
     "doe_loss_grad",
     "doe_loss_backward",

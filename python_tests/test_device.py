@@ -49,7 +49,15 @@ from cases import (
 from test_value import EIGENVALUE_TOLERANCE, eigenvalues, value_tolerance, weights_case
 from torch import Tensor, nn
 
-from vne_kernels import DoELoss, VNEntropy, doe_loss, reference, spectrum, vn_entropy
+from vne_kernels import (
+    DoELoss,
+    VNEntropy,
+    doe_loss,
+    reference,
+    renyi_entropy,
+    spectrum,
+    vn_entropy,
+)
 
 FLOAT32, FLOAT64 = torch.float32, torch.float64
 LARGE_SHAPES = ((300, 301), (301, 300), (32, 4096))
@@ -750,6 +758,22 @@ def test_eigh_by_every_routine(shape: tuple[int, ...], device: torch.device) -> 
 @pytest.mark.parametrize("shape", [(20, 34), (2, 70, 40)])
 def test_spectrum_and_its_backward(shape: tuple[int, ...], device: torch.device) -> None:
     check_spectrum(device, spectrum_case("iid", shape, FLOAT32))
+
+
+@pytest.mark.sanitize
+@pytest.mark.parametrize("shape", [(20, 34), (2, 70, 40)])
+def test_purity_and_its_backward(shape: tuple[int, ...], device: torch.device) -> None:
+    z = spectrum_case("iid", shape, FLOAT32)
+    leaf = z.to(device).requires_grad_()
+    order_2 = renyi_entropy(leaf, 2)
+    order_2.sum().backward()
+    exact_leaf = z.double().requires_grad_()
+    u = torch.nn.functional.normalize(exact_leaf, dim=-1)
+    exact = -((u @ u.mT / shape[-2]).square().sum((-1, -2))).log()
+    exact.sum().backward()
+    assert_value(order_2.detach().cpu(), exact.detach(), VALUE[FLOAT32])
+    error = absolute_error(leaf.grad.cpu(), exact_leaf.grad)
+    assert error <= GRADIENT_WELL_CONDITIONED * exact_leaf.grad.norm()
 
 
 @pytest.mark.sanitize

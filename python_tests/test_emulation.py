@@ -338,6 +338,49 @@ def test_spectrum(
     assert of_weights.shape == (weights.shape if weighted else (0,))
 
 
+@pytest.mark.parametrize("options", ["plain", "raw", "weights"])
+@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(2, 17, 33), (33, 17), (130, 65)])
+def test_purity(
+    kernels: ModuleType, shape: tuple[int, ...], dtype: torch.dtype, options: str
+) -> None:
+    """tr(rho^2) / tr(rho)^2 and its gradients, by torch's own in float64."""
+    z = spectrum_case("relu", shape, dtype)
+    normalize, weights = options != "raw", None
+    if options == "weights":
+        weights = torch.linspace(0, 2, shape[-2]).expand(shape[:-1]).contiguous()
+        weights = weights.double() if dtype == FLOAT64 else weights
+    (alone,) = call(kernels, "purity", z, weights, normalize, EPS)
+    value, grad, of_weights = call(kernels, "purity_grad", z, weights, normalize, EPS)
+    leaf = z.double().requires_grad_()
+    p = torch.ones(shape[:-1], dtype=FLOAT64) if weights is None else weights.double()
+    p.requires_grad_()
+    u = torch.nn.functional.normalize(leaf, dim=-1) if normalize else leaf
+    rho = u.mT @ (p.unsqueeze(-1) * u)
+    exact = rho.square().sum((-1, -2)) / rho.diagonal(dim1=-2, dim2=-1).sum(-1).square()
+    exact_grad, exact_of_weights = torch.autograd.grad(exact.sum(), (leaf, p))
+    tolerance = GRADIENT_FLOAT64 if dtype == FLOAT64 else GRADIENT_WELL_CONDITIONED
+    for purity in (value, alone):
+        assert_value(purity, exact, VALUE[dtype])
+    assert relative_error(grad, exact_grad) <= tolerance
+    if weights is not None:
+        present = weights > 0  # a sample of weight 0 counts as absent
+        assert relative_error(of_weights[present], exact_of_weights[present]) <= tolerance
+        assert (of_weights[~present] == 0).all()
+
+
+def test_purity_of_zeros_nan_and_one_direction(kernels: ModuleType) -> None:
+    z = spectrum_case("iid", (4, 17, 33), FLOAT32)
+    z[1], z[2, 3, 4], z[3] = 0, math.nan, z[3, :1]
+    value, grad, _ = call(kernels, "purity_grad", z, None, True, EPS)
+    assert value[1] == 1
+    assert value[2].isnan()
+    assert 1 - 1e-6 <= value[3] <= 1
+    assert (grad[1] == 0).all()
+    assert grad[2].isnan().all()
+    assert grad[::3].isfinite().all()
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64, torch.float16])
 @pytest.mark.parametrize("shape", [(2, 17, 33), (33, 17), (65, 128)])

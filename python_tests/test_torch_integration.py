@@ -86,6 +86,8 @@ OPERATORS: dict[str, Callable[[Tensor, Tensor | None, str], tuple]] = {
     "spectrum": lambda z, w, method: (z, w, True, EPS),
     "spectrum_eigh": lambda z, w, method: (z, w, True, EPS),
     "spectrum_backward": spectrum_backward_arguments,
+    "purity": lambda z, w, method: (z, w, True, EPS),
+    "purity_grad": lambda z, w, method: (z, w, True, EPS),
     "doe_loss": lambda z, w, method: (z, other_view(z), method, EPS),
     "doe_loss_grad": lambda z, w, method: (z, other_view(z), method, EPS),
     "doe_loss_backward": doe_loss_backward_arguments,
@@ -103,6 +105,7 @@ OPERATORS: dict[str, Callable[[Tensor, Tensor | None, str], tuple]] = {
 NOT_DIFFERENTIABLE = {
     "vn_entropy_hvp",
     "spectrum_backward",
+    "purity_grad",
     "doe_loss_backward",
     "cosine",
     "scaled_gradient",

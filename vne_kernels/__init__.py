@@ -2,8 +2,15 @@
 
 from vne_kernels._load import available_backends
 from vne_kernels.accumulate import DensityAccumulator
+from vne_kernels.density import (
+    renyi_entropy_from_density,
+    tsallis_entropy_from_density,
+    vn_entropy_from_density,
+)
 from vne_kernels.functional import DoEComponents, doe_loss, spectrum, vn_entropy
 from vne_kernels.losses import DoELoss, VNEntropy
+from vne_kernels.orders import renyi_entropy, tsallis_entropy
+from vne_kernels.scores import effective_rank, participation_ratio, rankme, vendi_score
 
 __version__ = "0.1.0"
 
@@ -14,6 +21,15 @@ __all__ = [
     "VNEntropy",
     "available_backends",
     "doe_loss",
+    "effective_rank",
+    "participation_ratio",
+    "rankme",
+    "renyi_entropy",
+    "renyi_entropy_from_density",
     "spectrum",
+    "tsallis_entropy",
+    "tsallis_entropy_from_density",
+    "vendi_score",
     "vn_entropy",
+    "vn_entropy_from_density",
 ]

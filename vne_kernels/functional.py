@@ -20,7 +20,8 @@ from vne_kernels.checks import (
 
 _ops = torch.ops.vne_kernels
 
-_EPS = 1e-12
+EPS = 1e-12
+"""The smallest norm a row is divided by, unless a function says otherwise."""
 
 
 class DoEComponents(NamedTuple):
@@ -37,7 +38,7 @@ def vn_entropy(
     normalize: bool = True,
     weights: Tensor | None = None,
     method: str = "auto",
-    eps: float = _EPS,
+    eps: float = EPS,
     group: Any = None,
     max_rows: int | None = None,
 ) -> Tensor:
@@ -108,8 +109,8 @@ def vn_entropy(
 def spectrum(z: Tensor, *, normalize: bool = True, weights: Tensor | None = None) -> Tensor:
     """Eigenvalues of rho in descending order: those of `vn_entropy`, none below 0.
 
-    ``spectrum(z).pow(2).sum(-1).reciprocal()`` is the participation ratio, ``vn_entropy(z).exp()``
-    the effective rank (Vendi score).
+    Entropies of other orders and the scores that count directions have functions of their own, such
+    as `vne_kernels.renyi_entropy` and `vne_kernels.effective_rank`.
 
     Args:
         z: (..., n, d), as for `vn_entropy`.
@@ -132,9 +133,9 @@ def spectrum(z: Tensor, *, normalize: bool = True, weights: Tensor | None = None
     check_normalize(normalize)
     p = check_weights(weights, z)
     if torch.is_grad_enabled() and (z.requires_grad or (p is not None and p.requires_grad)):
-        eigenvalues: Tensor = _ops.spectrum_eigh(z, p, normalize, _EPS)[0]
+        eigenvalues: Tensor = _ops.spectrum_eigh(z, p, normalize, EPS)[0]
     else:
-        eigenvalues = _ops.spectrum(z, p, normalize, _EPS)
+        eigenvalues = _ops.spectrum(z, p, normalize, EPS)
     return eigenvalues
 
 
@@ -188,10 +189,10 @@ def doe_loss(
         raise ValueError(f"z1 and z2 must be on the same device, got {z1.device} and {z2.device}")
     if group is not None:
         share = distributed.make_share(z1, None, group, check_max_rows(max_rows))
-        entropy, cosine = distributed.doe_terms(z1, z2, share, method=method, eps=_EPS)
+        entropy, cosine = distributed.doe_terms(z1, z2, share, method=method, eps=EPS)
     elif torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad):
-        entropy, cosine, *_ = _ops.doe_loss_grad(z1, z2, method, _EPS)
+        entropy, cosine, *_ = _ops.doe_loss_grad(z1, z2, method, EPS)
     else:
-        entropy, cosine = _ops.doe_loss(z1, z2, method, _EPS)
+        entropy, cosine = _ops.doe_loss(z1, z2, method, EPS)
     loss: Tensor = -entropy - beta * cosine
     return DoEComponents(loss, entropy, cosine) if return_components else loss

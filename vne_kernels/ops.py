@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vne_kernels import _load
+from vne_kernels import _load, spectra
 
 _NAMESPACE = "vne_kernels"
 _ops = torch.ops.vne_kernels
@@ -24,6 +24,8 @@ _OPERATORS = (
     "spectrum",
     "spectrum_eigh",
     "spectrum_backward",
+    "purity",
+    "purity_grad",
     "doe_loss",
     "doe_loss_grad",
     "doe_loss_backward",
@@ -38,6 +40,12 @@ _OPERATORS = (
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of results: float64 for float64, float32 for float32 and the half precisions."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def to_float64(x: Tensor) -> Tensor:
+    """x in float64, or complex128, on the host where its device has none."""
+    on_device = x.cpu() if x.device.type == "mps" else x
+    return on_device.to(torch.complex128 if x.is_complex() else torch.float64)
 
 
 def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -181,11 +189,7 @@ def _vn_entropy_hvp(
     info = torch.finfo(dtype)
     lam = torch.maximum(lam, (info.eps * lam[..., -1:]).clamp_min(info.tiny))
     log_a = (v * lam.log().unsqueeze(-2)) @ v.mT
-    # Divided differences of the logarithm: log(l_i / l_j) / (l_i - l_j), 1 / l_i where they meet.
-    gap = lam.unsqueeze(-1) - lam.unsqueeze(-2)
-    ratio = gap / lam.unsqueeze(-2)
-    divided = torch.where(gap == 0, 1.0, torch.log1p(ratio) / torch.where(gap == 0, 1.0, ratio))
-    dlog_a = v @ (divided / lam.unsqueeze(-2) * (v.mT @ da @ v)) @ v.mT
+    dlog_a = v @ (spectra.divided_differences_of_log(lam) * (v.mT @ da @ v)) @ v.mT
 
     g = -2 * (log_a @ small_x + small_x)
     dg = -2 * (dlog_a @ small_x + log_a @ small_dx + small_dx)
@@ -260,6 +264,62 @@ def _(
     eps: float,
 ) -> tuple[Tensor, Tensor]:
     return _result(z, *z.shape), _weights_grad(z, weights)
+
+
+# ---- purity --------------------------------------------------------------------------------------
+
+
+@_fake("purity")
+def _(z: Tensor, weights: Tensor | None, normalize: bool, eps: float) -> Tensor:
+    return _result(z, *z.shape[:-2])
+
+
+def _purity_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    z, weights, *ctx.options = inputs
+    ctx.save_for_backward(z, weights)
+
+
+def _purity_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    z, weights = ctx.saved_tensors
+    _, unit_grad, weights_grad = _ops.purity_grad(z, weights, *ctx.options)
+    of_weights = None if weights is None else scaled(grad, weights_grad, weights)
+    return scaled(grad, unit_grad, z), of_weights, None, None
+
+
+torch.library.register_autograd(
+    "vne_kernels::purity", _purity_backward, setup_context=_purity_setup
+)
+
+
+@_fake("purity_grad")
+def _(
+    z: Tensor, weights: Tensor | None, normalize: bool, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _result(z, *z.shape[:-2]), _result(z, *z.shape), _weights_grad(z, weights)
+
+
+def _purity_grad_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    z, weights, *_ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(z, weights, *output[1:])
+
+
+def _purity_grad_backward(
+    ctx: Any, grad: Tensor | None, *grads_of_gradients: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    # The gradients are outputs, so that what a second derivative asks of them arrives here.
+    if any(of_gradient is not None for of_gradient in grads_of_gradients):
+        raise RuntimeError("purity is differentiable once")
+    z, weights, unit_grad, weights_grad = ctx.saved_tensors
+    if grad is None:
+        return None, None, None, None
+    of_weights = None if weights is None else scaled(grad, weights_grad, weights)
+    return scaled(grad, unit_grad, z), of_weights, None, None
+
+
+torch.library.register_autograd(
+    "vne_kernels::purity_grad", _purity_grad_backward, setup_context=_purity_grad_setup
+)
 
 
 # ---- doe_loss ------------------------------------------------------------------------------------

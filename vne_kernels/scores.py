@@ -1,0 +1,173 @@
+"""Scores that count the directions which representations use.
+
+Each is exp of an entropy of the family (13), or of its like, so that k orthogonal directions used
+alike count as k.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vne_kernels import spectra
+from vne_kernels.checks import (
+    check_eps,
+    check_matrices,
+    check_normalize,
+    check_order,
+    check_samples,
+    check_weights,
+)
+from vne_kernels.density import renyi_entropy_from_density
+from vne_kernels.functional import spectrum
+from vne_kernels.ops import compute_dtype, to_float64
+from vne_kernels.orders import renyi_entropy
+
+
+def effective_rank(z: Tensor, *, normalize: bool = True, weights: Tensor | None = None) -> Tensor:
+    """Effective rank exp(S) of representations: the number of directions in use.
+
+    S is von Neumann's entropy of rho over its trace. Roy and Vetterli's effective rank takes the
+    singular values in place of the eigenvalues: see `rankme`.
+
+    Args:
+        z: (..., n, d), n samples of d features; float16, bfloat16, float32 or float64.
+        normalize, weights: as for `vne_kernels.renyi_entropy`.
+
+    Returns:
+        (...), from 1 to min(n, d); differentiable; otherwise as `vne_kernels.renyi_entropy`.
+
+    Raises:
+        ValueError, TypeError: as `vne_kernels.renyi_entropy`.
+
+    Example:
+        >>> effective_rank(torch.eye(4))
+        tensor(4.)
+    """
+    return renyi_entropy(z, 1, normalize=normalize, weights=weights).exp()
+
+
+def vendi_score(
+    z_or_kernel: Tensor,
+    q: float = 1,
+    *,
+    is_kernel: bool = False,
+    normalize: bool = True,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Vendi score of order q: exp of the Rényi entropy of the samples' similarities, (13).
+
+    The effective number of distinct samples under a kernel k with k(x, x) = 1: of samples z, their
+    cosine similarity; otherwise any, given as the matrix K of k(x_i, x_j).
+
+    Args:
+        z_or_kernel: (..., n, d), n samples of d features; with ``is_kernel`` (..., n, n), a
+            positive semidefinite K, real or complex.
+        q: the order, at least 0, ``math.inf`` too. Small orders count rare samples, large ones
+            common samples only.
+        is_kernel: whether K is given. A square z could not be told from it.
+        normalize: divide each row of z by its norm, or K_ij by sqrt(K_ii K_jj), which is no change
+            where K_ii = 1.
+        weights: p, broadcastable to (..., n), not negative: the probability of each sample, up to a
+            factor. Default: all alike.
+
+    Returns:
+        (...), from 1 to n; differentiable; otherwise as `vne_kernels.renyi_entropy`.
+
+    Raises:
+        ValueError: with ``is_kernel``, z_or_kernel is not (..., n, n); otherwise as
+            `vne_kernels.renyi_entropy`, naming q.
+        TypeError: as `vne_kernels.renyi_entropy`.
+
+    Source: Friedman and Dieng, "The Vendi Score", TMLR 2023; orders: Pasarkar and Dieng, "Cousins
+    of the Vendi Score", AISTATS 2024. Where a row is zero the package ``vendi-score`` counts it in
+    n, here it is absent.
+
+    Example:
+        >>> vendi_score(torch.eye(4), q=2)
+        tensor(4.)
+        >>> vendi_score(torch.ones(3, 3), is_kernel=True)  # three times the same
+        tensor(1.)
+    """
+    q = check_order("q", q)
+    if not is_kernel:
+        return renyi_entropy(z_or_kernel, q, normalize=normalize, weights=weights).exp()
+    check_matrices("z_or_kernel", z_or_kernel)
+    check_normalize(normalize)
+    similarities = _weighted_kernel(z_or_kernel, normalize, weights)
+    return renyi_entropy_from_density(similarities, q).exp()
+
+
+def _weighted_kernel(kernel: Tensor, normalize: bool, weights: Tensor | None) -> Tensor:
+    """diag(s) K diag(s), s_i^2 = p_i / K_ii or p_i; a sample of K_ii = 0 is absent."""
+    diagonal = kernel.diagonal(dim1=-2, dim2=-1).real
+    p = check_weights(weights, diagonal.unsqueeze(-1))
+    if not normalize and p is None:
+        return kernel
+    squares = torch.ones_like(diagonal) if p is None else p
+    if normalize:
+        absent = diagonal == 0
+        squares = torch.where(absent, 0, squares / torch.where(absent, 1, diagonal))
+    # The root of 0 has an infinite gradient.
+    scales = torch.where(squares == 0, 0, torch.where(squares == 0, 1, squares).sqrt())
+    return scales.unsqueeze(-1) * kernel * scales.unsqueeze(-2)
+
+
+def rankme(z: Tensor, *, eps: float = 1e-7) -> Tensor:
+    """RankMe: exp of the entropy of the singular values, equation (14) of csrc/README.md.
+
+    exp(-sum_k p_k log p_k), p_k = s_k / sum_j s_j + eps, with s_k the min(n, d) singular values of
+    z, whose rows are not normalised. A guide to the quality of pretrained embeddings.
+
+    Args:
+        z: (..., n, d), n embeddings of d features; float16, bfloat16, float32 or float64.
+        eps: added to the probabilities, as its paper does; not negative.
+
+    Returns:
+        (...), from 1 to min(n, d), but for eps; float64 for float64 input, otherwise float32.
+        Computed in float64 from Z^T Z or Z Z^T, so that singular values below 1.5e-8 sqrt(m) times
+        the largest, m = min(n, d), count as 0. Differentiable once; a singular value of 0 has the
+        gradient 0. NaN for a sample that holds a NaN or an infinity.
+
+    Raises:
+        ValueError: z is not (..., n, d) with n, d >= 1; eps is negative or not finite.
+        TypeError: z is not a dense tensor of one of these dtypes; eps is not a number.
+
+    Source: Garrido, Balestriero, Najman and LeCun, "RankMe: Assessing the Downstream Performance of
+    Pretrained Self-Supervised Representations by Their Rank", ICML 2023.
+
+    Example:
+        >>> rankme(torch.eye(4))
+        tensor(4.0000)
+    """
+    check_samples("z", z)
+    check_eps(eps)
+    precise = spectrum(to_float64(z), normalize=False)
+    return spectra.rankme(precise, eps).to(z.device, compute_dtype(z.dtype))
+
+
+def participation_ratio(
+    z: Tensor, *, normalize: bool = True, weights: Tensor | None = None
+) -> Tensor:
+    """Participation ratio (sum_k l_k)^2 / sum_k l_k^2 of the eigenvalues of rho.
+
+    exp of the Rényi entropy of order 2: the Vendi score of order 2. No eigenvalue is computed. In
+    neuroscience it is that of the covariance: give centred z, and ``normalize=False``.
+
+    Args:
+        z: (..., n, d), as for `vne_kernels.renyi_entropy`.
+        normalize, weights: as for `vne_kernels.renyi_entropy`.
+
+    Returns:
+        (...), from 1 to min(n, d); differentiable; otherwise as `vne_kernels.renyi_entropy`.
+
+    Raises:
+        ValueError, TypeError: as `vne_kernels.renyi_entropy`.
+
+    Source: Gao et al., "A theory of multineuronal dimensionality, dynamics and measurement", 2017.
+
+    Example:
+        >>> participation_ratio(torch.eye(4))
+        tensor(4.)
+    """
+    return renyi_entropy(z, 2, normalize=normalize, weights=weights).exp()
