@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
@@ -399,6 +400,26 @@ def test_killed_run_goes_on_from_what_was_saved(
     assert run(*command, tmp_path / "whole") == 0
     for name in ("spectrum.csv", "scores.json"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_full_disk_ends_no_pass(
+    two_files: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def save(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(work.torch, "save", save)
+    command = [*two_files, "--chunk-rows", 100, "--no-plot", "--out", tmp_path / "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "SAVE_SECONDS", 0)
+        assert run(*command) == 0
+    assert re.search(r"unfinished\.pt \(.*No space left.*\); going on\n", capsys.readouterr().err)
+    chunks_until(monkeypatch, 1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert run(*command) == 75
+    assert re.search(r"No space left.*\); what was read is lost\n", capsys.readouterr().err)
 
 
 def test_what_was_saved_is_used_for_the_same_work_alone(

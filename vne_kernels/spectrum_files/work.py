@@ -23,6 +23,7 @@ from vne_kernels.spectrum_files.readers import Embeddings, FileError, open_embed
 
 UNFINISHED = "unfinished.pt"  # in the output folder, while there is something to go on from
 RAW = "raw rows"
+GOING_ON = "going on"
 CHUNK_BYTES = 16 << 20
 SAVE_SECONDS = 60.0
 _MATRICES = 6  # d x d in float64 at once: two sums, a chunk's, and what the eigensolver needs
@@ -130,14 +131,14 @@ class Work:
                         bar.close()
                         self._stop(out, signals.received)
                     if time.monotonic() - saved > SAVE_SECONDS:
-                        self._try_to_save(out)
+                        self._try_to_save(out, GOING_ON)
                         saved = time.monotonic()
                 if self.file == len(self.data) - 1:
                     break
                 self.file, self.row = self.file + 1, 0
         signals.release()
         if time.monotonic() - begin > SAVE_SECONDS:
-            self._try_to_save(out)  # the eigenvalues can take long too
+            self._try_to_save(out, GOING_ON)  # the eigenvalues can take long too
         self._check_finite()
 
     def _add(self, chunk: Tensor) -> None:
@@ -193,17 +194,18 @@ class Work:
             torch.save(content, temporary)
 
     def _stop(self, out: Path, signum: int) -> NoReturn:
-        self.save(out)
-        progress = f"{self.rows_read:,} of {self.rows_in_all:,} rows are summed up"
-        print(f"{progress}, saved in {out}; the same command goes on from there", file=sys.stderr)
+        if self._try_to_save(out, "what was read is lost"):
+            progress = f"{self.rows_read:,} of {self.rows_in_all:,} rows are summed up"
+            _tell(f"{progress}, saved in {out}; the same command goes on from there")
         raise Stopped(signum)
 
-    def _try_to_save(self, out: Path) -> None:
+    def _try_to_save(self, out: Path, otherwise: str) -> bool:
         try:
             self.save(out)
         except (OSError, RuntimeError) as error:  # the latter is what torch makes of a full disk
-            why = first_sentence(error)
-            tqdm.write(f"cannot write {out / UNFINISHED} ({why}); going on", file=sys.stderr)
+            _tell(f"cannot write {out / UNFINISHED} ({first_sentence(error)}); {otherwise}")
+            return False
+        return True
 
     def resume(self, out: Path) -> str | None:
         """Go on from what ``out`` holds; says what it goes on from, or why it cannot."""
@@ -246,6 +248,10 @@ class Work:
                 "modification time": about.st_mtime_ns,
             }
         return identity
+
+
+def _tell(message: str) -> None:
+    tqdm.write(message, file=sys.stderr)  # above the bar, where there is one
 
 
 def _finite_rows(chunk: Tensor) -> Tensor | None:
