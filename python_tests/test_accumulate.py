@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import io
 import math
 
@@ -20,7 +21,7 @@ from cases import (
 )
 from torch import Tensor
 
-from vne_kernels import DensityAccumulator, accumulate, reference, spectra
+from vne_kernels import DensityAccumulator, accumulate, get_vne, reference, spectra
 
 SHAPE = (130, 24)
 CHUNKS = {"single rows": [1] * 130, "uneven": [0, 1, 7, 90, 0, 32], "one": [130]}
@@ -316,3 +317,22 @@ def test_rankme_of_raw_rows_counts_the_smaller_side() -> None:
     p = s / s.sum() + 1e-7
     expected = float((-(p * p.log()).sum()).exp())
     assert float(spectra.rankme(sums.eigenvalues(), 1e-7)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_get_vne_is_the_official_code_s_value_with_a_gradient_everywhere() -> None:
+    for name in SPECTRA:
+        h = spectrum_case(name, (40, 24), torch.float64)
+        expected = reference.official_svd(h)
+        assert_value(get_vne(h), expected, VALUE[torch.float64])
+    h = spectrum_case("duplicated", (40, 24), torch.float32).requires_grad_()
+    get_vne(h).backward()
+    assert_value(h.grad, reference.oracle_grad(h.detach()), VALUE[torch.float32])
+    with pytest.raises(ValueError, match=r"H must be \(n, d\), got \(2, 3, 4\)"):
+        get_vne(torch.zeros(2, 3, 4))
+    with pytest.raises(ValueError, match=r"H must be .* got \(0, 4\)"):
+        get_vne(torch.zeros(0, 4))
+
+
+def test_examples_run() -> None:
+    done = doctest.testmod(accumulate, extraglobs={"torch": torch})
+    assert (done.failed, done.attempted) == (0, 5)

@@ -7,7 +7,7 @@ from vne_kernels.density import (
     tsallis_entropy_from_density,
     vn_entropy_from_density,
 )
-from vne_kernels.functional import DoEComponents, doe_loss, spectrum, vn_entropy
+from vne_kernels.functional import DoEComponents, doe_loss, get_vne, spectrum, vn_entropy
 from vne_kernels.losses import DoELoss, VNEntropy
 from vne_kernels.orders import renyi_entropy, tsallis_entropy
 from vne_kernels.quantum import (
@@ -29,6 +29,7 @@ __all__ = [
     "conditional_entropy",
     "doe_loss",
     "effective_rank",
+    "get_vne",
     "mutual_information",
     "partial_trace",
     "participation_ratio",

@@ -10,12 +10,20 @@ from torch import Tensor
 from vne_kernels import ops as _registered  # noqa: F401  (fake kernels and autograd of the operators)
 from vne_kernels import spectra
 from vne_kernels.checks import check_eps, check_normalize, check_samples, check_weights
+from vne_kernels.density import eigenvalues, vn_entropy_from_density
 from vne_kernels.ops import compute_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["DensityAccumulator", "add_rows", "density_of", "eigenvalues_of", "entropy_of"]
+__all__ = [
+    "DensityAccumulator",
+    "add_rows",
+    "check_features",
+    "check_rows",
+    "density_of",
+    "row_weights",
+]
 
 _ops = torch.ops.vne_kernels
 
@@ -68,11 +76,10 @@ class DensityAccumulator:
         double: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
-        if not isinstance(d, int) or d < 1:
-            raise ValueError(f"d must be a whole number of at least 1, got {d!r}")
         check_normalize(normalize)
         check_eps(eps)
-        self.d, self.normalize, self.eps, self.double = d, normalize, eps, double
+        self.d = check_features("d", d)
+        self.normalize, self.eps, self.double = normalize, eps, double
         self._rows = 0
         with torch.inference_mode(False):  # later chunks may come outside of it
             self._total = torch.zeros(d, d, dtype=torch.float64, device=device)
@@ -110,10 +117,10 @@ class DensityAccumulator:
         """
         check_rows(z, self.d, self.device)
         w = row_weights(z, weights, self.double)
-        rows = z.flatten(0, -2)
+        rows = z if z.dim() == 2 else z.flatten(0, -2)
         dtype = torch.float64 if self.double else compute_dtype(z.dtype)
         self._rows += len(rows)
-        self._weight += w.sum()
+        self._weight += len(rows) if w is None else w.sum()
         if self._pending.x.dtype != dtype:
             self._flush()
             self._pending = _Pending.empty(self.d, dtype, self.device)
@@ -123,10 +130,11 @@ class DensityAccumulator:
             # would cost more than their products.
             take = min(BLOCK_ROWS - self._pending.count, len(rows) - begin)
             chunk = slice(begin, begin + take)
+            of_chunk = None if w is None else w[chunk]
             if take == BLOCK_ROWS:
-                self._add(self._total, rows[chunk], w[chunk])
+                self._add(self._total, rows[chunk], of_chunk)
             else:
-                self._pending.append(rows[chunk], w[chunk])
+                self._pending.append(rows[chunk], of_chunk)
                 if self._pending.count == BLOCK_ROWS:
                     self._flush()
             begin += take
@@ -146,7 +154,7 @@ class DensityAccumulator:
         if not isinstance(other, DensityAccumulator):
             raise TypeError(f"other must be a DensityAccumulator, got {type(other).__name__}")
         self._check_same("other", other._settings())
-        total, rows, weight = other._sum(), other._rows, other._weight
+        total, rows, weight = other._sum(), other._rows, other.weight
         self._total += total.to(self.device)
         self._rows += rows
         self._weight += weight.to(self.device)
@@ -160,7 +168,7 @@ class DensityAccumulator:
         """
         if self._rows == 0:
             raise ValueError("there is no density matrix of no rows: call update first")
-        return density_of(self._sum(), self._weight)
+        return density_of(self._sum(), self.weight)
 
     def eigenvalues(self) -> Tensor:
         """Eigenvalues of rho, (min(rows, d),) float64, descending, none below 0; the others are 0.
@@ -168,7 +176,7 @@ class DensityAccumulator:
         Raises:
             ValueError: no row has come.
         """
-        return eigenvalues_of(self.density())[: min(self._rows, self.d)]
+        return eigenvalues(self.density())[: min(self._rows, self.d)]
 
     def entropy(self) -> Tensor:
         """S = -tr(rho log rho), (1), () float64, in nats: `vne_kernels.vn_entropy` of all rows.
@@ -176,7 +184,7 @@ class DensityAccumulator:
         Raises:
             ValueError: no row has come.
         """
-        return entropy_of(self.density())
+        return vn_entropy_from_density(self.density())
 
     def scores(self) -> dict[str, Tensor]:
         """What the spectrum says, from one eigendecomposition: each () float64.
@@ -194,9 +202,9 @@ class DensityAccumulator:
             >>> float(scores["participation_ratio"])
             4.0
         """
-        eigenvalues = self.eigenvalues()
+        values = self.eigenvalues()
         entropy, renyi_2, min_entropy = (
-            spectra.renyi_entropy(eigenvalues, alpha) for alpha in (1, 2, float("inf"))
+            spectra.renyi_entropy(values, alpha) for alpha in (1, 2, float("inf"))
         )
         return {
             "entropy": entropy,
@@ -204,8 +212,8 @@ class DensityAccumulator:
             "renyi_2": renyi_2,
             "participation_ratio": renyi_2.exp(),
             "min_entropy": min_entropy,
-            "largest_eigenvalue": eigenvalues[0],
-            "trace": eigenvalues.sum(),
+            "largest_eigenvalue": values[0],
+            "trace": values.sum(),
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -214,7 +222,7 @@ class DensityAccumulator:
         return {
             **self._settings(),
             "rows": self._rows,
-            "weight": self._weight.clone(),
+            "weight": self.weight,
             "total": self._total.clone(),
             "pending": pending.x[: pending.count].clone(),
             "pending_weights": pending.w[: pending.count].clone(),
@@ -262,7 +270,7 @@ class DensityAccumulator:
                     f"got {settings[setting]}"
                 )
 
-    def _add(self, total: Tensor, x: Tensor, w: Tensor) -> None:
+    def _add(self, total: Tensor, x: Tensor, w: Tensor | None) -> None:
         add_rows(total, x, w, normalize=self.normalize, eps=self.eps, double=self.double)
 
     def _flush(self) -> None:
@@ -291,9 +299,13 @@ class _Pending:
             x = torch.empty(BLOCK_ROWS, d, dtype=dtype, device=device)
             return cls(x, torch.empty(BLOCK_ROWS, dtype=dtype, device=device))
 
-    def append(self, x: Tensor, w: Tensor) -> None:
+    def append(self, x: Tensor, w: Tensor | None) -> None:
         places = slice(self.count, self.count + len(x))
-        self.x[places], self.w[places] = x, w
+        self.x[places] = x
+        if w is None:
+            self.w[places] = 1
+        else:
+            self.w[places] = w
         self.count += len(x)
 
     def take(self) -> tuple[Tensor, Tensor]:
@@ -302,6 +314,12 @@ class _Pending:
 
 
 # ---- the steps, on tensors: what an accumulator and a metric have in common ----------------------
+
+
+def check_features(name: str, d: int) -> int:
+    if not isinstance(d, int) or d < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {d!r}")
+    return d
 
 
 def check_rows(z: Tensor, d: int, device: torch.device) -> None:
@@ -313,48 +331,37 @@ def check_rows(z: Tensor, d: int, device: torch.device) -> None:
         raise ValueError(f"z must be on {device}, as the sum is, got {z.device}")
 
 
-def row_weights(z: Tensor, weights: Tensor | None, double: bool) -> Tensor:
+def row_weights(z: Tensor, weights: Tensor | None, double: bool) -> Tensor | None:
     """w of every row, (rows,) float64; rounded to the dtype of the products, as those see it."""
-    shape = z.shape[:-1]
-    if weights is None:
-        return torch.ones(shape.numel(), dtype=torch.float64, device=z.device)
     checked = check_weights(weights, z)
-    assert checked is not None
-    exact = weights.to(z.device, torch.float64).expand(shape)
+    if weights is None or checked is None:
+        return None
+    exact = weights.to(z.device, torch.float64).expand(z.shape[:-1])
     return (exact if double else checked.double()).flatten()
 
 
 def add_rows(
-    total: Tensor, x: Tensor, w: Tensor, *, normalize: bool, eps: float, double: bool
+    total: Tensor, x: Tensor, w: Tensor | None, *, normalize: bool, eps: float, double: bool
 ) -> None:
     """total += sum_i w_i u_i u_i^T, by blocks.
 
     Args:
         total: (d, d) float64, added to in place.
         x: (n, d), n from 0 on.
-        w: (n,), not negative.
+        w: (n,), not negative; None: 1 each.
         normalize, eps, double: as for `DensityAccumulator`.
     """
     for begin in range(0, len(x), BLOCK_ROWS):
-        block, p = x[begin : begin + BLOCK_ROWS], w[begin : begin + BLOCK_ROWS]
+        block = x[begin : begin + BLOCK_ROWS]
         u = block.double() if double else block
-        total += _ops.density(u, p.to(compute_dtype(u.dtype)), normalize, eps)
+        dtype = compute_dtype(u.dtype)
+        if w is None:
+            p = torch.ones(len(u), dtype=dtype, device=u.device)
+        else:
+            p = w[begin : begin + BLOCK_ROWS].to(dtype)
+        total += _ops.density(u, p, normalize, eps)
 
 
 def density_of(total: Tensor, weight: Tensor) -> Tensor:
     """rho, (d, d), of the sum and the weight of all rows; zeros if that is 0."""
     return total / torch.where(weight == 0, 1, weight)
-
-
-def eigenvalues_of(rho: Tensor) -> Tensor:
-    """(d,), descending, none below 0; NaN if an entry of rho is not finite."""
-    finite = rho.isfinite().all()
-    # LAPACK does not take a NaN.
-    eigenvalues = torch.linalg.eigvalsh(torch.where(finite, rho, 0)).clamp_min(0).flip(-1)
-    return torch.where(finite, eigenvalues, torch.nan)
-
-
-def entropy_of(rho: Tensor) -> Tensor:
-    """S of rho, () in nats; NaN if an entry of rho is not finite."""
-    entropy: Tensor = _ops.density_entropy(rho, "auto")
-    return entropy
