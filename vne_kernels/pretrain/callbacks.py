@@ -23,12 +23,12 @@ from torchvision.transforms import v2
 
 from vne_kernels import spectrum, vn_entropy
 from vne_kernels.collapse import CollapseWatch
+from vne_kernels.common.files import read_table, write_table
 from vne_kernels.pretrain import evaluate
 from vne_kernels.pretrain.data import ImageSet, ViewBatch, stratified
 from vne_kernels.pretrain.disk import Disk, Rows
 from vne_kernels.pretrain.events import BROKEN_IMAGE, COLLAPSE, RECOVERED, Events
 from vne_kernels.pretrain.faults import NonFiniteLoss
-from vne_kernels.pretrain.files import read_table, write_table
 from vne_kernels.pretrain.model import Pretraining
 
 #: per step, as the objective gives them
