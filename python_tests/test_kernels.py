@@ -148,7 +148,7 @@ def test_reduction_of_what_is_reduced_already(index: int) -> None:
 # Panels of 8 and 16 steps, vectors of 2 to 16 numbers, 2 x 2 blocks and what is left over.
 SIDES = (*range(1, 20), 31, 33, 63, 64, 65, 96, 97, 128, 130, 257, 300)
 EIGENVALUES = {torch.float64: 40, torch.float32: 24}
-"""|error| over eps and the size of all. Measured: 16, and 17 of one row alone, by the sum of its squares."""
+"""|error| over eps and the size of all. Measured: 16, and 17 of a single row and its squares."""
 
 
 @pytest.mark.cpu_only("LAPACK's are the GPU library's affair")
