@@ -6,6 +6,11 @@ from vne_kernels.density import (
     tsallis_entropy_from_density,
     vn_entropy_from_density,
 )
+from vne_kernels.estimate import (
+    EntropyEstimate,
+    estimate_vn_entropy,
+    estimate_vn_entropy_from_density,
+)
 from vne_kernels.functional import DoEComponents, doe_loss, spectrum, vn_entropy
 from vne_kernels.losses import DoELoss, VNEntropy
 from vne_kernels.orders import renyi_entropy, tsallis_entropy
@@ -16,10 +21,13 @@ __version__ = "0.1.0"
 __all__ = [
     "DoEComponents",
     "DoELoss",
+    "EntropyEstimate",
     "VNEntropy",
     "available_backends",
     "doe_loss",
     "effective_rank",
+    "estimate_vn_entropy",
+    "estimate_vn_entropy_from_density",
     "participation_ratio",
     "rankme",
     "renyi_entropy",
