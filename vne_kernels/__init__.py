@@ -14,6 +14,12 @@ from vne_kernels.estimate import (
 from vne_kernels.functional import DoEComponents, doe_loss, spectrum, vn_entropy
 from vne_kernels.losses import DoELoss, VNEntropy
 from vne_kernels.orders import renyi_entropy, tsallis_entropy
+from vne_kernels.quantum import (
+    conditional_entropy,
+    mutual_information,
+    partial_trace,
+    relative_entropy,
+)
 from vne_kernels.scores import effective_rank, participation_ratio, rankme, vendi_score
 
 __version__ = "0.1.0"
@@ -24,12 +30,16 @@ __all__ = [
     "EntropyEstimate",
     "VNEntropy",
     "available_backends",
+    "conditional_entropy",
     "doe_loss",
     "effective_rank",
     "estimate_vn_entropy",
     "estimate_vn_entropy_from_density",
+    "mutual_information",
+    "partial_trace",
     "participation_ratio",
     "rankme",
+    "relative_entropy",
     "renyi_entropy",
     "renyi_entropy_from_density",
     "spectrum",

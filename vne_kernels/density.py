@@ -35,8 +35,9 @@ def vn_entropy_from_density(
 
     Returns:
         (...), float64 for float64 and complex128, otherwise float32. NaN for a matrix with a NaN or
-        an infinity; the other matrices of the batch are not touched by it. Differentiable once: the
-        gradient -(log rho + I) is Hermitian, and finite where rho lacks rank.
+        an infinity, or a negative trace; the other matrices of the batch are not touched by it.
+        Differentiable once: the gradient -(log rho + I) is Hermitian, and finite where rho lacks
+        rank.
 
     Raises:
         ValueError: rho is not (..., d, d) with d >= 1; method is unknown, or "poles" with a complex
@@ -59,9 +60,8 @@ def vn_entropy_from_density(
         check_density("rho", rho, unit_trace=not normalize_trace)
     if rho.is_complex():
         return _of_hermitian(rho, normalize_trace)
-    rho = rho.to(compute_dtype(rho.dtype))
-    if normalize_trace:
-        rho = rho / _nonzero(_trace(rho))[..., None, None]
+    unit = _over_trace(to_float64(rho)).to(rho.device) if normalize_trace else rho
+    rho = unit.to(compute_dtype(rho.dtype))
     if torch.is_grad_enabled() and rho.requires_grad:
         entropy: Tensor = _ops.density_entropy_grad(rho, method)[0]
     else:
@@ -81,7 +81,9 @@ def renyi_entropy_from_density(rho: Tensor, alpha: float, *, check: bool = False
 
     Returns:
         (...), between 0 and log d, as `vn_entropy_from_density`; 0 of a matrix of zeros. Order 2
-        takes no eigenvalue; the others but 1 are computed in float64.
+        takes no eigenvalue; the others but 1 are computed in float64. Orders below 1 take
+        eigenvalues below d times the rounding of the largest for 0, the rounding that of the dtype
+        of the result.
 
     Raises:
         ValueError, TypeError: as `vn_entropy_from_density` and `vne_kernels.renyi_entropy`.
@@ -160,31 +162,44 @@ def _entropy(
         check_density("rho", rho, unit_trace=False)
     if order == 1:
         return vn_entropy_from_density(rho, normalize_trace=True)
-    entropy = of_purity(_purity(rho)) if order == 2 else of_spectrum(eigenvalues(rho), order)
+    unit = _over_trace(to_float64(rho))
+    if order == 2:
+        entropy = of_purity(_purity(unit))
+    else:
+        values = eigenvalues(unit)
+        if order < 1:  # what rounding rho to its dtype left of a 0 would count like any other
+            unresolved = spectra.resolved(values.to(result_dtype(rho))) == 0
+            values = torch.where(unresolved, 0, values)
+        entropy = of_spectrum(values, order)
     return entropy.to(rho.device, result_dtype(rho))
 
 
 def _of_hermitian(rho: Tensor, normalize_trace: bool) -> Tensor:
-    values = eigenvalues(rho)
-    entropy = spectra.renyi_entropy(values, 1)
+    precise = to_float64(rho)
+    entropy = spectra.renyi_entropy(eigenvalues(_over_trace(precise)), 1)
     if not normalize_trace:  # equation (10)
-        trace = values.sum(-1)
-        entropy = trace * (entropy - _nonzero(trace).log())
+        trace = _trace(precise)
+        entropy = trace * (entropy - _divisor(trace).log())
     return entropy.to(rho.device, result_dtype(rho))
 
 
-def _purity(rho: Tensor) -> Tensor:
-    """tr(rho^2) / tr(rho)^2, at most 1; 1 of a matrix of zeros, as its entropy is 0."""
-    precise = to_float64(rho)
-    unit = (precise + precise.mH) / 2 / _nonzero(_trace(precise))[..., None, None]
-    purity = unit.abs().square().sum((-2, -1))
+def _purity(unit: Tensor) -> Tensor:
+    """tr(rho^2) of a rho of trace 1, at most 1; 1 of a matrix of zeros, as its entropy is 0."""
+    hermitian = (unit + unit.mH) / 2
+    # By the norm, so that one NaN makes the whole gradient NaN.
+    purity = torch.linalg.vector_norm(hermitian, dim=(-2, -1)).square()
     purity = purity - (purity - 1).clamp_min(0).detach()  # rounding alone brings it above
-    return torch.where(_trace(precise) == 0, 1, purity)
+    return torch.where(_trace(unit) == 0, 1, purity)
+
+
+def _over_trace(rho: Tensor) -> Tensor:
+    """rho / tr(rho); NaN where that is negative, and a matrix of zeros stays one."""
+    return rho / _divisor(_trace(rho))[..., None, None]
 
 
 def _trace(rho: Tensor) -> Tensor:
     return rho.diagonal(dim1=-2, dim2=-1).real.sum(-1)
 
 
-def _nonzero(trace: Tensor) -> Tensor:
-    return torch.where(trace == 0, 1, trace)
+def _divisor(trace: Tensor) -> Tensor:
+    return torch.where(trace > 0, trace, torch.where(trace == 0, 1, torch.nan))

@@ -522,7 +522,8 @@ register_without_derivative("cosine", "doe_loss_backward takes its row_stats")
 # Every operator takes leading batch dimensions: a mapped dimension becomes the first of them.
 
 
-def _register_vmap(name: str) -> None:
+def register_vmap(name: str) -> None:
+    """The rule of an operator all of whose tensors take leading batch dimensions."""
     operator = getattr(_ops, name)
 
     def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
@@ -545,7 +546,7 @@ def _register_vmap(name: str) -> None:
 
 
 for _name in _OPERATORS:
-    _register_vmap(_name)
+    register_vmap(_name)
 
 
 # ---- devices without native kernels --------------------------------------------------------------
