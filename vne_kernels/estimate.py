@@ -38,6 +38,8 @@ _SMALLEST = 3 * _BLOCK * _DEPTH
 """The smallest m that is estimated. Below it the exact entropy takes less time."""
 _FIRST_PROBES = 8
 """Probes before the error is first held against a tolerance; their number doubles from there."""
+_TOGETHER = 32
+"""The most probes at once, whose recursions are all in memory."""
 _FIRST_STEPS = 8
 _MORE_STEPS = 4
 _MOST_STEPS = 96
@@ -100,13 +102,15 @@ def estimate_vn_entropy(
     Returns:
         (entropy, error, probes), each (...); entropy and error float64 for float64 input, otherwise
         float32. NaN for a sample with a NaN or an infinity, or a negative weight; the other samples
-        are not touched by it. The host waits for results of the device. Not differentiable.
+        are not touched by it. The host waits for results of the device, and torch's setting of the
+        precision of float32 products is "ieee" meanwhile. Not differentiable.
 
     Raises:
         ValueError: z requires a gradient while gradients are recorded; z, weights or eps as for
             `vn_entropy`; tolerance is not positive, max_probes below 8, or confidence not between
             0 and 1.
-        TypeError: as `vn_entropy`; generator is not a torch.Generator.
+        TypeError: as `vn_entropy`; tolerance or confidence is not a number, max_probes not a whole
+            one; generator is not a torch.Generator.
 
     Source: Meyer, Musco, Musco and Woodruff, "Hutch++: Optimal Stochastic Trace Estimation", SOSA
     2021; Ubaru, Chen and Saad, "Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature",
@@ -157,7 +161,7 @@ def estimate_vn_entropy_from_density(
         tolerance, max_probes, confidence, generator: as for `estimate_vn_entropy`.
 
     Returns:
-        As `estimate_vn_entropy`.
+        As `estimate_vn_entropy`; NaN where the trace is negative.
 
     Raises:
         ValueError: rho is not (..., d, d) with d >= 1; otherwise as `estimate_vn_entropy`.
@@ -182,8 +186,8 @@ def estimate_vn_entropy_from_density(
     def estimate_matrix(index: tuple[int, ...]) -> _Interval:
         a = rho[index].to(compute_dtype(rho.dtype))
         trace = float(a.diagonal().double().sum())
-        a = (a / (trace or 1.0)).add(a.mT / (trace or 1.0)).mul_(0.5)
-        if not bool(a.isfinite().all()):
+        a = torch.add(a, a.mT).mul_(0.5 / (trace or 1.0))
+        if not (0 <= trace < math.inf and bool(a.isfinite().all())):
             trace = math.nan
         found = _of_trace(_Dense(a), trace, options)
         return _divided(found, trace) if normalize_trace else found
@@ -214,6 +218,12 @@ class _Interval(NamedTuple):
 def _check_options(
     tolerance: float | None, max_probes: int, confidence: float, generator: object
 ) -> _Options:
+    numbers = {"confidence": confidence} | ({} if tolerance is None else {"tolerance": tolerance})
+    for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    if isinstance(max_probes, bool) or not isinstance(max_probes, int):
+        raise TypeError(f"max_probes must be a whole number, got {type(max_probes).__name__}")
     if tolerance is not None and not 0 < tolerance < math.inf:
         raise ValueError(f"tolerance must be positive and finite, got {tolerance}")
     if max_probes < _FIRST_PROBES:
@@ -258,7 +268,10 @@ def _over_batch(
 
 @contextlib.contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    """Products as their dtype says: neither TF32 nor autocast, whose errors no bar tells of."""
+    """Products as their dtype says: neither TF32 nor autocast, whose errors no bar tells of.
+
+    torch has one such setting for all threads of a process: others see it for as long.
+    """
     backends: Any = torch.backends  # its stubs know one of the two
     settings = (backends.cuda.matmul, backends.mkldnn.matmul)
     before = [setting.fp32_precision for setting in settings]
@@ -387,26 +400,26 @@ def _estimate(operator: _Operator, options: _Options) -> _Interval:
 
     counts = _counts_of_probes(options)
     doubt = (1 - options.confidence) / len(counts)
-    low = q.new_empty(0, dtype=torch.float64)
-    high = low
-    interval = _Interval(0.0, math.log(operator.size), 0)
+    low = high = q.new_empty(0, dtype=torch.float64)
     for count in counts:
         quantile = _student_quantile(1 - doubt / 2, count - 1)
-        more = _Probes(operator, q, count - len(low), options.generator)
-        while True:
-            more.step()
-            lower, upper = more.bracket(rest)
-            all_low, all_high = torch.cat([low, lower]), torch.cat([high, upper])
-            spread = quantile * float(all_high.std()) / math.sqrt(count)
-            middle = exact + float(all_low.mean() + all_high.mean()) / 2
-            granted = rounding * (1 + abs(middle))
-            width = float((upper - lower).mean()) / 2
-            enough = _ENOUGH * abs(middle)
-            if options.tolerance is not None:
-                enough = _SHARE * options.tolerance
-            if width <= max(_SHARE * spread, enough, granted) or more.steps >= _MOST_STEPS:
-                break
-        low, high = all_low, all_high
+        while len(low) < count:
+            taken = min(count - len(low), _TOGETHER)
+            probes = _Probes(operator, q, taken, options.generator)
+            while True:
+                probes.step()
+                lower, upper = probes.bracket(rest)
+                all_low, all_high = torch.cat([low, lower]), torch.cat([high, upper])
+                spread = quantile * float(all_high.std()) / math.sqrt(count)
+                middle = exact + float(all_low.mean() + all_high.mean()) / 2
+                granted = rounding * (1 + abs(middle))
+                enough = _ENOUGH * abs(middle)
+                if options.tolerance is not None:
+                    enough = _SHARE * options.tolerance
+                width = float((upper - lower).mean()) / 2
+                if width <= max(_SHARE * spread, enough, granted) or probes.steps >= _MOST_STEPS:
+                    break
+            low, high = all_low, all_high
         spread_low = quantile * float(low.std()) / math.sqrt(count)
         interval = _Interval(
             exact - loss + float(low.mean()) - spread_low - granted,
