@@ -148,7 +148,7 @@ def test_tolerance_and_generator() -> None:
     assert found.entropy != other.entropy
     spent = estimate_vn_entropy(z, tolerance=1e-4, max_probes=70, generator=generator(0))
     assert spent.probes == 70
-    assert 1e-4 < spent.error < 0.015  # measured 8e-3
+    assert 1e-4 < spent.error < 0.015  # measured 1.03e-2
     assert excess(spent, s) <= 1
 
 
