@@ -172,15 +172,14 @@ def report(rows: Sequence[results.Row]) -> str:
             for entropy, estimate, error in zip(entropies, estimates, errors, strict=True)
         ]
         wide = median(error / s for error, s in zip(errors, entropies, strict=True))
-        slower = (
-            median(results.number(row, "seconds") for row in exact) / median(seconds)
-            if exact
-            else math.nan
-        )
+        slower = "-"
+        if exact:
+            whole = median(results.number(row, "seconds") for row in exact)
+            slower = f"{results.ratio(whole / median(seconds))}x"
         covered = f"{sum(one <= 1 for one in excess)} of {len(excess)}"
         lines.append(
             f"{spectrum:14}{m:>7}{covered:>12}{wide:>10.1e}{median(excess):>13.2f}"
-            f"{median(seconds):>9.3g}{results.ratio(slower):>12}x"
+            f"{median(seconds):>9.3g}{slower:>13}"
         )
     return "\n".join(lines)
 
