@@ -1,6 +1,7 @@
 """Von Neumann entropy of representations, as a fused operator for PyTorch."""
 
 from vne_kernels._load import available_backends
+from vne_kernels.accumulate import DensityAccumulator
 from vne_kernels.density import (
     renyi_entropy_from_density,
     tsallis_entropy_from_density,
@@ -11,7 +12,7 @@ from vne_kernels.estimate import (
     estimate_vn_entropy,
     estimate_vn_entropy_from_density,
 )
-from vne_kernels.functional import DoEComponents, doe_loss, spectrum, vn_entropy
+from vne_kernels.functional import DoEComponents, doe_loss, get_vne, spectrum, vn_entropy
 from vne_kernels.losses import DoELoss, VNEntropy
 from vne_kernels.orders import renyi_entropy, tsallis_entropy
 from vne_kernels.quantum import (
@@ -25,6 +26,7 @@ from vne_kernels.scores import effective_rank, participation_ratio, rankme, vend
 __version__ = "0.1.0"
 
 __all__ = [
+    "DensityAccumulator",
     "DoEComponents",
     "DoELoss",
     "EntropyEstimate",
@@ -35,6 +37,7 @@ __all__ = [
     "effective_rank",
     "estimate_vn_entropy",
     "estimate_vn_entropy_from_density",
+    "get_vne",
     "mutual_information",
     "partial_trace",
     "participation_ratio",
