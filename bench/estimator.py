@@ -29,7 +29,7 @@ from arguments import positive
 from torch import Tensor
 
 from vne_kernels import estimate_vn_entropy, vn_entropy
-from vne_kernels.pretrain.files import append_rows
+from vne_kernels.common.files import append_rows
 
 RESULTS = Path(__file__).resolve().parent / "results" / "estimator.csv"
 M = 4096
