@@ -7,6 +7,11 @@ from vne_kernels.density import (
     tsallis_entropy_from_density,
     vn_entropy_from_density,
 )
+from vne_kernels.estimate import (
+    EntropyEstimate,
+    estimate_vn_entropy,
+    estimate_vn_entropy_from_density,
+)
 from vne_kernels.functional import DoEComponents, doe_loss, get_vne, spectrum, vn_entropy
 from vne_kernels.losses import DoELoss, VNEntropy
 from vne_kernels.orders import renyi_entropy, tsallis_entropy
@@ -24,11 +29,14 @@ __all__ = [
     "DensityAccumulator",
     "DoEComponents",
     "DoELoss",
+    "EntropyEstimate",
     "VNEntropy",
     "available_backends",
     "conditional_entropy",
     "doe_loss",
     "effective_rank",
+    "estimate_vn_entropy",
+    "estimate_vn_entropy_from_density",
     "get_vne",
     "mutual_information",
     "partial_trace",
