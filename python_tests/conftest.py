@@ -105,6 +105,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
+def backend(request: pytest.FixtureRequest) -> str:
+    """Whose kernels are below the public functions: see `--backend`."""
+    return request.config.getoption("--backend")
+
+
+@pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Where tests of a real device put their tensors."""
     return torch.device("cuda" if request.config.getoption("--backend") == "cuda" else "cpu")
