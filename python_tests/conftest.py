@@ -121,6 +121,17 @@ def method(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """Reports without pictures, which take half the time of a small run: test_report.py and
+    test_pretrain.py look at them."""
+    from vne_kernels.pretrain import plots  # it needs the extra, and other tests do not
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "draw_all", lambda *_: [])
+        yield
+
+
 @pytest.fixture
 def bf16_matmul() -> Iterator[None]:
     """float32 matrix products may be computed in bfloat16, where the machine can."""
