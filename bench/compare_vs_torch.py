@@ -12,7 +12,6 @@ draws the pictures from the CSV alone.
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import os
 import re
@@ -488,22 +487,6 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
     ]
 
 
-def finished_before(partial: Path, where: Row) -> list[Row]:
-    """The rows of an interrupted run; ValueError if they are of another build or machine."""
-    if not partial.is_file():
-        return []
-    with partial.open(newline="") as file:
-        rows: list[Row] = list(csv.DictReader(file))
-    for row in rows:
-        for column in ("commit", "torch", "cusolver", "driver", "device_name"):
-            if row.get(column) != where[column]:
-                raise ValueError(
-                    f"{partial} has {column} {row.get(column)!r}, this run has {where[column]!r}: "
-                    "delete it, or run without --resume"
-                )
-    return rows
-
-
 class Ceilings:
     """Those of each number of threads, measured when first asked for."""
 
@@ -546,7 +529,7 @@ def run(arguments: argparse.Namespace) -> list[Row]:
     where: Row = {**harness.environment(device)}
     print(", ".join(f"{name} {value}" for name, value in where.items()))
     so_far = arguments.out.with_name(arguments.out.name + ".partial")
-    rows = finished_before(so_far, where) if arguments.resume else []
+    rows = harness.finished_before(so_far, where) if arguments.resume else []
     done = {tuple(str(row[name]) for name in CASE) for row in rows}
     cases = cases_of(arguments)
     todo = [c for c in cases if tuple(str(v) for v in c.columns().values()) not in done]

@@ -15,7 +15,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,6 +220,22 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[dict[str, objec
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def finished_before(partial: Path, where: Mapping[str, object]) -> list[dict[str, object]]:
+    """The rows of an interrupted run; ValueError if they are of another build or machine."""
+    if not partial.is_file():
+        return []
+    with partial.open(newline="") as file:
+        rows: list[dict[str, object]] = list(csv.DictReader(file))
+    for row in rows:
+        for column in ("commit", "torch", "cusolver", "driver", "device_name"):
+            if column in where and row.get(column) != where[column]:
+                raise ValueError(
+                    f"{partial} has {column} {row.get(column)!r}, this run has {where[column]!r}: "
+                    "delete it, or run without --resume"
+                )
+    return rows
 
 
 # ---------------------------------------------------------------------------------------------

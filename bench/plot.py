@@ -37,8 +37,8 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from matplotlib.transforms import Bbox
 from rows import BEST_VENDOR, LABELS, Row, number, timed, unique, where
 
+from vne_kernels.common.files import replacing
 from vne_kernels.pretrain import plots as pretrain_plots
-from vne_kernels.pretrain.files import replacing
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -41,7 +41,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vne_kernels import distributed, doe_loss
-from vne_kernels.pretrain.files import replacing, write_json
+from vne_kernels.common.files import replacing, write_json
 
 RESULTS = Path(__file__).resolve().parent / "results"
 ROUTES = ("reduce", "gather")

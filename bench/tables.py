@@ -26,8 +26,8 @@ from typing import Any
 import rows as results
 from rows import BEST_VENDOR, LABELS, OURS, Row, number, timed, unique, where
 
+from vne_kernels.common.files import replacing
 from vne_kernels.pretrain.config import LOSSES
-from vne_kernels.pretrain.files import replacing
 
 BENCH = Path(__file__).resolve().parent
 WIDTH = 140

@@ -226,10 +226,10 @@ def test_quick_run_is_resumed_where_it_stopped(tmp_path: Path) -> None:
 def test_resume_refuses_the_rows_of_another_build(compare: ModuleType, tmp_path: Path) -> None:
     where = dict.fromkeys(("commit", "torch", "cusolver", "driver", "device_name"), "a")
     partial = tmp_path / "r.csv.partial"
-    assert compare.finished_before(partial, where) == []
+    assert compare.harness.finished_before(partial, where) == []
     partial.write_text(f"{','.join(where)},n\na,b,a,a,a,3\n")
     with pytest.raises(ValueError, match="has torch 'b', this run has 'a'"):
-        compare.finished_before(partial, where)
+        compare.harness.finished_before(partial, where)
 
 
 # ---------------------------------------------------------------------------------------------

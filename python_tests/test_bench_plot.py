@@ -591,7 +591,8 @@ def test_the_pictures_are_those_of_the_data(plot: ModuleType, rows: ModuleType) 
             held = plot.source(drawn[picture]).encode() in picture.read_bytes()
             assert held, f"{picture.name} is of other data: run python bench/plot.py"
         else:
-            assert picture.parent in (RESULTS / "digits", RESULTS / "cifar10")
+            folders = ("digits", "digits-spectrum", "cifar10")
+            assert picture.parent in [RESULTS / folder for folder in folders]
 
 
 def test_the_drawn_run_is_that_of_the_table() -> None:

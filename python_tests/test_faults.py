@@ -23,11 +23,11 @@ import pytest
 import torch
 from tiny_run import write_noise
 
+from vne_kernels.common.files import append_rows
 from vne_kernels.pretrain import checkpoints, run
 from vne_kernels.pretrain.cli import main
 from vne_kernels.pretrain.disk import Disk
 from vne_kernels.pretrain.events import read_events
-from vne_kernels.pretrain.files import append_rows
 from vne_kernels.pretrain.model import Pretraining
 
 # 16 images: an epoch of 4 steps

@@ -11,12 +11,14 @@ import pytest
 import torch
 from cases import (
     GRADIENT_WELL_CONDITIONED,
+    SPECTRA,
     absolute_error,
     gaussian,
     generator,
     gradient,
     gradient_scale,
     relative_error,
+    spectrum_case,
 )
 from torch import Tensor
 
@@ -25,6 +27,14 @@ from vne_kernels import doe_loss, reference, spectrum, vn_entropy
 # Sizes around every tile and panel: rows of 4, 6, 8, columns of 8, 16, 32, panels of 16, 32
 # and 64; below and above 8, where a matrix is reduced to a tridiagonal one first.
 SHAPES = ((3, 5), (7, 12), (8, 12), (16, 40), (17, 33), (31, 95), (64, 64), (97, 50), (129, 260))
+
+
+def exact_spectrum(z: Tensor, *, normalize: bool = True) -> Tensor:
+    """From singular values: no Gram matrix, no eigenvalue solver."""
+    z = z.double()
+    u = torch.nn.functional.normalize(z, dim=-1) if normalize else z
+    return torch.linalg.svdvals(u).square() / z.shape[-2]
+
 
 ERRORS = """
 import sys
@@ -37,10 +47,12 @@ print(value, grad)
 
 
 def worst_errors() -> tuple[float, float]:
-    """Largest relative errors of S and of its gradient, float32, over shapes and methods."""
+    """Largest relative errors of S, or of eigenvalues, and of the gradient of S, float32, over
+    shapes and methods."""
     values, grads = [], []
     for n, d in SHAPES:
         z = gaussian(n, d, generator(0)).float()
+        values.append(relative_error(spectrum(z), exact_spectrum(z)))
         for method in ("eigh", "poles"):
             values.append(relative_error(vn_entropy(z, method=method), reference.oracle(z)))
             grad = gradient(vn_entropy, z, method=method)
@@ -79,10 +91,10 @@ def test_threads_do_not_change_a_bit(shape: tuple[int, ...]) -> None:
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
         value = vn_entropy(z, method="poles")
-        results.append((value, gradient(vn_entropy, z, method="poles")))
-    for value, grad in results[1:]:
-        assert torch.equal(value, results[0][0])
-        assert torch.equal(grad, results[0][1])
+        grad = gradient(vn_entropy, z, method="poles")
+        results.append((value, grad, spectrum(z), spectrum(z.double())))
+    for others in results[1:]:
+        assert all(torch.equal(*pair) for pair in zip(others, results[0], strict=True))
 
 
 @pytest.mark.usefixtures("restore_threads")
@@ -131,6 +143,45 @@ def test_reduction_of_what_is_reduced_already(index: int) -> None:
     exact = reference.oracle_grad(z)
     error = absolute_error(gradient(vn_entropy, z, method="poles"), exact)
     assert error <= GRADIENT_WELL_CONDITIONED * gradient_scale(z)
+
+
+# Panels of 8 and 16 steps, vectors of 2 to 16 numbers, 2 x 2 blocks and what is left over.
+SIDES = (*range(1, 20), 31, 33, 63, 64, 65, 96, 97, 128, 130, 257, 300)
+EIGENVALUES = {torch.float64: 40, torch.float32: 24}
+"""|error| over eps and the size of all. Measured: 16, and 17 of a single row and its squares."""
+
+
+@pytest.mark.cpu_only("LAPACK's are the GPU library's affair")
+@pytest.mark.parametrize("name", [*SPECTRA, "graded", "diagonal", "flat", "zeros"])
+def test_eigenvalues(name: str) -> None:
+    """Without eigenvectors, which is a solver of the package's own."""
+    for m in SIDES:
+        z = side_case(name, m)
+        for dtype, bound in EIGENVALUES.items():
+            rounded = z.to(dtype)
+            exact = exact_spectrum(rounded, normalize=False)
+            error = absolute_error(spectrum(rounded, normalize=False), exact)
+            worst = bound * torch.finfo(dtype).eps * float(exact.norm())
+            assert error <= worst, (m, dtype)
+
+
+def side_case(name: str, m: int) -> Tensor:
+    if name == "graded":  # down to what the squares of float32 cannot hold
+        return spectrum_case("iid", (m, m + 3), torch.float64) * torch.logspace(0, -20, m)[:, None]
+    if name == "diagonal":
+        return torch.diag(torch.linspace(1, 3, m, dtype=torch.float64).flip(0))
+    if name == "flat":
+        return torch.linalg.qr(spectrum_case("iid", (m, m), torch.float64)).Q
+    if name == "zeros":
+        return torch.nn.functional.pad(torch.ones(1, m, dtype=torch.float64), (0, 0, 0, m - 1))
+    return spectrum_case(name, (m, m + 3), torch.float64)
+
+
+def test_eigenvalues_beyond_the_caches() -> None:
+    """m = 800: T of the value alone comes from panels."""
+    z = spectrum_case("relu", (800, 830), torch.float32)
+    assert relative_error(vn_entropy(z), reference.oracle(z)) <= 1e-5
+    assert relative_error(spectrum(z), exact_spectrum(z)) <= 1e-6
 
 
 def test_sizes_beyond_a_tile_of_everything() -> None:

@@ -147,7 +147,7 @@ def test_gradcheck() -> None:
         for order in (0.4, 1, 1.2, 2, 3):
             for function in FUNCTIONS.values():
 
-                def entropy(z: Tensor, p: Tensor, order=order, function=function, n=normalize):  # noqa: ANN202
+                def entropy(z: Tensor, p: Tensor, order=order, function=function, n=normalize):
                     return function(z, order, weights=p, normalize=n)
 
                 assert torch.autograd.gradcheck(entropy, (z, p), atol=1e-7)
@@ -168,7 +168,7 @@ def test_halves_get_a_gradient_of_their_own_dtype() -> None:
 
 @pytest.mark.parametrize("name", SPECTRA)
 def test_orders_are_continuous(name: str) -> None:
-    """At 1 and 2, where another way of computing begins, and at 0 and infinity, towards the limit."""
+    """At 1 and 2, where another way of computing begins, and towards 0 and infinity."""
     z = spectrum_case(name, (33, 17), FLOAT64)
     for function in FUNCTIONS.values():
         for order in (1.0, 2.0, 0.5, 1.5):

@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from tiny_run import SMALL, write_npz
 
-from vne_kernels.pretrain import evaluate, files
+from vne_kernels.common import files
+from vne_kernels.pretrain import evaluate
 from vne_kernels.pretrain.callbacks import MetricsTables, OnlineEvaluation
 from vne_kernels.pretrain.cli import main
 from vne_kernels.pretrain.config import Options

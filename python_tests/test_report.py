@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from vne_kernels.common.files import write_json, write_table
 from vne_kernels.pretrain import batch_size, plots, report
 from vne_kernels.pretrain.cli import main
 from vne_kernels.pretrain.config import LOSSES, Config, OptionError, Options
-from vne_kernels.pretrain.files import write_json, write_table
 
 STEPS, EPOCHS = 12, 4  # three steps in each epoch
 STEP_COLUMNS = ["step", "epoch", "loss", "entropy", "cosine", "information", "beta", "lr"]

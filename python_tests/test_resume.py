@@ -28,7 +28,8 @@ import torch
 from kill_and_resume import Undisturbed, differences, run_trial
 from tiny_run import SMALL, STEPS_PER_EPOCH, write_npz
 
-from vne_kernels.pretrain import checkpoints, files, random_state
+from vne_kernels.common import files
+from vne_kernels.pretrain import checkpoints, random_state
 from vne_kernels.pretrain import run as run_module
 from vne_kernels.pretrain.augment import plain_view
 from vne_kernels.pretrain.callbacks import BrokenImages

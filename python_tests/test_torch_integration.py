@@ -101,6 +101,10 @@ OPERATORS: dict[str, Callable[[Tensor, Tensor | None, str], tuple]] = {
     "density_backward": density_backward_arguments,
     "density_entropy": lambda z, w, method: (density_of(z, w), method),
     "density_entropy_grad": lambda z, w, method: (density_of(z, w), method),
+    "relative_entropy_grad": lambda z, w, method: (
+        density_of(z, w),
+        density_of(other_view(z), w),
+    ),
 }
 NOT_DIFFERENTIABLE = {
     "vn_entropy_hvp",
@@ -111,6 +115,7 @@ NOT_DIFFERENTIABLE = {
     "scaled_gradient",
     "density_backward",
     "density_entropy_grad",
+    "relative_entropy_grad",
 }
 """Gradients of gradients, and `cosine`. opcheck differentiates every output, so that of
 `vn_entropy_grad` is left out too where its second derivative is an error: with weights."""

@@ -1,25 +1,46 @@
 """Von Neumann entropy of representations, as a fused operator for PyTorch."""
 
 from vne_kernels._load import available_backends
-from vne_kernels.functional import DoEComponents, doe_loss, spectrum, vn_entropy
+from vne_kernels.accumulate import DensityAccumulator
+from vne_kernels.density import (
+    renyi_entropy_from_density,
+    tsallis_entropy_from_density,
+    vn_entropy_from_density,
+)
+from vne_kernels.functional import DoEComponents, doe_loss, get_vne, spectrum, vn_entropy
 from vne_kernels.losses import DoELoss, VNEntropy
 from vne_kernels.orders import renyi_entropy, tsallis_entropy
+from vne_kernels.quantum import (
+    conditional_entropy,
+    mutual_information,
+    partial_trace,
+    relative_entropy,
+)
 from vne_kernels.scores import effective_rank, participation_ratio, rankme, vendi_score
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "DensityAccumulator",
     "DoEComponents",
     "DoELoss",
     "VNEntropy",
     "available_backends",
+    "conditional_entropy",
     "doe_loss",
     "effective_rank",
+    "get_vne",
+    "mutual_information",
+    "partial_trace",
     "participation_ratio",
     "rankme",
+    "relative_entropy",
     "renyi_entropy",
+    "renyi_entropy_from_density",
     "spectrum",
     "tsallis_entropy",
+    "tsallis_entropy_from_density",
     "vendi_score",
     "vn_entropy",
+    "vn_entropy_from_density",
 ]

@@ -7,17 +7,21 @@ import math
 import torch
 from torch import Tensor
 
-from vne_kernels.ops import compute_dtype
+from vne_kernels.ops import compute_dtype, to_float64
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COMPLEX_DTYPES = (torch.complex64, torch.complex128)
 METHODS = ("auto", "poles", "eigh")
 
 
-def check_dtype(name: str, tensor: Tensor) -> None:
+def check_dtype(name: str, tensor: Tensor, *, may_be_complex: bool = False) -> None:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-    if tensor.dtype not in DTYPES:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+    accepted = DTYPES + (COMPLEX_DTYPES if may_be_complex else ())
+    if tensor.dtype not in accepted:
+        names = [str(dtype).removeprefix("torch.") for dtype in accepted]
+        wanted = f"{', '.join(names[:-1])} or {names[-1]}"
+        raise TypeError(f"{name} must be {wanted}, got {tensor.dtype}")
     if tensor.is_nested:
         raise TypeError(f"{name} must be a dense tensor, got a nested one")
     if tensor.layout != torch.strided:
@@ -28,6 +32,48 @@ def check_samples(name: str, z: Tensor, *, may_be_empty: bool = False) -> None:
     check_dtype(name, z)
     if z.dim() < 2 or (z.shape[-2] == 0 and not may_be_empty) or z.shape[-1] == 0:
         raise ValueError(f"{name} must be (..., n, d) with n, d >= 1, got {tuple(z.shape)}")
+
+
+def check_matrices(name: str, matrices: Tensor) -> None:
+    check_dtype(name, matrices, may_be_complex=True)
+    shape = matrices.shape
+    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
+        raise ValueError(f"{name} must be (..., d, d) with d >= 1, got {tuple(shape)}")
+
+
+def check_density(name: str, rho: Tensor, *, unit_trace: bool) -> None:
+    """Whether matrices (..., d, d) are density matrices: a look at the numbers, the host waits.
+
+    Within eps^(3/4) of the largest entry, eps that of the dtype (2e-12 in float64, 6e-6 in
+    float32), and for the trace within eps^(1/2).
+    """
+    eps = torch.finfo(rho.dtype).eps
+    rho = to_float64(rho.detach())
+    not_finite = (~rho.isfinite()).sum((-2, -1)).double()
+    _demand(name, "finite", not_finite, 0, "{:.0f} entries that are not")
+    size = rho.abs().amax((-2, -1))
+    _demand(
+        name,
+        "Hermitian",
+        (rho - rho.mH).abs().amax((-2, -1)),
+        eps**0.75 * size,
+        "|rho - rho^H| up to {:.3g}",
+    )
+    lowest = torch.linalg.eigvalsh(rho)[..., 0]
+    _demand(name, "positive semidefinite", -lowest, eps**0.75 * size, "the eigenvalue -{:.3g}")
+    if unit_trace:
+        trace = rho.diagonal(dim1=-2, dim2=-1).real.sum(-1)
+        _demand(name, "of trace 1", (trace - 1).abs(), eps**0.5, "|trace - 1| = {:.3g}")
+
+
+def _demand(name: str, what: str, excess: Tensor, tolerance: Tensor | float, told: str) -> None:
+    """An error that tells of the first sample whose excess is above the tolerance."""
+    above = excess > tolerance
+    if not bool(above.any()):
+        return
+    sample = tuple(int(index) for index in above.nonzero()[0])
+    of_sample = f" in sample {sample}" if sample else ""
+    raise ValueError(f"{name} must be {what}, got {told.format(float(excess[sample]))}{of_sample}")
 
 
 def check_max_rows(max_rows: int | None) -> int | None:
@@ -74,7 +120,3 @@ def check_weights(weights: Tensor | None, z: Tensor) -> Tensor | None:
     if not fits or len(shape) == 0:
         raise ValueError(f"weights must broadcast to {tuple(wanted)}, got {tuple(shape)}")
     return weights.to(z.device, compute_dtype(z.dtype)).expand(wanted)
-
-
-def check_matrices(name, x):
-    pass

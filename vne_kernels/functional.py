@@ -106,6 +106,35 @@ def vn_entropy(
     return entropy
 
 
+def get_vne(H: Tensor) -> Tensor:
+    """`vn_entropy` under the name and signature of the VNE paper's code, for those who copied it.
+
+    What is different: the gradient is finite where rows are duplicated, features dead or
+    representations collapsed, where that of ``svd`` or ``eigh`` is NaN; a NaN in H gives NaN
+    instead of an error; half precision is taken, and computed in float32.
+
+    Args:
+        H: (n, d), n representations of d features; float16, bfloat16, float32 or float64.
+
+    Returns:
+        (), S in nats, as `vn_entropy`. That code's loss subtracts it to raise it.
+
+    Raises:
+        ValueError: H is not (n, d) with n, d >= 1.
+        TypeError: H is not a dense tensor of one of these dtypes.
+
+    Source: https://github.com/jaeill/CVPR23-VNE, ``vne/__init__.py``; Kim et al., CVPR 2023.
+
+    Example:
+        >>> float(get_vne(torch.eye(4)))  # four orthogonal rows: log 4
+        1.3862943649291992
+    """
+    check_samples("H", H)
+    if H.dim() != 2:
+        raise ValueError(f"H must be (n, d), got {tuple(H.shape)}")
+    return vn_entropy(H)
+
+
 def spectrum(z: Tensor, *, normalize: bool = True, weights: Tensor | None = None) -> Tensor:
     """Eigenvalues of rho in descending order: those of `vn_entropy`, none below 0.
 

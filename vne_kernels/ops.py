@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vne_kernels import _load
+from vne_kernels import _load, spectra
 
 _NAMESPACE = "vne_kernels"
 _ops = torch.ops.vne_kernels
@@ -43,8 +43,9 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def to_float64(x: Tensor) -> Tensor:
-    """x in float64, on the host where its device has none."""
-    return (x.cpu() if x.device.type == "mps" else x).double()
+    """x in float64, or complex128, on the host where its device has none."""
+    on_device = x.cpu() if x.device.type == "mps" else x
+    return on_device.to(torch.complex128 if x.is_complex() else torch.float64)
 
 
 def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -188,11 +189,7 @@ def _vn_entropy_hvp(
     info = torch.finfo(dtype)
     lam = torch.maximum(lam, (info.eps * lam[..., -1:]).clamp_min(info.tiny))
     log_a = (v * lam.log().unsqueeze(-2)) @ v.mT
-    # Divided differences of the logarithm: log(l_i / l_j) / (l_i - l_j), 1 / l_i where they meet.
-    gap = lam.unsqueeze(-1) - lam.unsqueeze(-2)
-    ratio = gap / lam.unsqueeze(-2)
-    divided = torch.where(gap == 0, 1.0, torch.log1p(ratio) / torch.where(gap == 0, 1.0, ratio))
-    dlog_a = v @ (divided / lam.unsqueeze(-2) * (v.mT @ da @ v)) @ v.mT
+    dlog_a = v @ (spectra.divided_differences_of_log(lam) * (v.mT @ da @ v)) @ v.mT
 
     g = -2 * (log_a @ small_x + small_x)
     dg = -2 * (dlog_a @ small_x + log_a @ small_dx + small_dx)
@@ -525,7 +522,8 @@ register_without_derivative("cosine", "doe_loss_backward takes its row_stats")
 # Every operator takes leading batch dimensions: a mapped dimension becomes the first of them.
 
 
-def _register_vmap(name: str) -> None:
+def register_vmap(name: str) -> None:
+    """The rule of an operator all of whose tensors take leading batch dimensions."""
     operator = getattr(_ops, name)
 
     def rule(info: Any, in_dims: Sequence[int | None], *args: Any) -> tuple[Any, Any]:
@@ -548,7 +546,7 @@ def _register_vmap(name: str) -> None:
 
 
 for _name in _OPERATORS:
-    _register_vmap(_name)
+    register_vmap(_name)
 
 
 # ---- devices without native kernels --------------------------------------------------------------

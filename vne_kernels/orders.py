@@ -59,7 +59,9 @@ def renyi_entropy(
         >>> renyi_entropy(torch.eye(4), 2)  # log 4, as of every order
         tensor(1.3863)
     """
-    return _entropy("alpha", alpha, _renyi_of_purity, spectra.renyi_entropy, z, normalize, weights)
+    return _entropy(
+        "alpha", alpha, spectra.renyi_of_purity, spectra.renyi_entropy, z, normalize, weights
+    )
 
 
 def tsallis_entropy(
@@ -87,7 +89,9 @@ def tsallis_entropy(
         >>> tsallis_entropy(torch.eye(4), 2)
         tensor(0.7500)
     """
-    return _entropy("q", q, _tsallis_of_purity, spectra.tsallis_entropy, z, normalize, weights)
+    return _entropy(
+        "q", q, spectra.tsallis_of_purity, spectra.tsallis_entropy, z, normalize, weights
+    )
 
 
 def _entropy(
@@ -114,14 +118,6 @@ def _entropy(
     if order == 2:
         return of_purity(_purity(z, p, normalize))
     return of_spectrum(spectrum(z, normalize=normalize, weights=p), order).to(device, dtype)
-
-
-def _renyi_of_purity(purity: Tensor) -> Tensor:
-    return 0 - purity.log()  # not -0.
-
-
-def _tsallis_of_purity(purity: Tensor) -> Tensor:
-    return 1 - purity
 
 
 def _purity(z: Tensor, p: Tensor | None, normalize: bool) -> Tensor:

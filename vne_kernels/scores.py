@@ -101,7 +101,7 @@ def vendi_score(
 def _weighted_kernel(kernel: Tensor, normalize: bool, weights: Tensor | None) -> Tensor:
     """diag(s) K diag(s), s_i^2 = p_i / K_ii or p_i; a sample of K_ii = 0 is absent."""
     diagonal = kernel.diagonal(dim1=-2, dim2=-1).real
-    p = check_weights(weights, diagonal)
+    p = check_weights(weights, diagonal.unsqueeze(-1))
     if not normalize and p is None:
         return kernel
     squares = torch.ones_like(diagonal) if p is None else p

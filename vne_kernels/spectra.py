@@ -13,7 +13,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["rankme", "renyi_entropy", "resolved", "tsallis_entropy"]
+__all__ = [
+    "divided_differences_of_log",
+    "rankme",
+    "renyi_entropy",
+    "renyi_of_purity",
+    "resolved",
+    "tsallis_entropy",
+    "tsallis_of_purity",
+]
 
 _NEAR_ONE = 0.5
 """Orders this near to 1 are computed from their deviation, which rounding would swallow."""
@@ -72,6 +80,31 @@ def renyi_entropy(eigenvalues: Tensor, alpha: float) -> Tensor:
         return tsallis * _log1p_over((1 - alpha) * tsallis)
     powers = torch.where(p == 0, -math.inf, alpha * _log(p))
     return (0 - powers.logsumexp(-1) / (alpha - 1)).clamp_min(0)  # neither -0. nor -1e-16
+
+
+def renyi_of_purity(purity: Tensor) -> Tensor:
+    """R_2 = -log P, P = sum_k p_k^2."""
+    return 0 - purity.log()  # not -0.
+
+
+def tsallis_of_purity(purity: Tensor) -> Tensor:
+    """T_2 = 1 - P, P = sum_k p_k^2."""
+    return 1 - purity
+
+
+def divided_differences_of_log(values: Tensor) -> Tensor:
+    """Gamma of (9): (log l_i - log l_j) / (l_i - l_j), and 1 / l_i where they meet.
+
+    Args:
+        values: (..., m), positive.
+
+    Returns:
+        (..., m, m).
+    """
+    gap = values.unsqueeze(-1) - values.unsqueeze(-2)
+    ratio = gap / values.unsqueeze(-2)
+    quotient = torch.where(gap == 0, 1.0, torch.log1p(ratio) / torch.where(gap == 0, 1.0, ratio))
+    return quotient / values.unsqueeze(-2)
 
 
 def rankme(eigenvalues: Tensor, eps: float) -> Tensor:

@@ -39,10 +39,10 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
 // Eigenvalues (ascending) of the symmetric a [m, m] and, if wanted, its eigenvectors as columns.
-inline std::tuple<Tensor, Tensor> linalg_eigh(const Tensor& a, bool vectors) {
+inline std::tuple<Tensor, Tensor> linalg_eigh(const Tensor& a) {
   std::array<StableIValue, 3> stack{torch::stable::detail::from(a),
                                     torch::stable::detail::from(std::string("L")),
-                                    torch::stable::detail::from(vectors)};
+                                    torch::stable::detail::from(true)};  // with the eigenvectors
   STABLE_TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::_linalg_eigh", "", stack.data(), TORCH_ABI_VERSION));
   return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};

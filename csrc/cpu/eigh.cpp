@@ -29,7 +29,7 @@ bool all_finite(const Tensor& square) {
 Eigen eigh_in_double(const float* a, int64_t m) {
   Buffer<double> wide(m * m);
   std::copy_n(a, m * m, wide.get());
-  const Eigen eigen = eigh(wide.get(), m, true);
+  const Eigen eigen = eigh(wide.get(), m);
   const Eigen result = {empty(eigen.values, {m}, ScalarType::Float),
                         empty(eigen.vectors, {m, m}, ScalarType::Float)};
   const double* values = static_cast<const double*>(eigen.values.const_data_ptr());
@@ -49,18 +49,12 @@ Eigen eigh_in_double(const float* a, int64_t m) {
 
 // MKL's ssyevd gives NaN for eigenvectors of some matrices of rank one, and says nothing.
 template <typename T>
-Eigen eigh(const T* a, int64_t m, bool vectors) {
-  auto [values, eigenvectors] = linalg_eigh(view(a, {m, m}, {m, 1}), vectors);
+Eigen eigh(const T* a, int64_t m) {
+  auto [values, eigenvectors] = linalg_eigh(view(a, {m, m}, {m, 1}));
   if constexpr (std::is_same_v<T, float>) {
-    if (vectors && !all_finite<float>(eigenvectors)) return eigh_in_double(a, m);
+    if (!all_finite<float>(eigenvectors)) return eigh_in_double(a, m);
   }
   return {torch::stable::contiguous(values), eigenvectors};
-}
-
-template <typename T>
-Tensor eigenvalues(const T* a, int64_t count, int64_t m) {
-  const Tensor matrices = view(a, {count, m, m}, {m * m, m, 1});
-  return torch::stable::contiguous(std::get<0>(linalg_eigh(matrices, false)));
 }
 
 template <typename T>
@@ -70,10 +64,8 @@ void spectral_function(const Eigen& eigen, const T* f, int64_t m, T* result) {
   multiply<T>(m, m, m, v, f, transposed(v), result, Result::kSymmetric);
 }
 
-template Eigen eigh(const float*, int64_t, bool);
-template Eigen eigh(const double*, int64_t, bool);
-template Tensor eigenvalues(const float*, int64_t, int64_t);
-template Tensor eigenvalues(const double*, int64_t, int64_t);
+template Eigen eigh(const float*, int64_t);
+template Eigen eigh(const double*, int64_t);
 template void spectral_function(const Eigen&, const float*, int64_t, float*);
 template void spectral_function(const Eigen&, const double*, int64_t, double*);
 

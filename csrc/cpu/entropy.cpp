@@ -40,8 +40,9 @@ double entropy_of_eigenvalues(const T* values, int64_t m) {
 template <typename T>
 void entropy_by_eigenvalues(const T* a, int64_t count, int64_t m, double* entropies) {
   constexpr double kSmallEntropy = 1;
-  const Tensor of_all = eigenvalues(a, count, m);
-  const T* values = static_cast<const T*>(of_all.const_data_ptr());
+  Buffer<T> of_all(count * m);
+  eigenvalues(a, count, m, of_all.get());
+  const T* values = of_all.get();
   for (int64_t k = 0; k < count; ++k) {
     entropies[k] = entropy_of_eigenvalues(values + k * m, m);
     if (std::is_same_v<T, double> || entropies[k] >= kSmallEntropy) continue;
@@ -54,7 +55,7 @@ void entropy_by_eigenvalues(const T* a, int64_t count, int64_t m, double* entrop
 // log A^ + shift I.
 template <typename T>
 void log_by_eigh(const T* a, int64_t m, double shift, T* result) {
-  const Eigen eigen = eigh(a, m, true);
+  const Eigen eigen = eigh(a, m);
   const T* values = static_cast<const T*>(eigen.values.const_data_ptr());
   const double floor = resolution(values, m);
   Buffer<T> logs(m);
@@ -105,14 +106,14 @@ double entropy_and_log(Method method, const T* a, int64_t m, double shift, T* lo
   return shift * trace(a, m) - simd::kernels<T>().dot(a, log_a, m * m);
 }
 
-// The faster method on this CPU, from the measurements of bench/NOTES.md. Beyond 512 LAPACK's
-// blocked reduction wins; it gains a little from threads, the poles' none. In float64 there are 50
-// poles, of A^ itself: never.
+// The faster method on this CPU, from the measurements of bench/NOTES.md. With the gradient
+// LAPACK's blocked reduction wins beyond 512; it gains a little from threads, the poles' none. In
+// float64 there are 50 poles, of A^ itself: never.
 Method fastest_method(const Problem& problem, ScalarType dtype, bool with_grad) {
   if (compute_dtype(dtype) == ScalarType::Double) return Method::kEigh;
+  if (!with_grad) return Method::kPoles;
   const bool alone = threads_of_sample(problem, Method::kPoles) == 1;
-  const int64_t largest = with_grad && !alone ? 384 : 512;
-  return problem.m() <= largest ? Method::kPoles : Method::kEigh;
+  return problem.m() <= (alone ? 512 : 384) ? Method::kPoles : Method::kEigh;
 }
 
 namespace {

@@ -22,12 +22,17 @@ void spectrum_of_sample(const Problem& problem, const Rows<T>& rows, T* eigenval
   }
   Buffer<T> a(m * m);
   gram(problem, rows, a.get());
-  const Eigen eigen = eigh(a.get(), m, eigenvectors != nullptr);
-  const T* ascending = static_cast<const T*>(eigen.values.const_data_ptr());
-  for (int64_t k = 0; k < m; ++k) {
-    eigenvalues[k] = static_cast<T>(rows.trace * std::max<double>(ascending[m - 1 - k], 0));
+  const auto write_values = [&](const T* ascending) {
+    for (int64_t k = 0; k < m; ++k)
+      eigenvalues[k] = static_cast<T>(rows.trace * std::max<double>(ascending[m - 1 - k], 0));
+  };
+  if (!eigenvectors) {
+    Buffer<T> ascending(m);
+    vne::eigenvalues(a.get(), 1, m, ascending.get());
+    return write_values(ascending.get());
   }
-  if (!eigenvectors) return;
+  const Eigen eigen = eigh(a.get(), m);
+  write_values(static_cast<const T*>(eigen.values.const_data_ptr()));
   const T* columns = static_cast<const T*>(eigen.vectors.const_data_ptr());
   const int64_t row_stride = eigen.vectors.stride(0), col_stride = eigen.vectors.stride(1);
   for (int64_t i = 0; i < m; ++i) {
@@ -52,7 +57,9 @@ std::tuple<Tensor, Tensor> compute(const Tensor& z, const std::optional<Tensor>&
     T* values = static_cast<T*>(eigenvalues.mutable_data_ptr());
     T* vectors = want_vectors ? static_cast<T*>(eigenvectors.mutable_data_ptr()) : nullptr;
     const T* p_data = data_or_null<T>(p);
-    for_each_sample(problem, Method::kEigh, [&](int64_t sample) {
+    // Eigenvectors are LAPACK's.
+    const Method method = want_vectors ? Method::kEigh : Method::kPoles;
+    for_each_sample(problem, method, [&](int64_t sample) {
       const Rows<T> rows =
           vne::normalize<T>(problem, input, sample, p_data ? p_data + sample * problem.n : nullptr);
       spectrum_of_sample(problem, rows, values + sample * m,

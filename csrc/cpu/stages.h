@@ -3,6 +3,7 @@
 //   normalize   z -> rows X^ with trace-one A = X^ X^T         normalize.cpp
 //   gram        X^ -> A, on the smaller side                   normalize.cpp
 //   eigh        A -> eigenvalues, eigenvectors (LAPACK)        eigh.cpp
+//   eigenvalues A -> eigenvalues alone                         eigenvalues.cpp
 //   poles       A -> log A as a sum of inverses                poles.cpp, tridiagonal.cpp
 //   gradient    (log A) X^ -> dS/dz, dS/dp                     gradient.cpp
 //
@@ -77,14 +78,23 @@ void gram(const Problem& problem, const Rows<T>& rows, T* a);
 
 struct Eigen {
   Tensor values;   // [m], ascending
-  Tensor vectors;  // [m, m], as columns; empty if not asked for
+  Tensor vectors;  // [m, m], as columns
 };
 template <typename T>
-Eigen eigh(const T* a, int64_t m, bool vectors);
+Eigen eigh(const T* a, int64_t m);
 
-// [count, m], ascending, of the matrices a [count, m, m]: one call of the dispatcher for all.
+// v [size] with v_0 = 1 and tau, such that (I - tau v v^T) x = (beta, 0, ...); returns beta.
 template <typename T>
-Tensor eigenvalues(const T* a, int64_t count, int64_t m);
+double householder(const T* x, int64_t size, T* v, double* tau);
+
+// A = Q T Q^T, T tridiagonal: its diagonal [m] and the entries beside it [m - 1].
+template <typename T>
+void tridiagonalize(const T* a, int64_t m, double* diagonal, double* beside);
+
+// values [count, m], ascending, of the matrices a [count, m, m]. Unlike eigh it may be called from
+// within a parallel region.
+template <typename T>
+void eigenvalues(const T* a, int64_t count, int64_t m, T* values);
 
 // V diag(f) V^T, for f [m].
 template <typename T>

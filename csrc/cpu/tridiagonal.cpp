@@ -7,9 +7,10 @@
 // sweeps, and not the reduction, whose steps wait for each other: many of them would be needed to
 // draw level.
 //
-// Reduction: H_k = I - tau_k v_k v_k^T makes the entries of row k beyond k + 1 zero. With
-// p = tau A v and w = p - tau/2 (p . v) v, H A H = A - v w^T - w v^T. The update of one step and
-// the product A v of the next are one pass over the matrix.
+// Reduction: H_k = I - tau_k v_k v_k^T
+// makes the entries of row k beyond k + 1 zero. With p = tau A v and w = p - tau/2 (p . v) v, H A H
+// = A - v w^T - w v^T. The update of one step and the product A v of the next are one pass over the
+// matrix.
 //
 // Poles of T: with T + t = a on its diagonal, e beside it, and the pivots of the eliminations from
 // the top, f_i = a_i - e_{i-1}^2 / f_{i-1}, and from the bottom, b_i = a_i - e_i^2 / b_{i+1},
@@ -37,29 +38,17 @@ constexpr int kPoles = Table::kSize;
 
 int64_t padded(int64_t m) { return ceil_div(m, simd::kPadding) * simd::kPadding; }
 
+struct Tridiagonal {
+  explicit Tridiagonal(int64_t m) : diagonal(m), beside(std::max<int64_t>(m - 1, 0)) {}
+  std::vector<double> diagonal, beside;
+};
+
 // A^ = Q T Q^T with Q = H_0 ... H_{m-2}.
-struct Reduction {
-  explicit Reduction(int64_t m)
-      : diagonal(m), beside(std::max<int64_t>(m - 1, 0)), tau(m), v(m * padded(m)) {}
-  std::vector<double> diagonal, beside;  // of T
+struct Reduction : Tridiagonal {
+  explicit Reduction(int64_t m) : Tridiagonal(m), tau(m), v(m * padded(m)) {}
   std::vector<float> tau;
   Buffer<float> v;  // [m, padded]: row k is 0 up to k, 1 at k + 1
 };
-
-// v with v_0 = 1 and tau, such that (I - tau v v^T) x = (beta, 0, ...); returns beta.
-double householder(const float* x, int64_t size, float* v, float* tau) {
-  const double alpha = x[0];
-  const double rest = size > 1 ? simd::kernels<float>().sum_of_squares(x + 1, size - 1) : 0;
-  fill(v, size, 0);
-  v[0] = 1;
-  *tau = 0;
-  if (rest == 0) return alpha;
-  const double beta = -std::copysign(std::sqrt(alpha * alpha + rest), alpha);
-  *tau = static_cast<float>((beta - alpha) / beta);
-  if (size > 1)
-    simd::kernels<float>().scale(x + 1, static_cast<float>(1 / (alpha - beta)), v + 1, size - 1);
-  return beta;
-}
 
 Reduction reduce(const float* matrix, int64_t m) {
   const simd::Kernels<float>& simd = simd::kernels<float>();
@@ -79,10 +68,11 @@ Reduction reduce(const float* matrix, int64_t m) {
     float* v = &result.v[k * stride];
     fill(v, stride, 0);
     result.diagonal[k] = row[k];
-    result.beside[k] = householder(row + k + 1, m - k - 1, v + k + 1, &result.tau[k]);
+    double tau;
+    result.beside[k] = householder(row + k + 1, m - k - 1, v + k + 1, &tau);
+    result.tau[k] = static_cast<float>(tau);
     reduction.reflect(a.get(), stride, k + 1, m, k, before, w.get(), v, y.get());
 
-    const double tau = result.tau[k];
     const double half = tau * tau / 2 * simd.dot(&y[k + 1], v + k + 1, m - k - 1);
     fill(w.get(), k + 1, 0);
     simd.combine(static_cast<float>(tau), &y[k + 1], static_cast<float>(-half), v + k + 1,
@@ -148,7 +138,7 @@ struct Pivots {
 };
 
 // False if T + t is not safely positive definite for the smallest t, and so for one of them.
-bool eliminate(const Reduction& q, int64_t m, double floor, Pivots* pivots) {
+bool eliminate(const Tridiagonal& q, int64_t m, double floor, Pivots* pivots) {
   const auto next = simd::reduction_kernels().next_pivots;
   double t[kPoles], pivot[kPoles];
   for (int k = 0; k < kPoles; ++k) t[k] = Table::kPoles[k].t;
@@ -209,6 +199,15 @@ double least_pivot(const float* a, int64_t m) {
   return 2 * kEpsilon * std::sqrt(simd::kernels<float>().sum_of_squares(a, m * m));
 }
 
+// T alone. A pass that reads and writes the matrix is the faster one while it stays in the caches.
+Tridiagonal tridiagonal(const float* a, int64_t m) {
+  constexpr int64_t kInCaches = 768;
+  if (m <= kInCaches) return reduce(a, m);
+  Tridiagonal result(m);
+  tridiagonalize(a, m, result.diagonal.data(), result.beside.data());
+  return result;
+}
+
 void transpose(float* f, int64_t m) {
   constexpr int64_t kBlock = 32;  // both of a pair stay in the cache
   for (int64_t row = 0; row < m; row += kBlock) {
@@ -235,7 +234,7 @@ bool log_by_tridiagonal(const float* a, int64_t m, double shift, float* result) 
 }
 
 bool entropy_by_tridiagonal(const float* a, int64_t m, double* entropy) {
-  const Reduction q = reduce(a, m);
+  const Tridiagonal q = tridiagonal(a, m);
   Pivots pivots;
   if (!eliminate(q, m, least_pivot(a, m), &pivots)) return false;
   // -<T, log T>, which needs no more of log T than T has.

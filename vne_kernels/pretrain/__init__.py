@@ -15,7 +15,6 @@ one reason to change, dependencies pointing down only:
 ``callbacks``           metrics tables, spectrum, online probes
 ``saving``              when a checkpoint is saved, and what is in it
 ``checkpoints``         their files: whole, verified, the newest good one; ``random_state``
-``stopping``            SIGTERM, SIGUSR1 and Ctrl-C: what a run does then
 ``faults``              what ends a training; ``finite``: a loss that is not
 ``ranks``               the processes of one training
 ``disk``                writes that a full disk refuses; ``tensorboard``: its points among them
@@ -30,8 +29,11 @@ one reason to change, dependencies pointing down only:
 ``paper``               the paper's own numbers
 ``config``              every option of a run with its default and its check; ``protocol``: of the
                         commands that use a run
-``events``, ``files``   what happened in a run; atomic writes
+``events``              what happened in a run
 ======================  ===========================================================================
+
+From ``vne_kernels.common``: ``files``, atomic writes; ``stopping``, SIGTERM, SIGUSR1 and Ctrl-C;
+``figures``, the looks of pictures.
 
 Lightning does the loop, the devices and the resume, lightly the losses, heads and schedules,
 torchvision the models and transforms, scikit-learn the probes. They come with the extra

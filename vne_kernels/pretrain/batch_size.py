@@ -15,9 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from vne_kernels.pretrain import paper, plots
+from vne_kernels.common import figures
+from vne_kernels.common.files import write_table
+from vne_kernels.pretrain import paper
 from vne_kernels.pretrain.config import LOSSES, load_config
-from vne_kernels.pretrain.files import write_table
 
 # Okabe and Ito's colours, told apart by readers of any colour vision.
 MARKS = {  # colour, marker
@@ -113,7 +114,7 @@ def draw(table: Path) -> Path:
     axes.set_xticks(sizes, labels=[str(size) for size in sizes])
     handles = _legend(losses, dashes, seeds=len({row.seed for row in rows}) > 1)
     figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
-    return plots.save(figure, table.with_suffix(".png"))
+    return figures.save(figure, table.with_suffix(".png"))
 
 
 #: (loss, epochs) -> batch size -> accuracies of the seeds, %

@@ -22,12 +22,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms import v2
 
 from vne_kernels import spectrum, vn_entropy
+from vne_kernels.collapse import CollapseWatch
+from vne_kernels.common.files import read_table, write_table
 from vne_kernels.pretrain import evaluate
 from vne_kernels.pretrain.data import ImageSet, ViewBatch, stratified
 from vne_kernels.pretrain.disk import Disk, Rows
 from vne_kernels.pretrain.events import BROKEN_IMAGE, COLLAPSE, RECOVERED, Events
 from vne_kernels.pretrain.faults import NonFiniteLoss
-from vne_kernels.pretrain.files import read_table, write_table
 from vne_kernels.pretrain.model import Pretraining
 
 #: per step, as the objective gives them
@@ -93,8 +94,8 @@ class MetricsTables(Callback):
         names = [f"eigenvalue_{i}" for i in range(1, count + 1)]
         self.spectra = Table(out / "spectrum.csv", ["epoch", "step", *names], events.disk)
         self.fixed, self.online, self.events = fixed, online, events
-        self.collapsed_below = COLLAPSE_SHARE * math.log(count) if count > 1 else 0.0
-        self.collapsed = False
+        below = COLLAPSE_SHARE * math.log(count) if count > 1 else 0.0
+        self.collapse = CollapseWatch(below, "a fixed batch")
         self.of_this_step: list[list[Any]] = []  # terms, a row per batch
         self.pending: list[tuple[Any, ...]] = []  # may hold tensors of the device
         self.this_epoch: list[list[float]] = []
@@ -108,7 +109,7 @@ class MetricsTables(Callback):
             self.spectra.keep_until(step)
             kinds = [kind for _, kind, _ in self.events.keep_until(step)]
             states = [kind for kind in kinds if kind in (COLLAPSE, RECOVERED)]
-            self.collapsed = states[-1:] == [COLLAPSE]
+            self.collapse.collapsed = states[-1:] == [COLLAPSE]
         if step == 0:
             self._spectrum(trainer, pl_module, epoch=0)
 
@@ -182,18 +183,9 @@ class MetricsTables(Callback):
             self.flush()  # the way there
 
     def _watch_for_collapse(self, entropy: float, step: int) -> None:
-        collapsed = entropy < self.collapsed_below
-        if collapsed and not self.collapsed:
-            message = (
-                "the representation collapses: the entropy of a fixed batch is "
-                f"{entropy:.3g} nats, effective rank {math.exp(entropy):.2f} of {len(self.fixed)} "
-                f"images (warned below {self.collapsed_below:.3g} nats)"
-            )
-            self.events.add(step, COLLAPSE, message)
-        elif self.collapsed and not collapsed:
-            message = f"no longer collapsed: effective rank {math.exp(entropy):.2f}"
-            self.events.add(step, RECOVERED, message)
-        self.collapsed = collapsed
+        message = self.collapse.told(entropy, f"{len(self.fixed)} images")
+        if message is not None:
+            self.events.add(step, COLLAPSE if self.collapse.collapsed else RECOVERED, message)
 
     @torch.no_grad()
     def _spectrum(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> float:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, cast
 
+from vne_kernels.common.files import first_sentence, publish, temporary_name
 from vne_kernels.pretrain.config import FREE_ON_RESUME, Config, OptionError
-from vne_kernels.pretrain.files import publish, temporary_name
 
 FOLDER = "checkpoints"  # in the output folder
 EARLIER = "last.ckpt"  # in the output folder: the one checkpoint of earlier runs
@@ -131,12 +131,12 @@ def read(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         int(content["global_step"]), content["state_dict"]  # they are there
     except pickle.UnpicklingError as error:
-        reason = _first_sentence(error)
+        reason = first_sentence(error)
         raise ValueError(f"{path.name}: refused, not a checkpoint's content ({reason})") from error
     except ValueError:
         raise
     except Exception as error:  # whatever the first wrong byte leads torch's reader to
-        raise ValueError(f"{path.name}: cannot be read ({_first_sentence(error)})") from error
+        raise ValueError(f"{path.name}: cannot be read ({first_sentence(error)})") from error
     return content
 
 
@@ -146,13 +146,6 @@ def _digest(path: Path) -> str:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()[:16]
-
-
-def _first_sentence(error: Exception) -> str:
-    """What torch found, without its advice of how to load it nevertheless."""
-    text = " ".join(str(error).split())
-    found = re.search(r"Unsupported (?:global: GLOBAL|operand|class) \S+", text)
-    return (found[0] if found else text[:120]) or type(error).__name__
 
 
 def newest(config: Config) -> Resumed:

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vne_kernels.common.files import append_rows, synchronise
 from vne_kernels.pretrain.config import OptionError
 from vne_kernels.pretrain.faults import Fault
-from vne_kernels.pretrain.files import append_rows, synchronise
 
 if TYPE_CHECKING:
     from vne_kernels.pretrain.events import Events

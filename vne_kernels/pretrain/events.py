@@ -6,8 +6,8 @@ import csv
 import sys
 from pathlib import Path
 
+from vne_kernels.common.files import write_table
 from vne_kernels.pretrain.disk import Disk, Rows
-from vne_kernels.pretrain.files import write_table
 
 HEADER = ("step", "kind", "message")
 COLLAPSE, RECOVERED, BROKEN_IMAGE = "collapse", "recovered", "broken-image"

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 import vne_kernels
+from vne_kernels.common.files import replacing, write_json
 from vne_kernels.pretrain.config import Config, OptionError, load_config
 from vne_kernels.pretrain.data import load_for
 from vne_kernels.pretrain.evaluate import trained_encoder
-from vne_kernels.pretrain.files import replacing, write_json
 from vne_kernels.pretrain.protocol import FORMATS
 
 #: What a ResNet of torchvision or timm needs before it takes the weights of one for tiny images.

@@ -18,10 +18,10 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
+from vne_kernels.common.files import write_json
 from vne_kernels.pretrain.data import ImageSet
 from vne_kernels.pretrain.events import NON_FINITE, Events
 from vne_kernels.pretrain.faults import NonFiniteLoss
-from vne_kernels.pretrain.files import write_json
 from vne_kernels.pretrain.model import Pretraining, StepInHand
 
 FILE = "nonfinite.json"

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from vne_kernels.common.files import write_json
 from vne_kernels.pretrain import environment
 from vne_kernels.pretrain.evaluate import weighted_knn
-from vne_kernels.pretrain.files import write_json
 from vne_kernels.pretrain.frozen import Frozen
 from vne_kernels.pretrain.protocol import KNNProtocol, Setting
 

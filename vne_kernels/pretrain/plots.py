@@ -13,14 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from vne_kernels.common.figures import ACCENT, INK, MUTED, legend_below, new_axes, save
+from vne_kernels.common.files import read_table
 from vne_kernels.pretrain.config import DIFFERENCES_OF_ENTROPIES
 from vne_kernels.pretrain.events import COLLAPSE, RECOVERED, read_events
-from vne_kernels.pretrain.files import read_table, replacing
 
 SPECTRA = 12  # at most so many curves in one plot
 FEW = 12  # points up to which a curve gets markers: a lone point has no line to be seen by
-INK, MUTED, ACCENT = "#1f4e79", "#9db7d1", "#c0504d"
-DPI = 150
 
 #: --loss -> what a picture of it is called
 TITLES = {
@@ -81,28 +80,6 @@ def _columns(path: Path) -> Series:
 
 def _finite(series: Series, name: str) -> bool:
     return name in series and bool(np.isfinite(series[name]).any())
-
-
-def new_axes(title: str, ylabel: str, xlabel: str = "step") -> tuple[Figure, Axes]:
-    """A figure of this program's looks, with one panel."""
-    # A Figure of its own, without pyplot: no window system, no global state.
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def legend_below(figure: Figure, columns: int = 3) -> None:
-    """One legend for all panels under the figure, where it can hide no curve."""
-    figure.legend(loc="outside lower center", ncols=columns, frameon=False)
-
-
-def save(figure: Figure, path: Path) -> Path:
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=DPI)
-    return path
 
 
 def _steps_and_means(

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jinja2
 
 import vne_kernels
+from vne_kernels.common.files import read_table, replacing
 from vne_kernels.pretrain import plots, recipes
 from vne_kernels.pretrain.config import (
     DIFFERENCES_OF_ENTROPIES,
@@ -29,7 +30,6 @@ from vne_kernels.pretrain.config import (
     load_config,
 )
 from vne_kernels.pretrain.events import BROKEN_IMAGE, COLLAPSE, RECOVERED, read_events
-from vne_kernels.pretrain.files import read_table, replacing
 from vne_kernels.pretrain.protocol import ENCODERS, LinearProtocol, Setting
 
 FILE = "report.html"

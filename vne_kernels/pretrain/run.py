@@ -19,6 +19,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from vne_kernels.common.files import read_table, remove_temporaries, replacing, write_json
+from vne_kernels.common.stopping import Stopped, StopSignals
 from vne_kernels.pretrain import checkpoints, environment, evaluate, precision, ranks, report
 from vne_kernels.pretrain.augment import make_views, plain_view
 from vne_kernels.pretrain.callbacks import (
@@ -38,11 +40,9 @@ from vne_kernels.pretrain.disk import has_to_be_written
 from vne_kernels.pretrain.environment import device_name
 from vne_kernels.pretrain.events import BROKEN_IMAGE, Events, read_events
 from vne_kernels.pretrain.faults import Fault, compilation, loading_processes
-from vne_kernels.pretrain.files import read_table, remove_temporaries, replacing, write_json
 from vne_kernels.pretrain.finite import FiniteLoss
 from vne_kernels.pretrain.model import Pretraining, make_encoder
 from vne_kernels.pretrain.saving import CheckpointFolder, Checkpoints
-from vne_kernels.pretrain.stopping import Stopped, StopSignals
 from vne_kernels.pretrain.tensorboard import PatientTensorBoard
 
 EVENTS, ENVIRONMENT = "events.csv", "environment.json"

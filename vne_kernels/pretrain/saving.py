@@ -14,12 +14,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from vne_kernels.common.stopping import StopSignals
 from vne_kernels.pretrain import checkpoints, random_state
 from vne_kernels.pretrain.checkpoints import Resumed
 from vne_kernels.pretrain.config import Config
 from vne_kernels.pretrain.disk import Disk
 from vne_kernels.pretrain.events import CHECKPOINT, Events
-from vne_kernels.pretrain.stopping import StopSignals
 
 RANDOM, CONFIG = "random_states", "config"  # keys of a checkpoint
 
@@ -84,7 +84,7 @@ class Checkpoints(Callback):
                 message = f"passed over a checkpoint, {reason}; it is now {aside}"
                 self.events.add(trainer.global_step, CHECKPOINT, message)
         self.saved_at = time.monotonic()
-        self.signals.begin_training()
+        self.signals.hold()
 
     def _set_random_state(self, trainer: pl.Trainer) -> None:
         rank = trainer.global_rank
@@ -94,12 +94,12 @@ class Checkpoints(Callback):
             random_state.seed(self.config.seed + rank)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.signals.end_training()
+        self.signals.release()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        self.signals.end_training()
+        self.signals.release()
 
     def on_train_batch_end(
         self,

@@ -22,9 +22,9 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from vne_kernels.common.stopping import PREEMPTIONS, REQUEUE
 from vne_kernels.pretrain import checkpoints
 from vne_kernels.pretrain.config import OptionError
-from vne_kernels.pretrain.stopping import PREEMPTIONS, REQUEUE
 
 PROGRAM = (sys.executable, "-m", "vne_kernels.pretrain")
 TRAINED, EVALUATED = "results.json", "linear_eval.json"  # what the two commands end with

@@ -19,9 +19,10 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vne_kernels.pretrain import paper, plots
+from vne_kernels.common import figures
+from vne_kernels.common.files import read_table, write_table
+from vne_kernels.pretrain import paper
 from vne_kernels.pretrain.config import Config, load_config
-from vne_kernels.pretrain.files import read_table, write_table
 
 TITLES = {
     "simclr": "SimCLR:  I$_{NCE}$(Z₁; Z₂)",
@@ -167,14 +168,16 @@ def draw(curves: Sequence[Curve], picture: Path) -> Path:
     handles, labels = panels[0, 0].get_legend_handles_labels()
     legend = figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
     legend.get_lines()[0].set_linewidth(2)  # of the steps, too thin to be found
-    return plots.save(figure, picture)
+    return figures.save(figure, picture)
 
 
 def _draw_steps(axes: Axes, curve: Curve, what: str) -> None:
-    axes.plot(curve.epochs, getattr(curve, what), color=plots.MUTED, linewidth=0.5, label="a step")
+    axes.plot(
+        curve.epochs, getattr(curve, what), color=figures.MUTED, linewidth=0.5, label="a step"
+    )
     middles = [row.epoch - 0.5 for row in curve.rows]
     means = [getattr(row, what).mean for row in curve.rows]
-    axes.plot(middles, means, color=plots.INK, linewidth=1.8, label="mean of an epoch")
+    axes.plot(middles, means, color=figures.INK, linewidth=1.8, label="mean of an epoch")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -235,6 +235,111 @@ void advance(int poles, const float* ratio, float* running, int64_t stride, floa
   }
 }
 
+template <typename T>
+T sum_of(typename Vector<T>::Type v) {
+  T total = 0;
+  for (int lane = 0; lane < Vector<T>::kSize; ++lane) total += v[lane];
+  return total;
+}
+
+// kRows rows at a time: x and y are loaded once for all of them.
+template <typename T, int kRows>
+void symmetric_multiply_rows(const T* a, int64_t stride, int64_t i, int64_t end, const T* x, T* y) {
+  using V = typename Vector<T>::Type;
+  constexpr int kWidth = Vector<T>::kSize;
+  const T* row = a + i * stride;
+  T own[kRows] = {};
+  for (int r = 0; r < kRows; ++r) {
+    own[r] += row[r * stride + i + r] * x[i + r];
+    for (int c = r + 1; c < kRows; ++c) {
+      own[r] += row[r * stride + i + c] * x[i + c];
+      own[c] += row[r * stride + i + c] * x[i + r];
+    }
+  }
+  V sum[kRows];
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) sum[r] = V{};
+  int64_t j = i + kRows;
+  for (; j + kWidth <= end; j += kWidth) {
+    const V x_j = load(x + j);
+    V y_j = load(y + j);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const V entry = load(row + r * stride + j);
+      sum[r] += entry * x_j;
+      y_j += entry * x[i + r];
+    }
+    store(y + j, y_j);
+  }
+  for (; j < end; ++j) {
+    for (int r = 0; r < kRows; ++r) {
+      own[r] += row[r * stride + j] * x[j];
+      y[j] += row[r * stride + j] * x[i + r];
+    }
+  }
+  for (int r = 0; r < kRows; ++r) y[i + r] += own[r] + sum_of<T>(sum[r]);
+}
+
+template <typename T>
+void symmetric_multiply(const T* a, int64_t stride, int64_t begin, int64_t end, const T* x, T* y) {
+  int64_t i = begin;
+  for (; i + 4 <= end; i += 4) symmetric_multiply_rows<T, 4>(a, stride, i, end, x, y);
+  for (; i < end; ++i) symmetric_multiply_rows<T, 1>(a, stride, i, end, x, y);
+}
+
+template <typename T, int kRows>
+void dots_of_rows(const T* rows, int64_t stride, int64_t begin, int64_t end, const T* x, T* dots) {
+  using V = typename Vector<T>::Type;
+  constexpr int kWidth = Vector<T>::kSize;
+  V sum[kRows];
+  T rest[kRows] = {};
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) sum[r] = V{};
+  int64_t j = begin;
+  for (; j + kWidth <= end; j += kWidth) {
+    const V x_j = load(x + j);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) sum[r] += load(rows + r * stride + j) * x_j;
+  }
+  for (; j < end; ++j) {
+    for (int r = 0; r < kRows; ++r) rest[r] += rows[r * stride + j] * x[j];
+  }
+  for (int r = 0; r < kRows; ++r) dots[r] = rest[r] + sum_of<T>(sum[r]);
+}
+
+template <typename T>
+void dots(const T* rows, int64_t stride, int64_t count, int64_t begin, int64_t end, const T* x,
+          T* dots) {
+  int64_t l = 0;
+  for (; l + 4 <= count; l += 4)
+    dots_of_rows<T, 4>(rows + l * stride, stride, begin, end, x, dots + l);
+  for (; l < count; ++l) dots_of_rows<T, 1>(rows + l * stride, stride, begin, end, x, dots + l);
+}
+
+template <typename T, int kRows>
+void add_few_rows(const T* rows, int64_t stride, int64_t begin, int64_t end, const T* f, T* y) {
+  constexpr int kWidth = Vector<T>::kSize;
+  int64_t j = begin;
+  for (; j + kWidth <= end; j += kWidth) {
+    typename Vector<T>::Type y_j = load(y + j);
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) y_j += f[r] * load(rows + r * stride + j);
+    store(y + j, y_j);
+  }
+  for (; j < end; ++j) {
+    for (int r = 0; r < kRows; ++r) y[j] += f[r] * rows[r * stride + j];
+  }
+}
+
+template <typename T>
+void add_rows(const T* rows, int64_t stride, int64_t count, int64_t begin, int64_t end, const T* f,
+              T* y) {
+  int64_t l = 0;
+  for (; l + 4 <= count; l += 4)
+    add_few_rows<T, 4>(rows + l * stride, stride, begin, end, f + l, y);
+  for (; l < count; ++l) add_few_rows<T, 1>(rows + l * stride, stride, begin, end, f + l, y);
+}
+
 // Sixteen partial sums: enough to hide latency.
 template <typename T>
 double dot(const T* x, const T* y, int64_t size) {
@@ -271,14 +376,32 @@ extern const Kernels<float> kFloat;
 extern const Kernels<double> kDouble;
 extern const ReductionKernels kReduction;
 
-const Kernels<float> kFloat = {VNE_STRINGIZE(VNE_SIMD), kTileRows,   kTileCols<float>,
-                               multiply_tile<float>,    pack<float>, sweep_panel<float>,
-                               sum_of_squares<float>,   dot<float>,  scale<float>,
-                               combine<float>};
-const Kernels<double> kDouble = {VNE_STRINGIZE(VNE_SIMD), kTileRows,    kTileCols<double>,
-                                 multiply_tile<double>,   pack<double>, sweep_panel<double>,
-                                 sum_of_squares<double>,  dot<double>,  scale<double>,
-                                 combine<double>};
+const Kernels<float> kFloat = {VNE_STRINGIZE(VNE_SIMD),
+                               kTileRows,
+                               kTileCols<float>,
+                               multiply_tile<float>,
+                               pack<float>,
+                               sweep_panel<float>,
+                               sum_of_squares<float>,
+                               dot<float>,
+                               scale<float>,
+                               combine<float>,
+                               symmetric_multiply<float>,
+                               dots<float>,
+                               add_rows<float>};
+const Kernels<double> kDouble = {VNE_STRINGIZE(VNE_SIMD),
+                                 kTileRows,
+                                 kTileCols<double>,
+                                 multiply_tile<double>,
+                                 pack<double>,
+                                 sweep_panel<double>,
+                                 sum_of_squares<double>,
+                                 dot<double>,
+                                 scale<double>,
+                                 combine<double>,
+                                 symmetric_multiply<double>,
+                                 dots<double>,
+                                 add_rows<double>};
 const ReductionKernels kReduction = {reflect, next_pivots, advance};
 
 }  // namespace vne::simd::VNE_SIMD

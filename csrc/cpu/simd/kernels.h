@@ -45,6 +45,16 @@ struct Kernels {
   double (*dot)(const T* x, const T* y, int64_t size);        // in double
   void (*scale)(const T* x, T factor, T* out, int64_t size);  // out = factor x
   void (*combine)(T a, const T* x, T b, const T* y, T* out, int64_t size);  // out = a x + b y
+
+  // y += A x for the symmetric A in the rows and columns begin .. end of a [., stride], of which
+  // the upper triangle is read, each entry once.
+  void (*symmetric_multiply)(const T* a, int64_t stride, int64_t begin, int64_t end, const T* x,
+                             T* y);
+  // Of rows [count, stride] the columns begin .. end: dots_l = row_l . x, and y += sum_l f_l row_l.
+  void (*dots)(const T* rows, int64_t stride, int64_t count, int64_t begin, int64_t end, const T* x,
+               T* dots);
+  void (*add_rows)(const T* rows, int64_t stride, int64_t count, int64_t begin, int64_t end,
+                   const T* f, T* y);
 };
 
 // For cpu/tridiagonal.cpp, in float32 alone. Rows are padded to a multiple of kPadding numbers,

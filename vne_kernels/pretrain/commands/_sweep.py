@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vne_kernels.common.stopping import PREEMPTIONS, REQUEUE
 from vne_kernels.pretrain import recipes
 from vne_kernels.pretrain.commands import train
 from vne_kernels.pretrain.config import OptionError, resumed_config
-from vne_kernels.pretrain.stopping import PREEMPTIONS, REQUEUE
 
 if TYPE_CHECKING:  # it needs the extra, which help and bad options do without
     from vne_kernels.pretrain.sweep import Run

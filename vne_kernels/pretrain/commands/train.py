@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from vne_kernels.common.stopping import REQUEUE, Stopped, StopSignals
 from vne_kernels.pretrain import checkpoints
 from vne_kernels.pretrain.config import (
     AUGMENTATIONS,
@@ -26,7 +27,6 @@ from vne_kernels.pretrain.config import (
     resumed_config,
 )
 from vne_kernels.pretrain.faults import Fault
-from vne_kernels.pretrain.stopping import REQUEUE, Stopped, StopSignals
 
 #: What a run ends with.
 LAST_FILES = ("results.json", "report.html")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,3 +84,10 @@ def read_table(path: Path) -> tuple[list[str], list[list[float]]]:
     with path.open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     return header, [[float(x) for x in row] for row in rows if len(row) == len(header)]
+
+
+def first_sentence(error: Exception) -> str:
+    """What torch.load found, without its advice of how to load it nevertheless."""
+    text = " ".join(str(error).split())
+    found = re.search(r"Unsupported (?:global: GLOBAL|operand|class) \S+", text)
+    return (found[0] if found else text[:120]) or type(error).__name__

@@ -1,8 +1,8 @@
 """Signals that end a run early with nothing lost.
 
 SIGTERM is what a cluster sends before it takes a machine away, SIGUSR1 what Slurm can be told to
-send ahead of it, SIGINT is Ctrl-C. While the network trains the step in hand ends and is saved;
-at any other time there is nothing to save, and the run ends at once.
+send ahead of it, SIGINT is Ctrl-C. While there is work to save (a network that trains, a file of
+which a part is read) the step in hand ends first; at any other time the run ends at once.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """Within it SIGTERM and SIGUSR1 raise :class:`Stopped`; while it trains they are noted.
+    """Within it SIGTERM and SIGUSR1 raise :class:`Stopped`; from `hold` on they are noted.
 
-    So is the first Ctrl-C while it trains; the second stops at once.
+    So is the first Ctrl-C, until `release`; the second stops at once.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.training = False
+        self.held = False
         self.process = os.getpid()
 
     def __enter__(self) -> StopSignals:
@@ -42,19 +42,19 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.end_training()
+        self.release()
         for signum, handler in self.before.items():
             signal.signal(signum, handler)
 
-    def begin_training(self) -> None:
+    def hold(self) -> None:
         """Note signals from here on. Lightning puts handlers of its own before that: not kept."""
-        self.training = True
+        self.held = True
         for signum in PREEMPTIONS:
             signal.signal(signum, self._take)
         self.ctrl_c = signal.signal(signal.SIGINT, self._take)
 
-    def end_training(self) -> None:
-        self.training = False
+    def release(self) -> None:
+        self.held = False
         if self.ctrl_c is not None:
             signal.signal(signal.SIGINT, self.ctrl_c)
             self.ctrl_c = None
@@ -63,7 +63,7 @@ class StopSignals:
         if os.getpid() != self.process:
             return  # a loading process that has just been forked
         first, self.received = self.received is None, self.received or signum
-        if not self.training:
+        if not self.held:
             if first:
                 raise Stopped(signum)
             return

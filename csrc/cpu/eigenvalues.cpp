@@ -1,0 +1,219 @@
+// The eigenvalues of a symmetric matrix without its eigenvectors: A = Q T Q^T with T tridiagonal,
+// then the eigenvalues of T. LAPACK's way (sytrd, sterf), written here because the LAPACK behind
+// torch takes up to twice as long, and must not be called from several threads (stages.h).
+//
+// Reduction. H_k = I - tau v v^T makes the entries of row k beyond k + 1 zero; with p = tau A v and
+// w = p - tau/2 (p . v) v, H A H = A - v w^T - w v^T. These updates are put off for a panel of
+// steps: what a step needs of the matrix is one row, which is brought up to date by itself, and the
+// product A v, which is that of the matrix before the panel, corrected. At the panel's end they are
+// one product of matrices. Half of the operations are in the products A v, which are as fast as
+// memory gives A: its upper triangle is read, once.
+//
+// Eigenvalues of T. The variant by Pal, Walker and Kahan of the QL algorithm, on the squares of the
+// entries beside the diagonal, without square roots; in double for either type, as T is small. Each
+// step makes the entry beside one eigenvalue vanish, cubically.
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "cpu/stages.h"
+
+namespace vne {
+namespace {
+
+constexpr double kEpsilon = std::numeric_limits<double>::epsilon() / 2;
+
+// Steps whose updates are made at once: each costs corrections that grow with it.
+int64_t panel_size(int64_t m) { return m <= 96 ? 8 : 16; }
+
+// Rows of so many numbers do not fall on the same places of the caches.
+template <typename T>
+int64_t leading(int64_t m) {
+  const int64_t ld = ceil_div(m, simd::kPadding) * simd::kPadding;
+  return ld * static_cast<int64_t>(sizeof(T)) % 1024 == 0 ? ld + simd::kPadding : ld;
+}
+
+// a -= V^T W + W^T V in the upper triangle from row and column `from` on; vw [2 size, ld] has the
+// rows of V, then those of W.
+template <typename T>
+void update(T* a, int64_t m, int64_t ld, int64_t from, const T* vw, int64_t size) {
+  const simd::Kernels<T>& simd = simd::kernels<T>();
+  const int64_t tile_rows = simd.tile_rows, tile_cols = simd.tile_cols, side = m - from;
+  const std::vector<T> minus(size, T(-1));
+  const int64_t grain = std::max<int64_t>(1, (1 << 18) / (size * side * tile_cols));
+  torch::stable::parallel_for(0, ceil_div(side, tile_cols), grain, [&](int64_t begin, int64_t end) {
+    Buffer<T> packed(2 * size * tile_cols);
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t j = from + tile * tile_cols;
+      const int cols = static_cast<int>(std::min(tile_cols, m - j));
+      simd.pack(size, cols, {vw + size * ld + j, ld, 1}, minus.data(), packed.get());
+      simd.pack(size, cols, {vw + j, ld, 1}, minus.data(), &packed[size * tile_cols]);
+      for (int64_t i = from; i < j + cols; i += tile_rows) {
+        const int rows = static_cast<int>(std::min(tile_rows, m - i));
+        simd.multiply_tile(2 * size, {vw + i, 1, ld}, packed.get(), a + i * ld + j, ld, rows, cols,
+                           true);
+      }
+    }
+  });
+}
+
+// T of a [m, ld], whose upper triangle is read and overwritten.
+template <typename T>
+void reduce(T* a, int64_t m, int64_t ld, double* diagonal, double* beside) {
+  const simd::Kernels<T>& simd = simd::kernels<T>();
+  const int64_t panel = panel_size(m);
+  Buffer<T> vw(2 * panel * ld), y(m), of_v(panel), of_w(panel);
+  T* v = vw.get();
+  T* w = &vw[panel * ld];
+  for (int64_t first = 0; first < m; first += panel) {
+    const int64_t size = std::min(panel, m - first);
+    for (int64_t i = 0; i < size; ++i) {
+      const int64_t k = first + i, rest = m - k - 1;
+      T* row = a + k * ld;
+      for (int64_t l = 0; l < i; ++l) {
+        of_v[l] = -w[l * ld + k];
+        of_w[l] = -v[l * ld + k];
+      }
+      simd.add_rows(v, ld, i, k, m, of_v.get(), row);
+      simd.add_rows(w, ld, i, k, m, of_w.get(), row);
+      diagonal[k] = row[k];
+      if (rest == 0) break;
+
+      double tau;
+      T* v_i = v + i * ld;
+      T* w_i = w + i * ld;
+      beside[k] = householder(row + k + 1, rest, v_i + k + 1, &tau);
+      fill(&y[k + 1], rest, 0);
+      simd.symmetric_multiply(a, ld, k + 1, m, v_i, y.get());
+      simd.dots(w, ld, i, k + 1, m, v_i, of_v.get());
+      simd.dots(v, ld, i, k + 1, m, v_i, of_w.get());
+      simd.scale(of_v.get(), T(-1), of_v.get(), i);
+      simd.scale(of_w.get(), T(-1), of_w.get(), i);
+      simd.add_rows(v, ld, i, k + 1, m, of_v.get(), y.get());
+      simd.add_rows(w, ld, i, k + 1, m, of_w.get(), y.get());
+      const double half = tau * tau / 2 * simd.dot(&y[k + 1], v_i + k + 1, rest);
+      simd.combine(static_cast<T>(tau), &y[k + 1], static_cast<T>(-half), v_i + k + 1, w_i + k + 1,
+                   rest);
+    }
+    // Columns up to the panel's end are done with, and those of V and W there are not set.
+    if (first + size < m) update(a, m, ld, first + size, v, size);
+  }
+}
+
+// The eigenvalues of [[a, b], [b, c]].
+std::pair<double, double> of_two_by_two(double a, double square_b, double c) {
+  const double sum = a + c, root = std::sqrt((a - c) * (a - c) + 4 * square_b);
+  const double larger = (sum + std::copysign(root, sum)) / 2;  // in size
+  if (larger == 0) return {0, 0};
+  const double high = std::abs(a) > std::abs(c) ? a : c, low = std::abs(a) > std::abs(c) ? c : a;
+  return {larger, high / larger * low - square_b / larger};
+}
+
+// One step of QL on the rows first .. last of T, d its diagonal and e2 the squares beside it.
+void ql_step(double* d, double* e2, int64_t first, int64_t last) {
+  const double root = std::sqrt(e2[first]);
+  const double theta = (d[first + 1] - d[first]) / (2 * root);
+  const double sigma = d[first] - root / (theta + std::copysign(std::hypot(theta, 1), theta));
+  double c = 1, s = 0, gamma = d[last] - sigma, p = gamma * gamma;
+  for (int64_t i = last - 1; i >= first; --i) {
+    const double square = e2[i], r = p + square;
+    if (i != last - 1) e2[i + 1] = s * r;
+    const double old_c = c, old_gamma = gamma;
+    c = p / r;
+    s = square / r;
+    gamma = c * (d[i] - sigma) - s * old_gamma;
+    d[i + 1] = old_gamma + (d[i] - gamma);
+    p = c != 0 ? gamma * gamma / c : old_c * square;
+  }
+  e2[first] = s * p;
+  d[first] = sigma + gamma;
+}
+
+// d [m] <- the eigenvalues of T, in no order; false if they were not found.
+bool diagonalize(double* d, double* e2, int64_t m) {
+  double largest = 0;
+  for (int64_t i = 0; i < m; ++i) {
+    largest = std::max(largest, std::abs(d[i]));
+    if (i + 1 < m) largest = std::max(largest, std::sqrt(e2[i]));
+  }
+  // What is lost by leaving it out is within the rounding of the reduction.
+  const double vanishing = kEpsilon * kEpsilon / 4 * largest * largest;
+  const auto negligible = [&](int64_t i) {
+    return e2[i] <= vanishing || e2[i] <= kEpsilon * kEpsilon * std::abs(d[i] * d[i + 1]);
+  };
+  int64_t steps = 30 * m;
+  for (int64_t begin = 0; begin < m;) {
+    int64_t end = begin;
+    while (end + 1 < m && !negligible(end)) ++end;
+    // QL finds the eigenvalue at the beginning first: small ones are best found before large.
+    if (std::abs(d[end]) < std::abs(d[begin])) {
+      std::reverse(d + begin, d + end + 1);
+      std::reverse(e2 + begin, e2 + end);
+    }
+    while (begin <= end) {
+      int64_t last = begin;
+      while (last < end && !negligible(last)) ++last;
+      if (last == begin) {
+        ++begin;
+      } else if (last == begin + 1) {
+        std::tie(d[begin], d[last]) = of_two_by_two(d[begin], e2[begin], d[last]);
+        begin += 2;
+      } else {
+        if (steps-- == 0) return false;
+        ql_step(d, e2, begin, last);
+      }
+    }
+  }
+  return true;
+}
+
+}  // namespace
+
+// What is too small to divide by, or its square to be exact, is left out: the trace is one.
+template <typename T>
+double householder(const T* x, int64_t size, T* v, double* tau) {
+  constexpr double kNegligible = sizeof(T) == 8 ? 1e-290 : 1e-74;
+  const double alpha = x[0];
+  const double rest = size > 1 ? simd::kernels<T>().sum_of_squares(x + 1, size - 1) : 0;
+  v[0] = 1;
+  *tau = 0;
+  fill(v + 1, size - 1, 0);
+  if (rest <= kNegligible) return alpha;
+  const double beta = -std::copysign(std::sqrt(alpha * alpha + rest), alpha);
+  *tau = (beta - alpha) / beta;
+  simd::kernels<T>().scale(x + 1, static_cast<T>(1 / (alpha - beta)), v + 1, size - 1);
+  return beta;
+}
+
+template <typename T>
+void tridiagonalize(const T* a, int64_t m, double* diagonal, double* beside) {
+  const int64_t ld = leading<T>(m);
+  Buffer<T> work(m * ld);
+  for (int64_t i = 0; i < m; ++i) std::copy_n(a + i * m + i, m - i, &work[i * ld + i]);
+  reduce(work.get(), m, ld, diagonal, beside);
+}
+
+template <typename T>
+void eigenvalues(const T* a, int64_t count, int64_t m, T* values) {
+  std::vector<double> diagonal(m), beside(m);
+  for (int64_t k = 0; k < count; ++k) {
+    tridiagonalize(a + k * m * m, m, diagonal.data(), beside.data());
+    for (double& entry : beside) entry *= entry;
+    VNE_CHECK(diagonalize(diagonal.data(), beside.data(), m), "the eigenvalues were not found");
+    std::sort(diagonal.begin(), diagonal.end());
+    std::transform(diagonal.begin(), diagonal.end(), values + k * m,
+                   [](double value) { return static_cast<T>(value); });
+  }
+}
+
+template double householder(const float*, int64_t, float*, double*);
+template double householder(const double*, int64_t, double*, double*);
+template void tridiagonalize(const float*, int64_t, double*, double*);
+template void eigenvalues(const float*, int64_t, int64_t, float*);
+template void eigenvalues(const double*, int64_t, int64_t, double*);
+
+}  // namespace vne

@@ -1,0 +1,198 @@
+"""The Lightning callback: what is logged at which steps, and what is said of a collapse."""
+
+from __future__ import annotations
+
+import doctest
+import math
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers.logger import DummyLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from vne_kernels import callbacks, vn_entropy
+from vne_kernels.callbacks import SpectrumMonitor
+from vne_kernels.collapse import CollapseWatch
+
+ROWS, FEATURES = 8, 6
+
+
+class Model(pl.LightningModule):
+    """Two views through one projector; from step to step as collapsed as `spread` says."""
+
+    def __init__(self, spread: list[float], projector: nn.Module | None = None) -> None:
+        super().__init__()
+        self.backbone = nn.Linear(FEATURES, FEATURES)
+        self.projector = nn.Identity() if projector is None else projector
+        self.spread = spread
+        self.seen: list[Tensor] = []
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        one = self.backbone.weight[:1] + self.spread[batch_idx] * batch
+        self.seen.append(torch.cat([one, 2 * one]).detach())
+        return self.projector(one).mean() + self.projector(2 * one).mean()
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        self.projector(torch.full((3, FEATURES), math.nan))
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+class Recorder(DummyLogger):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append((step, {k: v for k, v in metrics.items() if k.startswith("spectrum/")}))
+
+
+def train(
+    model: Model, monitors: list[SpectrumMonitor], loggers: list, folder: Path, **options: object
+) -> pl.Trainer:
+    g = torch.Generator().manual_seed(0)
+    data = [torch.randn(ROWS, FEATURES, generator=g) for _ in model.spread]
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=loggers,
+        callbacks=monitors,
+        default_root_dir=folder,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **options,
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers")
+        warnings.filterwarnings("ignore", message="The number of training batches")
+        trainer.fit(model, *(DataLoader(x, batch_size=None) for x in (data, data[:1])))
+    return trainer
+
+
+def test_what_is_logged_when(tmp_path: Path) -> None:
+    """Of both views together, on every second step, though gradients of two batches are summed."""
+    model, recorder = Model([1.0] * 10), Recorder()
+    board = TensorBoardLogger(tmp_path, name="", version="")
+    trainer = train(
+        model,
+        [SpectrumMonitor("projector", every_n_steps=2)],
+        [recorder, board],
+        tmp_path,
+        accumulate_grad_batches=2,
+    )
+    rows = [(step, row) for step, row in recorder.rows if row]
+    assert [step for step, _ in rows] == [0, 2, 4]
+    for step, row in rows:
+        entropy = float(vn_entropy(model.seen[2 * step].double()))
+        assert row["spectrum/entropy"] == pytest.approx(entropy, abs=1e-5)
+        assert row["spectrum/effective_rank"] == pytest.approx(math.exp(entropy), rel=1e-5)
+    last = trainer.callback_metrics["spectrum/effective_rank"]
+    assert float(last) == pytest.approx(rows[-1][1]["spectrum/effective_rank"])
+    assert not model.projector._forward_hooks
+
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [event.step for event in events.Scalars("spectrum/entropy")] == [0, 2, 4]
+    pictures = events.Images("spectrum/eigenvalues")
+    assert [picture.step for picture in pictures] == [0, 2, 4]
+    assert all(picture.encoded_image_string.startswith(b"\x89PNG") for picture in pictures)
+
+
+def test_a_collapse_is_told_once_and_so_is_its_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monitors = [
+        SpectrumMonitor("projector", every_n_steps=1),
+        SpectrumMonitor("backbone", name="unused"),  # has no output in this model
+    ]
+    spread = [1.0, 1e-3, 1e-3, math.nan, 1e-3, 1.0, 1.0]
+    with caplog.at_level("INFO"), pytest.warns(UserWarning, match="collapses") as told:
+        train(Model(spread), monitors, [], tmp_path)
+    (message,) = [str(w.message) for w in told if "collapses" in str(w.message)]
+    assert message.startswith(
+        "step 1: the representation collapses: the entropy of the output of 'projector' is "
+    )
+    assert message.endswith(" of 16 rows (warned below 0.405 nats)")
+    recovered = [r.getMessage() for r in caplog.records if "no longer collapsed" in r.getMessage()]
+    assert [text[:28] for text in recovered] == ["step 5: no longer collapsed:"]
+
+
+def test_a_resumed_run_does_not_warn_again() -> None:
+    before, after = (SpectrumMonitor("projector") for _ in range(2))
+    assert "1.00 of 8 rows" in before.collapse.told(0.001, "8 rows")
+    after.load_state_dict(before.state_dict())
+    assert after.collapse.told(0.001, "8 rows") is None
+    assert after.collapse.told(1.0, "8 rows") == "no longer collapsed: effective rank 2.72"
+    assert SpectrumMonitor("a").state_key != SpectrumMonitor("b").state_key
+
+
+def test_nan_is_neither_a_collapse_nor_the_end_of_one() -> None:
+    watch = CollapseWatch(0.5, "it")
+    assert watch.told(math.nan, "") is None
+    assert watch.told(0.1, "") is not None
+    assert watch.told(math.nan, "") is None
+    assert watch.collapsed
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"every_n_steps": 0}, ValueError, "every_n_steps must be a whole number of at least 1"),
+        ({"collapse_below": 1.0}, ValueError, "collapse_below must be finite and above 1, got 1"),
+        ({"collapse_below": math.nan}, ValueError, "collapse_below must be finite and above 1"),
+        ({"normalize": "yes"}, TypeError, "normalize must be True or False, got str"),
+    ],
+)
+def test_wrong_arguments(options: dict, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        SpectrumMonitor("projector", **options)
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+class Wrapped(nn.Module):
+    """A module whose output is not what the monitor wants, inside one whose output is."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.inner(x)
+        return out[0] if isinstance(out, tuple) else out
+
+
+@pytest.mark.parametrize(
+    ("inner", "submodule", "error", "message"),
+    [
+        (None, "head", ValueError, "submodule must name a module of Model, which has backbone, pr"),
+        (nn.Unflatten(1, (2, 3)), "projector.inner", ValueError, r"must be \(n, d\), got \(8, 2,"),
+        (Pair(), "projector.inner", TypeError, "output of 'projector.inner' must be a torch.Tenso"),
+    ],
+)
+def test_wrong_submodules(
+    inner: nn.Module | None,
+    submodule: str,
+    error: type[Exception],
+    message: str,
+    tmp_path: Path,
+) -> None:
+    model = Model([1.0], None if inner is None else Wrapped(inner))
+    with pytest.raises(error, match=message):
+        train(model, [SpectrumMonitor(submodule)], [], tmp_path)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_examples_run() -> None:
+    done = doctest.testmod(callbacks)
+    assert (done.failed, done.attempted) == (0, 2)

@@ -1,0 +1,212 @@
+"""The metrics: the scores of all rows, however these come, and what torchmetrics does with them."""
+
+from __future__ import annotations
+
+import doctest
+import math
+import warnings
+
+import metrics_worker as worker
+import pytest
+import ranks
+import torch
+from cases import spectrum_case
+from torch import Tensor
+from torchmetrics import Metric, MetricCollection
+from vendi_score import vendi
+
+import vne_kernels
+from vne_kernels import accumulate, metrics
+from vne_kernels.metrics import EffectiveRank, RankMe, VendiScore, VonNeumannEntropy
+
+EXACT = 1e-12
+"""Relative, in float64. Measured: 4e-14."""
+SINGLE = 1e-5
+"""Relative, of float32 rows against the same in float64. Measured: 3e-7; 2e-6 in one block."""
+AGREEMENT = 1e-6
+"""Relative, with vendi-score in float64. Measured: 2e-15."""
+
+FUNCTIONS = {
+    "entropy": vne_kernels.vn_entropy,
+    "effective_rank": vne_kernels.effective_rank,
+    "vendi_2": lambda z, **over: vne_kernels.vendi_score(z, 2, **over),
+    "vendi_half": lambda z, **over: vne_kernels.vendi_score(z, 0.5, **over),
+}
+
+pytestmark = [
+    # scipy.sparse.csr, in vendi-score; the processes without data are meant
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:The ``compute`` method of metric"),
+]
+
+
+def scores(z: Tensor, weights: Tensor | None = None) -> dict[str, float]:
+    """Of all rows at once, in float64, by the functions; RankMe's weights are its rows' squares."""
+    z = z.double()
+    p = None if weights is None else weights / weights.sum()
+    found = {name: float(f(z, weights=p)) for name, f in FUNCTIONS.items()}
+    raw = z if p is None else p.sqrt()[:, None] * z
+    return found | {"rankme": float(vne_kernels.rankme(raw))}
+
+
+def numbers(computed: dict[str, Tensor]) -> dict[str, float]:
+    assert all(x.dtype == torch.float64 for x in computed.values())
+    return {name: float(x) for name, x in computed.items()}
+
+
+# ---------------------------------------------------------------------------------------------
+# Values
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["relu", "duplicated", "rank3", "decay"])
+@pytest.mark.parametrize("rows", [53, 7])
+def test_batches_are_the_whole(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accumulate, "BLOCK_ROWS", 16)
+    z = spectrum_case(name, (rows, worker.FEATURES), torch.float64)
+    collected = worker.collection()
+    for batch in z.split([1, 0, rows - 3, 2]):
+        collected.update(batch)
+    assert numbers(collected.compute()) == pytest.approx(scores(z), rel=EXACT)
+    single = worker.collection()
+    single.update(z.float())
+    assert numbers(single.compute()) == pytest.approx(scores(z.float()), rel=SINGLE)
+
+
+def test_vendi_score_is_the_package_s() -> None:
+    z = spectrum_case("relu", (53, 12), torch.float64)
+    for q in (0.5, 1, 2, math.inf):
+        metric = VendiScore(12, q)
+        metric.update(z)
+        expected = vendi.score_dual(z.numpy(), q="inf" if q == math.inf else q)
+        assert float(metric.compute()) == pytest.approx(expected, rel=AGREEMENT)
+    effective_rank = EffectiveRank(12)
+    effective_rank.update(z)
+    assert float(effective_rank.compute()) == pytest.approx(vendi.score_X(z.numpy()), rel=AGREEMENT)
+
+
+@pytest.mark.parametrize("metric", [VonNeumannEntropy(12), EffectiveRank(12)])
+def test_a_batch_s_value_has_a_gradient(metric: Metric) -> None:
+    z = spectrum_case("relu", (20, 12), torch.float64).requires_grad_()
+    function = FUNCTIONS["entropy" if isinstance(metric, VonNeumannEntropy) else "effective_rank"]
+    metric(z.detach())
+    value = metric(z)
+    expected = function(z)
+    assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=EXACT)
+    (ours,), (theirs,) = (torch.autograd.grad(x, z) for x in (value, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert not metric.compute().requires_grad
+
+
+def test_without_normalisation_and_nan() -> None:
+    z = spectrum_case("relu", (53, 12), torch.float64)
+    metric = VonNeumannEntropy(12, normalize=False, double=True)
+    metric.update(z)
+    expected = vne_kernels.vn_entropy(z, normalize=False)
+    assert float(metric.compute()) == pytest.approx(float(expected), rel=EXACT)
+    z[3, 3] = math.nan
+    collected = worker.collection()
+    collected.update(z)
+    assert all(math.isnan(x) for x in numbers(collected.compute()).values())
+
+
+def test_no_rows_are_nan() -> None:
+    collected = worker.collection()
+    collected.update(torch.empty(0, 12))
+    assert all(math.isnan(x) for x in numbers(collected.compute()).values())
+
+
+# ---------------------------------------------------------------------------------------------
+# What torchmetrics does
+# ---------------------------------------------------------------------------------------------
+
+
+def test_over_two_processes() -> None:
+    z, w = worker.rows_and_weights()
+    expected = pytest.approx(scores(z, w), rel=EXACT)
+    for found in ranks.run(2, worker.over_processes):
+        assert found.keys() == {f"{n}{again}" for n in worker.BATCHES for again in ("", ", again")}
+        for computed in found.values():
+            assert numbers(computed) == expected
+
+
+def test_states_are_shared_where_their_sums_are_the_same_and_only_there() -> None:
+    """The first rows are of length one: raw sums and normalised ones cannot be told apart yet."""
+    z = torch.nn.functional.normalize(spectrum_case("relu", (40, 12), torch.float64), dim=-1)
+    collected = MetricCollection(
+        {
+            "entropy": VonNeumannEntropy(12),
+            "rank": EffectiveRank(12),
+            "vendi": VendiScore(12, 2),
+            "precise": VonNeumannEntropy(12, double=True),
+            "raw": VonNeumannEntropy(12, normalize=False),
+            "eps": VonNeumannEntropy(12, eps=0.5),
+            "rankme": RankMe(12),
+        }
+    )
+    collected.update(z[:20])
+    groups = sorted(sorted(group) for group in collected.compute_groups.values())
+    together = ["entropy", "rank", "vendi"]
+    assert groups == sorted([together, ["precise"], ["raw"], ["eps"], ["rankme"]])
+    z[20:] *= torch.linspace(0.1, 9, 20, dtype=torch.float64)[:, None]
+    collected.update(z[20:])
+    found = numbers(collected.compute())
+    assert found["rank"] == pytest.approx(float(vne_kernels.effective_rank(z)), rel=EXACT)
+    raw = vne_kernels.vn_entropy(z, normalize=False)
+    assert found["raw"] == pytest.approx(float(raw), rel=EXACT)
+    assert found["rankme"] == pytest.approx(float(vne_kernels.rankme(z)), rel=EXACT)
+    assert found["eps"] < found["entropy"]
+
+
+def test_merge_state_and_refuse_other_sums() -> None:
+    z = spectrum_case("relu", (53, 12), torch.float64)
+    one, other = RankMe(12), RankMe(12)
+    one.update(z[:50])
+    other.update(z[50:])
+    one.merge_state(other)
+    assert float(one.compute()) == pytest.approx(float(vne_kernels.rankme(z)), rel=EXACT)
+    with pytest.raises(ValueError, match="Expected state variable total_raw_single to be present"):
+        VonNeumannEntropy(12, normalize=False).merge_state(VonNeumannEntropy(12))
+
+
+def test_a_reset_in_inference_mode_is_no_trap_for_later_batches() -> None:
+    z = spectrum_case("relu", (53, 12), torch.float64)
+    metric = VonNeumannEntropy(12)
+    with torch.inference_mode():
+        metric.update(z)
+        metric.reset()
+    metric.update(z[:30])
+    metric.half()  # states stay in float64
+    with torch.inference_mode():
+        metric.update(z[30:])
+    assert float(metric.compute()) == pytest.approx(float(vne_kernels.vn_entropy(z)), rel=EXACT)
+
+
+def test_plot() -> None:
+    metric = EffectiveRank(12)
+    values = [metric(z) for z in spectrum_case("relu", (3, 20, 12), torch.float64)]
+    figure, axes = metric.plot(values)
+    (line,) = axes.get_lines()[:1]
+    assert line.get_ydata().tolist() == [float(value) for value in values]
+    figure.clear()
+
+
+def test_wrong_arguments() -> None:
+    with pytest.raises(ValueError, match="num_features must be a whole number of at least 1, got"):
+        VonNeumannEntropy(0)
+    with pytest.raises(ValueError, match="q must be at least 0, got -1"):
+        VendiScore(4, -1)
+    with pytest.raises(ValueError, match="eps must be finite and not negative, got -1"):
+        RankMe(4, eps=-1)
+    metric = EffectiveRank(4)
+    with pytest.raises(ValueError, match=r"z must be \(\.\.\., n, 4\), got \(3, 5\)"):
+        metric.update(torch.zeros(3, 5))
+    with pytest.raises(ValueError, match=r"weights must broadcast to \(3,\), got \(2,\)"):
+        metric.update(torch.zeros(3, 4), torch.zeros(2))
+
+
+def test_examples_run() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        done = doctest.testmod(metrics)
+    assert (done.failed, done.attempted >= 8) == (0, True)

@@ -1,0 +1,379 @@
+"""Partial traces, conditional entropy, mutual information and relative entropy of states."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import mpmath
+import pennylane as qml
+import pytest
+import qutip
+import torch
+from cases import VALUE_DEFICIENT, assert_value, generator, gradient, relative_error
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_from_density import COMPLEX, REAL, SPECTRA, density_case, random_density
+from torch import Tensor
+
+from vne_kernels import (
+    conditional_entropy,
+    mutual_information,
+    partial_trace,
+    relative_entropy,
+    renyi_entropy_from_density,
+    vn_entropy_from_density,
+)
+
+pytestmark = pytest.mark.cpu_only("operators that test_density.py runs on every backend")
+
+DIMS = (2, 3, 2)
+OF_PAIR = (conditional_entropy, mutual_information)
+EXACT = 1e-12
+seeds = st.integers(0, 2**31)
+
+
+def pure(amplitudes: list[float], dtype: torch.dtype = torch.float64) -> Tensor:
+    ket = torch.tensor(amplitudes, dtype=dtype)
+    ket = ket / torch.linalg.vector_norm(ket)
+    return torch.outer(ket, ket.conj())
+
+
+def low_rank(d: int, rank: int, seed: int, dtype: torch.dtype = torch.complex128) -> Tensor:
+    """A density matrix of this rank."""
+    x = torch.randn(d, rank, generator=generator(seed), dtype=dtype)
+    rho = x @ x.mH
+    return rho / rho.diagonal().real.sum()
+
+
+# ---------------------------------------------------------------------------------------------
+# Partial trace
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2, (0, 1), (0, 2), (1, 2), (0, 1, 2)])
+def test_partial_trace_against_qutip(keep: int | tuple[int, ...]) -> None:
+    rho = random_density(12)
+    expected = qutip.Qobj(rho.numpy(), dims=[list(DIMS)] * 2).ptrace(keep).full()
+    part = partial_trace(rho, DIMS, keep)
+    torch.testing.assert_close(part, torch.from_numpy(expected), rtol=0, atol=1e-15)
+    batch = torch.stack([torch.stack([rho, 2 * rho])] * 3)
+    parts = partial_trace(batch, list(DIMS), keep)
+    assert parts.shape == (3, 2, *part.shape)
+    torch.testing.assert_close(parts[2, 1], 2 * part)
+
+
+def test_partial_trace_of_a_product() -> None:
+    parts = [random_density(d, seed) for seed, d in enumerate(DIMS)]
+    whole = torch.kron(torch.kron(parts[0], parts[1]), parts[2])
+    for keep, part in enumerate(parts):
+        torch.testing.assert_close(partial_trace(whole, DIMS, keep), part)
+    pair = torch.kron(parts[0], parts[2])
+    torch.testing.assert_close(partial_trace(whole, DIMS, (2, 0)), pair)  # in the order of dims
+
+
+def test_partial_trace_keeps_the_dtype_and_has_a_gradient() -> None:
+    for dtype in (torch.bfloat16, torch.float16, *REAL, *COMPLEX):
+        assert partial_trace(torch.eye(6).to(dtype), (2, 3), 1).dtype == dtype
+    rho = random_density(6).requires_grad_()
+    assert torch.autograd.gradcheck(lambda rho: partial_trace(rho, (2, 3), 1), (rho,))
+
+
+@pytest.mark.parametrize(
+    ("error", "dims", "keep", "message"),
+    [
+        (ValueError, (2, 2), 0, "dims must be positive sizes with the product 6"),
+        (ValueError, (-2, -3), 0, "as rho is (6, 6), got (-2, -3)"),
+        (ValueError, (), 0, "dims must be positive sizes"),
+        (ValueError, (2, 3), 2, "keep must be different ones of 0 to 1, got 2"),
+        (ValueError, (2, 3), -1, "keep must be different ones of 0 to 1, got -1"),
+        (ValueError, (2, 3), (0, 0), "keep must be different ones of 0 to 1, got (0, 0)"),
+        (ValueError, (2, 3), (), "keep must be different ones of 0 to 1, got ()"),
+        (TypeError, (2.0, 3), 0, "dims must be integers, got (2.0, 3)"),
+        (TypeError, 6, 0, "dims must be integers, got 6"),
+        (TypeError, (2, 3), 0.5, "keep must be integers, got 0.5"),
+    ],
+)
+def test_partial_trace_checks_its_arguments(
+    error: type[Exception], dims: object, keep: object, message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        partial_trace(torch.eye(6), dims, keep)
+
+
+# ---------------------------------------------------------------------------------------------
+# Conditional entropy and mutual information
+# ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, *REAL, *COMPLEX])
+def test_bell_state_and_its_like(dtype: torch.dtype) -> None:
+    tolerance = 1e-5 if dtype not in (torch.float64, torch.complex128) else EXACT
+    bell, product = pure([1, 0, 0, 1]).round(decimals=8), pure([1, 0, 0, 0])
+    mixed, correlated = torch.eye(4) / 4, torch.diag(torch.tensor([0.5, 0, 0, 0.5]))
+    states = torch.stack([bell, product, mixed.double(), correlated.double()]).to(dtype)
+    log2 = math.log(2)
+    expected = torch.tensor([[-1, 0, 1, 0], [2, 0, 0, 1]], dtype=torch.float64) * log2
+    for function, values in zip(OF_PAIR, expected, strict=True):
+        s = function(states, (2, 2))
+        assert s.dtype == (torch.float64 if tolerance == EXACT else torch.float32)
+        torch.testing.assert_close(s.double(), values, rtol=0, atol=tolerance)
+        assert gradient(lambda rho, f=function: f(rho, (2, 2)), states).isfinite().all()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_against_qutip_and_pennylane(seed: int) -> None:
+    for rho in (random_density(4, seed), low_rank(4, 2, seed)):
+        state, array = qutip.Qobj(rho.numpy(), dims=[[2, 2]] * 2), rho.numpy()
+        s, conditional = vn_entropy_from_density(rho), conditional_entropy(rho, (2, 2))
+        mutual = mutual_information(rho, (2, 2))
+        assert float(conditional) == pytest.approx(qutip.entropy_conditional(state, 1), abs=1e-11)
+        assert float(mutual) == pytest.approx(qutip.entropy_mutual(state, 0, 1), abs=1e-11)
+        assert float(s) == pytest.approx(float(qml.math.vn_entropy(array, [0, 1])), abs=1e-11)
+        theirs = float(qml.math.mutual_info(array, [0], [1]))
+        assert float(mutual) == pytest.approx(theirs, abs=1e-11)
+
+
+def test_subsystems_of_other_sizes() -> None:
+    """A, B and C of 2, 3 and 2: S(A|BC), and I(AB;C)."""
+    rho = random_density(12)
+    state = qutip.Qobj(rho.numpy(), dims=[list(DIMS)] * 2)
+    conditional, mutual = conditional_entropy(rho, (2, 6)), mutual_information(rho, (6, 2))
+    assert float(conditional) == pytest.approx(qutip.entropy_conditional(state, [1, 2]), abs=1e-11)
+    assert float(mutual) == pytest.approx(qutip.entropy_mutual(state, [0, 1], 2), abs=1e-11)
+
+
+@pytest.mark.parametrize("function", OF_PAIR)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_gradcheck_of_pairs(function: object, dtype: torch.dtype) -> None:
+    rho = random_density(6, dtype=dtype).requires_grad_()
+    assert torch.autograd.gradcheck(lambda rho: function(rho, (2, 3)), (rho,))
+
+
+@pytest.mark.parametrize("function", OF_PAIR)
+def test_pairs_check_their_arguments(function: object) -> None:
+    with pytest.raises(ValueError, match=r"dims must be two sizes, of A and of B, got \(2, 3, 1\)"):
+        function(torch.eye(6), (2, 3, 1))
+    with pytest.raises(ValueError, match=r"product 6, as rho_ab is \(6, 6\), got \(2, 2\)"):
+        function(torch.eye(6), (2, 2))
+    with pytest.raises(ValueError, match=r"rho_ab must be \(\.\.\., d, d\) .* got \(2, 3\)"):
+        function(torch.ones(2, 3), (1, 3))
+    with pytest.raises(ValueError, match=r"rho_ab must be of trace 1, got \|trace - 1\| = 5"):
+        function(torch.eye(6), (2, 3), check=True)
+    with pytest.raises(ValueError, match="for a complex rho, got 'poles'"):
+        function(random_density(6), (2, 3), method="poles")
+    by_poles = function(random_density(6, dtype=torch.float64), (2, 3), method="poles")
+    by_eigh = function(random_density(6, dtype=torch.float64), (2, 3), method="eigh")
+    torch.testing.assert_close(by_poles, by_eigh, rtol=0, atol=EXACT)
+
+
+# ---------------------------------------------------------------------------------------------
+# Relative entropy
+# ---------------------------------------------------------------------------------------------
+
+
+def mp_relative_entropy(rho: Tensor, sigma: Tensor) -> float:
+    with mpmath.workdps(40):
+        logs, matrices = [], []
+        for state in (rho, sigma):
+            rows = [[mpmath.mpc(entry.real, entry.imag) for entry in row] for row in state.tolist()]
+            matrices.append(mpmath.matrix(rows))
+            values, vectors = mpmath.eigh(matrices[-1])
+            logs.append(vectors * mpmath.diag([mpmath.log(x) for x in values]) * vectors.H)
+        product = matrices[0] * (logs[0] - logs[1])
+        return float(mpmath.fsum(product[i, i].real for i in range(len(rho))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_relative_entropy_against_mpmath_qutip_and_pennylane(dtype: torch.dtype) -> None:
+    """Measured: 1.8e-15 to mpmath."""
+    rho, sigma = random_density(4, 0, dtype), random_density(4, 1, dtype)
+    value = float(relative_entropy(rho, sigma))
+    assert value == pytest.approx(mp_relative_entropy(rho, sigma), abs=EXACT)
+    states = [qutip.Qobj(state.numpy()) for state in (rho, sigma)]
+    assert value == pytest.approx(qutip.entropy_relative(*states), abs=1e-11)
+    theirs = float(qml.math.relative_entropy(rho.numpy(), sigma.numpy()))
+    assert value == pytest.approx(theirs, abs=1e-11)
+
+
+@pytest.mark.parametrize("dtype", REAL + COMPLEX)
+@pytest.mark.parametrize("name", SPECTRA)
+def test_relative_entropy_to_the_mixed_state(name: str, dtype: torch.dtype) -> None:
+    """S(rho || I/d) = log d - S(rho), and S(rho || rho) = 0, where rho lacks rank too.
+
+    Measured: 4e-14 and 2.8e-6.
+    """
+    for shape in ((2, 5), (33, 17), (17, 33), (65, 64)):
+        rho, d = density_case(name, shape, dtype), shape[1]
+        eye = torch.eye(d, dtype=dtype)
+        s = vn_entropy_from_density(density_case(name, shape, torch.float64))
+        tolerance = VALUE_DEFICIENT[dtype.to_real()]
+        assert_value(relative_entropy(rho, eye / d), math.log(d) - s, tolerance)
+        assert_value(relative_entropy(rho, rho), torch.zeros_like(s), tolerance)
+        to_mixed = gradient(lambda x, m=eye / d: relative_entropy(x, m), rho)
+        assert to_mixed.isfinite().all()
+        assert gradient(lambda x, r=rho: relative_entropy(r, x), rho).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", REAL + COMPLEX)
+def test_infinite_where_the_support_is_left(dtype: torch.dtype) -> None:
+    """By 1e-4 of the trace, among states of rank 1 to 32 of 64; within it equal to the part."""
+    x = torch.randn(64, 32, generator=generator(0), dtype=dtype)
+    for rank in (1, 3, 32):
+        basis = torch.linalg.qr(x[:, :rank]).Q
+        inner = [random_density(rank, seed, dtype) for seed in (0, 1)]
+        rho, sigma = (basis @ part @ basis.mH for part in inner)
+        tolerance = VALUE_DEFICIENT[dtype.to_real()]
+        assert_value(relative_entropy(rho, sigma), relative_entropy(*inner), tolerance)
+        eye = torch.eye(64, dtype=dtype)
+        outside = (1 - 1e-4) * rho + 1e-4 * eye / 64
+        assert relative_entropy(outside, sigma) == math.inf
+        assert relative_entropy(rho, outside).isfinite()
+        for grad in (
+            gradient(lambda r, s=sigma: relative_entropy(r, s), rho),
+            gradient(lambda s, r=rho: relative_entropy(r, s), sigma),
+            gradient(lambda r, s=sigma: relative_entropy(r, s), outside),
+        ):
+            assert grad.isfinite().all()
+            assert (grad - grad.mH).abs().max() <= 1e-4 * grad.abs().max()
+
+
+def test_relative_entropy_of_zeros_and_pure_states() -> None:
+    zero, up, down = torch.zeros(2, 2), pure([1, 0]), pure([0, 1])
+    assert relative_entropy(up, down) == math.inf
+    assert relative_entropy(up, up) == 0
+    assert relative_entropy(up, zero.double()) == math.inf
+    assert relative_entropy(zero, zero) == 0
+    for argument in (zero, up):
+        assert gradient(lambda x, a=argument: relative_entropy(a, x), argument).isfinite().all()
+
+
+def test_gradient_within_the_support_of_sigma() -> None:
+    """Where sigma lacks rank, the gradient is that of the part where both are."""
+    basis = torch.linalg.qr(torch.randn(7, 3, generator=generator(0), dtype=torch.complex128)).Q
+    rho, sigma = random_density(3, 0), random_density(3, 1)
+    whole = basis @ rho @ basis.mH, basis @ sigma @ basis.mH
+    of_sigma = gradient(lambda s: relative_entropy(whole[0], s), whole[1])
+    part = gradient(lambda s: relative_entropy(rho, s), sigma)
+    assert (of_sigma - basis @ part @ basis.mH).norm() <= 1e-11 * part.norm()
+    of_rho = basis.mH @ gradient(lambda r: relative_entropy(r, whole[1]), whole[0]) @ basis
+    assert (of_rho - gradient(lambda r: relative_entropy(r, sigma), rho)).norm() <= 1e-11
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_gradcheck_of_relative_entropy(dtype: torch.dtype) -> None:
+    """Also where eigenvalues of sigma are equal, and where one of a batch is shared."""
+    rho = torch.stack([random_density(4, seed, dtype) for seed in (0, 1)]).requires_grad_()
+    repeated = torch.diag(torch.tensor([0.3, 0.3, 0.2, 0.2])).to(dtype)
+    for sigma in (random_density(4, 2, dtype), repeated):
+        assert torch.autograd.gradcheck(relative_entropy, (rho, sigma.requires_grad_()))
+
+
+def test_dtypes_meet_in_the_wider_one() -> None:
+    rho, sigma = density_case("iid", (9, 5), torch.bfloat16), random_density(5)
+    value = relative_entropy(rho, sigma)
+    assert value.dtype == torch.float64
+    torch.testing.assert_close(value, relative_entropy(rho.to(torch.complex128), sigma))
+    grad = gradient(lambda rho: relative_entropy(rho, sigma), rho)
+    assert grad.dtype == torch.bfloat16
+    exact = gradient(lambda rho: relative_entropy(rho, sigma), rho.double())
+    assert relative_error(grad, exact) <= 2.0**-8
+    assert relative_entropy(rho, rho).dtype == torch.float32
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("dtype", REAL + COMPLEX)
+def test_an_invalid_state_is_nan_and_the_others_are_not(dtype: torch.dtype, bad: float) -> None:
+    rho = torch.stack([random_density(6, seed, dtype) for seed in range(3)])
+    sigma = random_density(6, 9, dtype)
+    clean = rho.clone()
+    rho[1, 2, 3] = bad
+    for function in (
+        lambda x: relative_entropy(x, sigma),
+        lambda x: relative_entropy(sigma, x),
+        lambda x: conditional_entropy(x, (2, 3)),
+        lambda x: mutual_information(x, (2, 3)),
+    ):
+        s, grad = function(rho), gradient(function, rho)
+        assert s.isnan().tolist() == [False, True, False]
+        assert torch.equal(s[::2], function(clean)[::2])
+        assert grad.isnan().flatten(1).all(1).tolist() == [False, True, False]
+
+
+def test_relative_entropy_checks_its_arguments() -> None:
+    good = torch.eye(2) / 2
+    with pytest.raises(ValueError, match=r"of one d, .* got \(2, 2\) and \(3, 3\)"):
+        relative_entropy(good, torch.eye(3))
+    with pytest.raises(ValueError, match=r"broadcast, got \(2, 2, 2\) and \(3, 2, 2\)"):
+        relative_entropy(good.expand(2, 2, 2), good.expand(3, 2, 2))
+    with pytest.raises(ValueError, match=r"sigma must be \(\.\.\., d, d\) with d >= 1, got \(2,\)"):
+        relative_entropy(good, torch.ones(2))
+    with pytest.raises(ValueError, match="on the same device, got cpu and meta"):
+        relative_entropy(good, good.to("meta"))
+    with pytest.raises(TypeError, match=r"rho must be float16, .* got torch\.int64"):
+        relative_entropy(good.long(), good)
+    with pytest.raises(ValueError, match="sigma must be of trace 1"):
+        relative_entropy(good, 2 * good, check=True)
+
+
+# ---------------------------------------------------------------------------------------------
+# Inside torch
+# ---------------------------------------------------------------------------------------------
+
+
+def test_opcheck_of_complex_states() -> None:
+    """Real ones: `test_torch_integration.py`."""
+    states = torch.stack([random_density(5, seed) for seed in range(4)]).unflatten(0, (2, 2))
+    torch.library.opcheck(torch.ops.vne_kernels.relative_entropy_grad.default, states.unbind())
+
+
+def test_compile_and_vmap() -> None:
+    """With a conjugate view, which an operator may not see as such."""
+    rho, sigma = random_density(4, 0), random_density(4, 1)
+
+    def loss(rho: Tensor) -> Tensor:
+        pair = conditional_entropy(rho.real, (2, 2))
+        s = vn_entropy_from_density(rho, normalize_trace=True)
+        return relative_entropy(rho.conj(), sigma) + pair + s + renyi_entropy_from_density(rho, 2)
+
+    leaf = rho.clone().requires_grad_()
+    value = torch.compile(loss, fullgraph=True, backend="aot_eager")(leaf)
+    value.backward()
+    torch.testing.assert_close(value.detach(), loss(rho))
+    torch.testing.assert_close(leaf.grad, gradient(loss, rho))
+    batch = torch.stack([rho, sigma])
+    torch.testing.assert_close(torch.func.vmap(loss)(batch), torch.stack([loss(rho), loss(sigma)]))
+
+
+def test_differentiable_once() -> None:
+    rho = random_density(3).requires_grad_()
+    value = relative_entropy(rho, random_density(3, 1))
+    (grad,) = torch.autograd.grad(value, rho, create_graph=True)
+    with pytest.raises(RuntimeError, match="relative_entropy is differentiable once"):
+        grad.real.sum().backward()
+
+
+# ---------------------------------------------------------------------------------------------
+# Inequalities
+# ---------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=20)
+@given(seeds, st.integers(1, 12), st.sampled_from([torch.float64, torch.complex128]))
+def test_inequalities(seed: int, rank: int, dtype: torch.dtype) -> None:
+    """Klein's; I as a relative entropy; monotonicity; Araki and Lieb's; strong subadditivity."""
+    rho = low_rank(12, rank, seed, dtype)
+    sigma = low_rank(12, 14, seed + 1, dtype)
+    a, bc = partial_trace(rho, DIMS, 0), partial_trace(rho, DIMS, (1, 2))
+    mutual = mutual_information(rho, (2, 6))
+    product = relative_entropy(rho, torch.kron(a, bc))
+    torch.testing.assert_close(product, mutual, rtol=0, atol=1e-10)
+    whole = relative_entropy(rho, sigma)
+    parts = relative_entropy(bc, partial_trace(sigma, DIMS, (1, 2)))
+    assert whole >= parts - EXACT
+    assert parts >= -EXACT
+    s_a, s_bc = vn_entropy_from_density(a), vn_entropy_from_density(bc)
+    s_abc = vn_entropy_from_density(rho)
+    assert (s_a - s_bc).abs() - EXACT <= s_abc <= s_a + s_bc + EXACT
+    of_ab = conditional_entropy(partial_trace(rho, DIMS, (0, 1)), (2, 3))
+    assert conditional_entropy(rho, (2, 6)) <= of_ab + EXACT  # S(A|BC) <= S(A|B)

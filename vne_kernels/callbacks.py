@@ -1,0 +1,170 @@
+"""Watch the spectrum of a layer while Lightning trains it, for ``vne_kernels[metrics]``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from vne_kernels.checks import check_normalize, check_samples
+from vne_kernels.collapse import CollapseWatch
+from vne_kernels.functional import spectrum
+from vne_kernels.spectra import renyi_entropy
+
+__all__ = ["SpectrumMonitor"]
+
+
+class SpectrumMonitor(Callback):
+    """Logs entropy, effective rank and spectrum of a submodule's output; warns of a collapse.
+
+    On a monitored step the rows that the submodule put out are taken together, as of several views,
+    on each process its own. ``spectrum/entropy`` (nats) and ``spectrum/effective_rank`` go to every
+    logger, and into ``trainer.callback_metrics``; the eigenvalues as a picture,
+    ``spectrum/eigenvalues``, to TensorBoard. When the effective rank falls below the threshold
+    there is one warning, and one message when it is above it again. Steps that are not monitored
+    cost one comparison; a monitored one waits for the device.
+
+    Args:
+        submodule: the name of the module in the LightningModule, as ``get_submodule`` takes it,
+            such as "projector"; its output in training is (n, d).
+        every_n_steps: optimiser steps from one monitored step to the next; the first is monitored.
+        collapse_below: effective rank, above 1, below which the user is warned.
+        normalize: as for `vne_kernels.vn_entropy`.
+        name: what the logged names begin with; a second monitor needs another.
+
+    Raises:
+        ValueError: every_n_steps is no whole number from 1 on; collapse_below is not above 1. In
+            training: the LightningModule has no such submodule; its output is not (n, d).
+        TypeError: normalize is not a bool; the output is not a floating tensor.
+
+    Example:
+        >>> monitor = SpectrumMonitor("projector", every_n_steps=100)
+        >>> trainer = pl.Trainer(callbacks=[monitor])  # and further arguments
+    """
+
+    def __init__(
+        self,
+        submodule: str,
+        *,
+        every_n_steps: int = 50,
+        collapse_below: float = 1.5,
+        normalize: bool = True,
+        name: str = "spectrum",
+    ) -> None:
+        if not isinstance(every_n_steps, int) or every_n_steps < 1:
+            raise ValueError(
+                f"every_n_steps must be a whole number of at least 1, got {every_n_steps!r}"
+            )
+        if not 1 < collapse_below < math.inf:
+            raise ValueError(f"collapse_below must be finite and above 1, got {collapse_below}")
+        check_normalize(normalize)
+        self.submodule, self.every_n_steps = submodule, every_n_steps
+        self.normalize, self.name = normalize, name
+        self.collapse = CollapseWatch(math.log(collapse_below), f"the output of {submodule!r}")
+        self._outputs: list[Tensor] | None = None  # None: not a monitored step
+        self._last_step = -1
+        self._hook: RemovableHandle | None = None
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(submodule=self.submodule, name=self.name)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        try:
+            module = pl_module.get_submodule(self.submodule)
+        except AttributeError as error:
+            names = ", ".join(name for name, _ in pl_module.named_children())
+            raise ValueError(
+                f"submodule must name a module of {type(pl_module).__name__}, which has {names}, "
+                f"got {self.submodule!r}"
+            ) from error
+        self._last_step = -1
+        self._hook = module.register_forward_hook(self._keep)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step  # the same one for all batches whose gradients are accumulated
+        monitored = step % self.every_n_steps == 0 and step != self._last_step
+        self._outputs = [] if monitored else None
+        self._last_step = step
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        rows, self._outputs = self._outputs, None
+        if rows:
+            self._log(torch.cat(rows), trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._remove()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"collapsed": self.collapse.collapsed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.collapse.collapsed = state_dict["collapsed"]
+
+    def _keep(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self._outputs is None:
+            return
+        what = f"the output of {self.submodule!r}"
+        check_samples(what, output)
+        if output.dim() != 2:
+            raise ValueError(f"{what} must be (n, d), got {tuple(output.shape)}")
+        self._outputs.append(output.detach().clone())  # it may be changed in place afterwards
+
+    def _log(self, z: Tensor, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        step = self._last_step
+        eigenvalues = spectrum(z, normalize=self.normalize).double().cpu()
+        entropy = renyi_entropy(eigenvalues, 1)
+        values = {
+            f"{self.name}/entropy": entropy.float(),
+            f"{self.name}/effective_rank": entropy.exp().float(),
+        }
+        pl_module.log_dict(values, logger=False, on_step=True, on_epoch=False)
+        numbers = {key: float(value) for key, value in values.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step)
+            if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+                figure = _picture(eigenvalues)
+                logger.experiment.add_figure(f"{self.name}/eigenvalues", figure, step)
+        message = self.collapse.told(float(entropy), f"{len(z)} rows")
+        if message is not None:
+            tell = rank_zero_warn if self.collapse.collapsed else rank_zero_info
+            tell(f"step {step}: {message}")
+
+    def _remove(self) -> None:
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = self._outputs = None
+
+
+def _picture(eigenvalues: Tensor) -> Any:
+    """Eigenvalues over their sum against their index; NaN and 0 are left out."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    shares = eigenvalues / eigenvalues.sum()
+    axes.semilogy(range(1, len(shares) + 1), torch.where(shares > 0, shares, torch.nan))
+    axes.set(xlabel="index", ylabel="eigenvalue / sum")
+    axes.grid(alpha=0.3)
+    return figure

@@ -1,0 +1,244 @@
+"""Entropy, effective rank, Vendi score and RankMe of a data set as torchmetrics metrics.
+
+Their states are the sums of equation (16), so that batches of any sizes, on any number of
+processes, give what all rows at once would. For ``pip install "vne_kernels[metrics]"``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from vne_kernels import spectra
+from vne_kernels.accumulate import add_rows, check_features, check_rows, density_of, row_weights
+from vne_kernels.checks import check_eps, check_normalize, check_order
+from vne_kernels.density import eigenvalues, renyi_entropy_from_density, vn_entropy_from_density
+
+__all__ = ["EffectiveRank", "RankMe", "VendiScore", "VonNeumannEntropy"]
+
+
+class _OfDensity(Metric):
+    """A number computed of the density matrix of all rows."""
+
+    is_differentiable = True
+    higher_is_better = True
+    full_state_update = False
+
+    rows: Tensor
+    weight: Tensor
+
+    def __init__(
+        self, num_features: int, *, normalize: bool, eps: float, double: bool, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.num_features = check_features("num_features", num_features)
+        check_normalize(normalize)
+        check_eps(eps)
+        self.normalize, self.eps, self._double = normalize, eps, double
+        # A MetricCollection shares states of the same names and, in the first batch, about the same
+        # numbers; sums that are made in another way have another name.
+        rows = f"unit{eps:g}" if normalize else "raw"
+        self._total = f"total_{rows}_{'double' if double else 'single'}"
+        zero = torch.zeros((), dtype=torch.float64)
+        self.add_state(self._total, zero.new_zeros(num_features, num_features), "sum")
+        self.add_state("weight", zero, "sum")
+        self.add_state("rows", torch.zeros((), dtype=torch.int64), "sum")
+
+    def update(self, z: Tensor, weights: Tensor | None = None) -> None:
+        """Add a batch of rows.
+
+        Args:
+            z: (..., n, d) with d = num_features, all leading dimensions are rows; n may be 0.
+                float16, bfloat16, float32 or float64, on the metric's device.
+            weights: w, broadcastable to (..., n), not negative, up to a common factor. Default: 1.
+
+        Raises:
+            ValueError: z is not (..., n, d), or on another device; weights do not broadcast.
+            TypeError: z or weights is not a dense tensor of one of these dtypes.
+        """
+        total = getattr(self, self._total)
+        check_rows(z, self.num_features, total.device)
+        w = row_weights(z, weights, self._double)
+        x = z.flatten(0, -2)
+        if total.is_inference() and not torch.is_inference_mode_enabled():
+            total = total.clone()  # a reset in inference mode left what only that may change
+            setattr(self, self._total, total)
+        add_rows(total, x, w, normalize=self.normalize, eps=self.eps, double=self._double)
+        self.weight = self.weight + (len(x) if w is None else w.sum())
+        self.rows = self.rows + len(x)
+
+    def compute(self) -> Tensor:
+        """The score of all rows so far, () float64; NaN before the first."""
+        score = self._score(density_of(getattr(self, self._total), self.weight))
+        return torch.where(self.rows == 0, torch.nan, score)
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw a value, or several, of ``forward`` or ``compute``; by default of ``compute``.
+
+        Returns:
+            (figure, axes) of matplotlib.
+        """
+        return self._plot(val, ax)
+
+    def _score(self, rho: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class VonNeumannEntropy(_OfDensity):
+    """Von Neumann entropy of a data set, in nats: `vne_kernels.vn_entropy` of all its rows.
+
+    Equations (1) and (16) of csrc/README.md.
+
+    Args:
+        num_features: d of the rows, at least 1.
+        normalize, eps, double: as for `vne_kernels.DensityAccumulator`.
+        kwargs: of ``torchmetrics.Metric``, such as ``sync_on_compute``.
+
+    Shape:
+        update: z (..., n, d), weights broadcastable to (..., n). compute: () float64.
+
+    Raises:
+        ValueError: num_features is no whole number from 1 on; eps is negative or not finite.
+        TypeError: normalize is not a bool; eps is not a number.
+
+    Source: Kim et al., "VNE: An Effective Method for Improving Deep Representation by Manipulating
+    Eigenvalue Distribution", CVPR 2023.
+
+    Example:
+        >>> metric = VonNeumannEntropy(4)
+        >>> metric.update(torch.eye(4)[:3])
+        >>> metric.update(torch.eye(4)[3:])
+        >>> metric.compute()  # log 4
+        tensor(1.3863, dtype=torch.float64)
+    """
+
+    plot_lower_bound = 0.0
+
+    def __init__(
+        self,
+        num_features: int,
+        *,
+        normalize: bool = True,
+        eps: float = 1e-12,
+        double: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_features, normalize=normalize, eps=eps, double=double, **kwargs)
+
+    def _score(self, rho: Tensor) -> Tensor:
+        return vn_entropy_from_density(rho)
+
+
+class VendiScore(_OfDensity):
+    """Vendi score of order q under the cosine kernel: `vne_kernels.vendi_score` of all rows.
+
+    exp of Rényi's entropy (13) of rho over its trace. Orders below 1 count small eigenvalues, so
+    that their products are computed in float64.
+
+    Args:
+        num_features: d of the rows, at least 1.
+        q: the order, at least 0; ``math.inf`` too.
+        normalize, eps: as for `vne_kernels.DensityAccumulator`. Without ``normalize`` the kernel
+            is the scalar product.
+        kwargs: of ``torchmetrics.Metric``.
+
+    Shape:
+        update: z (..., n, d), weights broadcastable to (..., n). compute: () float64, from 1 to
+        min(n, d).
+
+    Raises:
+        ValueError: num_features is no whole number from 1 on; q is below 0; eps is negative or not
+            finite.
+        TypeError: normalize is not a bool; q or eps is not a number.
+
+    Source: Friedman and Dieng, "The Vendi Score: A Diversity Evaluation Metric for Machine
+    Learning", TMLR 2023; of order q, Pasarkar and Dieng, AISTATS 2024.
+
+    Example:
+        >>> metric = VendiScore(4)
+        >>> round(float(metric(torch.eye(4))), 6)
+        4.0
+    """
+
+    plot_lower_bound = 1.0
+
+    def __init__(
+        self,
+        num_features: int,
+        q: float = 1,
+        *,
+        normalize: bool = True,
+        eps: float = 1e-12,
+        **kwargs: Any,
+    ) -> None:
+        self.q = check_order("q", q)
+        super().__init__(num_features, normalize=normalize, eps=eps, double=q < 1, **kwargs)
+
+    def _score(self, rho: Tensor) -> Tensor:
+        return renyi_entropy_from_density(rho, self.q).exp()
+
+
+class EffectiveRank(VendiScore):
+    """Effective rank exp(S) of a data set: `vne_kernels.effective_rank` of all its rows.
+
+    S is von Neumann's entropy of rho over its trace; the Vendi score of order 1.
+
+    Args:
+        num_features, normalize, eps, kwargs: as for `VendiScore`.
+
+    Shape, Raises: as `VendiScore`.
+
+    Example:
+        >>> metric = EffectiveRank(4)
+        >>> round(float(metric(torch.eye(4)[:2])), 6)
+        2.0
+    """
+
+    def __init__(
+        self, num_features: int, *, normalize: bool = True, eps: float = 1e-12, **kwargs: Any
+    ) -> None:
+        super().__init__(num_features, 1, normalize=normalize, eps=eps, **kwargs)
+
+
+class RankMe(_OfDensity):
+    """RankMe, the rank of a data set that predicts how its encoder does: `vne_kernels.rankme`.
+
+    exp of Shannon's entropy of the singular values of the rows as they are over their sum, plus
+    eps: equation (14). The singular values are roots of eigenvalues, hence products in float64; of
+    those min(n, d) count, which the host waits for when the score is computed.
+
+    Args:
+        num_features: d of the rows, at least 1.
+        eps: what is added to each share, as the paper has it; at least 0.
+        kwargs: of ``torchmetrics.Metric``.
+
+    Shape:
+        update: z (..., n, d), weights broadcastable to (..., n). compute: () float64, from 1 to
+        min(n, d), but for eps.
+
+    Raises:
+        ValueError: num_features is no whole number from 1 on; eps is negative or not finite.
+        TypeError: eps is not a number.
+
+    Source: Garrido et al., "RankMe: Assessing the Downstream Performance of Pretrained
+    Self-Supervised Representations by Their Rank", ICML 2023.
+
+    Example:
+        >>> metric = RankMe(4)
+        >>> round(float(metric(torch.eye(4))), 3)
+        4.0
+    """
+
+    plot_lower_bound = 1.0
+
+    def __init__(self, num_features: int, eps: float = 1e-7, **kwargs: Any) -> None:
+        check_eps(eps)
+        super().__init__(num_features, normalize=False, eps=0.0, double=True, **kwargs)
+        self.added = eps
+
+    def _score(self, rho: Tensor) -> Tensor:
+        count = min(max(int(self.rows), 1), self.num_features)
+        return spectra.rankme(eigenvalues(rho)[:count], self.added)

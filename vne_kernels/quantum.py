@@ -1,0 +1,321 @@
+"""Quantum information in density matrices: the paper's Definition 3.2, and relative entropy.
+
+The entropies are those of `vne_kernels.density`; relative entropy is an operator of its own, (15).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vne_kernels import ops as _registered
+from vne_kernels import spectra
+from vne_kernels.checks import check_density, check_matrices
+from vne_kernels.density import result_dtype, vn_entropy_from_density
+from vne_kernels.ops import scaled, to_float64
+
+_ops = torch.ops.vne_kernels
+
+# ---- parts of a composite system -----------------------------------------------------------------
+
+
+def partial_trace(rho: Tensor, dims: Sequence[int], keep: int | Sequence[int]) -> Tensor:
+    """State of some subsystems of a composite system: the trace over the others, equation (15).
+
+    Args:
+        rho: (..., D, D), of the composite system, whose basis is the Kronecker product of those of
+            its subsystems, in order; float16, bfloat16, float32, float64, complex64 or complex128.
+        dims: sizes of the subsystems, D their product.
+        keep: the subsystems that remain, counted from 0; they remain in their order in ``dims``.
+
+    Returns:
+        (..., K, K), K the product of the sizes that remain, in the dtype of rho. Differentiable.
+
+    Raises:
+        ValueError: rho is not (..., D, D); the product of dims is not D; keep is empty, not among
+            the subsystems, or names one twice.
+        TypeError: rho is not a dense tensor of one of these dtypes; dims or keep are not integers.
+
+    Source: Nielsen and Chuang, "Quantum Computation and Quantum Information", section 2.4.3.
+
+    Example:
+        >>> bell = torch.tensor([1.0, 0, 0, 1]) / 2**0.5
+        >>> partial_trace(torch.outer(bell, bell), (2, 2), keep=1)
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.5000]])
+    """
+    check_matrices("rho", rho)
+    sizes = _check_dims("rho", rho, dims)
+    kept = _check_keep(keep, len(sizes))
+    traced = [part for part in range(len(sizes)) if part not in kept]
+    order = kept + traced
+    batch = rho.shape[:-2]
+    rows = [len(batch) + part for part in order]
+    columns = [len(batch) + len(sizes) + part for part in order]
+    apart = rho.reshape(*batch, *sizes, *sizes).permute(*range(len(batch)), *rows, *columns)
+    k, t = math.prod([sizes[part] for part in kept]), math.prod([sizes[part] for part in traced])
+    return apart.reshape(*batch, k, t, k, t).diagonal(dim1=-3, dim2=-1).sum(-1)
+
+
+def conditional_entropy(
+    rho_ab: Tensor, dims: Sequence[int], *, method: str = "auto", check: bool = False
+) -> Tensor:
+    """Quantum conditional entropy S(A|B) = S(AB) - S(B), in nats: the paper's Definition 3.2.
+
+    From -log(min(d_A, d_B)) to log d_A; negative only where A and B are entangled.
+
+    Args:
+        rho_ab: (..., D, D), density matrices of the composite system AB, of trace 1: as ``rho`` of
+            `partial_trace`.
+        dims: (d_A, d_B), D = d_A d_B. Each may be a group of subsystems: of a batch of states of A,
+            B and C, ``(d_A, d_B * d_C)`` gives S(A|BC).
+        method, check: as for `vne_kernels.vn_entropy_from_density`.
+
+    Returns:
+        (...), float64 for float64 and complex128, otherwise float32; NaN for a matrix with a NaN or
+        an infinity. Differentiable once.
+
+    Raises:
+        ValueError: rho_ab is not (..., D, D); dims are not two sizes with the product D; method is
+            unknown, or "poles" with a complex rho_ab; with ``check``, rho_ab is no density matrix.
+        TypeError: rho_ab is not a dense tensor of one of these dtypes; dims are not integers.
+
+    Source: "Formulating A Non-contrastive Loss As A Difference Of Entropies Using A Von Neumann
+    Entropy Bound", Definition 3.2; Cerf and Adami, "Negative Entropy and Information in Quantum
+    Mechanics", Phys. Rev. Lett. 1997.
+
+    Example:
+        >>> bell = torch.tensor([1.0, 0, 0, 1]) / 2**0.5
+        >>> conditional_entropy(torch.outer(bell, bell), (2, 2))  # -log 2
+        tensor(-0.6931)
+    """
+    whole, _, b = _check_parts(rho_ab, dims, check)
+    entropy_of_b = vn_entropy_from_density(b, method=method)
+    return vn_entropy_from_density(whole, method=method) - entropy_of_b
+
+
+def mutual_information(
+    rho_ab: Tensor, dims: Sequence[int], *, method: str = "auto", check: bool = False
+) -> Tensor:
+    """Quantum mutual information S(A;B) = S(A) + S(B) - S(AB), in nats: Definition 3.2.
+
+    From 0, of independent A and B, to 2 log(min(d_A, d_B)).
+
+    Args:
+        rho_ab, dims, method, check: as for `conditional_entropy`.
+
+    Returns:
+        (...), as `conditional_entropy`.
+
+    Raises:
+        ValueError, TypeError: as `conditional_entropy`.
+
+    Source: as `conditional_entropy`, S(A) - S(A|B) there.
+
+    Example:
+        >>> bell = torch.tensor([1.0, 0, 0, 1]) / 2**0.5
+        >>> mutual_information(torch.outer(bell, bell), (2, 2))  # 2 log 2
+        tensor(1.3863)
+    """
+    whole, a, b = _check_parts(rho_ab, dims, check)
+    apart = vn_entropy_from_density(a, method=method) + vn_entropy_from_density(b, method=method)
+    return apart - vn_entropy_from_density(whole, method=method)
+
+
+def _check_parts(rho: Tensor, dims: Sequence[int], check: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """rho_ab and the states of A and B, half precisions in float32, as their sums are taken."""
+    check_matrices("rho_ab", rho)
+    sizes = _check_dims("rho_ab", rho, dims)
+    if len(sizes) != 2:
+        raise ValueError(f"dims must be two sizes, of A and of B, got {tuple(sizes)}")
+    if check:
+        check_density("rho_ab", rho, unit_trace=True)
+    whole = rho if rho.is_complex() else rho.to(result_dtype(rho))
+    return whole, partial_trace(whole, sizes, 0), partial_trace(whole, sizes, 1)
+
+
+def _check_dims(name: str, rho: Tensor, dims: Sequence[int]) -> list[int]:
+    sizes = _integers("dims", dims)
+    if not sizes or min(sizes) < 1 or math.prod(sizes) != rho.shape[-1]:
+        raise ValueError(
+            f"dims must be positive sizes with the product {rho.shape[-1]}, as {name} is "
+            f"{tuple(rho.shape)}, got {tuple(sizes)}"
+        )
+    return sizes
+
+
+def _check_keep(keep: int | Sequence[int], count: int) -> list[int]:
+    parts = _integers("keep", [keep] if isinstance(keep, int) else keep)
+    if not parts or len(set(parts)) < len(parts) or not all(0 <= p < count for p in parts):
+        raise ValueError(f"keep must be different ones of 0 to {count - 1}, got {keep}")
+    return sorted(parts)
+
+
+def _integers(name: str, values: Sequence[int]) -> list[int]:
+    if not isinstance(values, Sequence) or not all(type(value) is int for value in values):
+        raise TypeError(f"{name} must be integers, got {values!r}")
+    return list(values)
+
+
+# ---- relative entropy ----------------------------------------------------------------------------
+
+
+def relative_entropy(rho: Tensor, sigma: Tensor, *, check: bool = False) -> Tensor:
+    """Quantum relative entropy S(rho||sigma) = tr(rho (log rho - log sigma)), in nats: (15).
+
+    Not negative, and 0 where rho = sigma alone (Klein's inequality).
+
+    Args:
+        rho: (..., d, d), density matrices, as for `vne_kernels.vn_entropy_from_density`.
+        sigma: (..., d, d), as rho; leading dimensions broadcast. If the dtypes differ, both are
+            taken in the wider one, in which a complex one makes both complex.
+        check: refuse what is no density matrix; the host waits for the numbers.
+
+    Returns:
+        (...), float64 for float64 and complex128, otherwise float32; computed in float64.
+        Infinite where the support of rho is not in that of sigma: where sigma has k eigenvalues
+        below 4 eps of its trace, and rho more than 4 k eps of its own in their directions, eps the
+        rounding of the dtype of the result (1.2e-7 or 2.2e-16). NaN where rho or sigma holds a NaN
+        or an infinity; the rest of the batch is not touched by it.
+
+        Differentiable once, in rho and sigma. The gradients are finite and Hermitian; where sigma
+        counts as 0 they stay within its support.
+
+    Raises:
+        ValueError: rho or sigma is not (..., d, d) with d >= 1; their d differ; their leading
+            dimensions do not broadcast; they are on different devices; with ``check``, one of them
+            is no density matrix.
+        TypeError: one is not a dense tensor of one of the dtypes.
+
+    Source: Umegaki, "Conditional expectation in an operator algebra, IV", 1962; Nielsen and
+    Chuang, "Quantum Computation and Quantum Information", section 11.3.1.
+
+    Example:
+        >>> relative_entropy(torch.diag(torch.tensor([0.0, 1.0])), torch.eye(2) / 2)  # log 2
+        tensor(0.6931)
+    """
+    for name, matrices in (("rho", rho), ("sigma", sigma)):
+        check_matrices(name, matrices)
+        if check:
+            check_density(name, matrices, unit_trace=True)
+    if rho.device != sigma.device:
+        raise ValueError(
+            f"rho and sigma must be on the same device, got {rho.device} and {sigma.device}"
+        )
+    if rho.shape[-1] != sigma.shape[-1] or not _broadcast(rho.shape[:-2], sigma.shape[:-2]):
+        raise ValueError(
+            "rho and sigma must be (..., d, d) of one d, and their leading dimensions broadcast, "
+            f"got {tuple(rho.shape)} and {tuple(sigma.shape)}"
+        )
+    dtype = torch.promote_types(rho.dtype, sigma.dtype)
+    shape = torch.broadcast_shapes(rho.shape, sigma.shape)  # type: ignore[no-untyped-call]
+    rho, sigma = rho.to(dtype).expand(shape), sigma.to(dtype).expand(shape)
+    entropy: Tensor = _ops.relative_entropy_grad(rho, sigma)[0]
+    return entropy
+
+
+def _broadcast(one: Sequence[int], other: Sequence[int]) -> bool:
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return all(a == b or 1 in (a, b) for a, b in pairs)
+
+
+torch.library.define(
+    "vne_kernels::relative_entropy_grad",
+    "(Tensor rho, Tensor sigma) -> (Tensor entropy, Tensor grad_rho, Tensor grad_sigma)",
+)
+
+
+@torch.library.impl("vne_kernels::relative_entropy_grad", "CompositeExplicitAutograd")
+def _relative_entropy_grad(rho: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """In plain torch, for any device: two eigendecompositions take most of the time."""
+    device, result = rho.device, result_dtype(rho)
+    resolution = 4 * torch.finfo(result).eps  # of the trace
+    rho, rho_finite = _finite_hermitian(to_float64(rho))
+    sigma, sigma_finite = _finite_hermitian(to_float64(sigma))
+    lam, v = torch.linalg.eigh(rho)
+    mu, w = torch.linalg.eigh(sigma)
+    log_rho = (v * _floored(lam, resolution).log().unsqueeze(-2)) @ _adjoint(v)
+    floored = _floored(mu, resolution)
+    log_mu = floored.log()
+    in_support = mu >= floored
+
+    inside = _adjoint(w) @ rho @ w  # rho in sigma's basis
+    weights = inside.diagonal(dim1=-2, dim2=-1).real  # of rho in the directions of sigma
+    outside = torch.where(in_support, 0, weights).sum(-1)
+    allowed = resolution * (~in_support).sum(-1) * lam.sum(-1)
+    entropy = -(weights * log_mu).sum(-1) - torch.special.entr(lam.clamp_min(0)).sum(-1)
+    entropy = torch.where(outside > allowed, torch.inf, entropy)
+
+    eye = torch.eye(rho.shape[-1], dtype=rho.dtype, device=rho.device)
+    grad_rho = log_rho + eye - (w * log_mu.unsqueeze(-2)) @ _adjoint(w)
+    # Where sigma is 0 so is rho, and the derivative: computed, it would be rounding over rounding.
+    supported = in_support.unsqueeze(-1) & in_support.unsqueeze(-2)
+    gamma = torch.where(supported, spectra.divided_differences_of_log(floored), 0)
+    grad_sigma = -(w @ (gamma * inside) @ _adjoint(w))
+
+    finite = rho_finite & sigma_finite
+    of_matrix = finite[..., None, None]
+    dtype = result.to_complex() if rho.is_complex() else result
+    return (
+        torch.where(finite, entropy, torch.nan).to(device, result),
+        torch.where(of_matrix, grad_rho, torch.nan).to(device, dtype).contiguous(),
+        torch.where(of_matrix, grad_sigma, torch.nan).to(device, dtype).contiguous(),
+    )
+
+
+def _adjoint(matrices: Tensor) -> Tensor:
+    """Not ``mH``: its conjugation is put off, and lost where torch.compile calls the operator."""
+    return torch.conj_physical(matrices.mT)
+
+
+def _finite_hermitian(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """The Hermitian part, I where that is not finite, as LAPACK raises on a NaN; where it is."""
+    hermitian = (matrices + _adjoint(matrices)) / 2
+    finite = hermitian.isfinite().all(-1).all(-1)
+    eye = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+    return torch.where(finite[..., None, None], hermitian, eye), finite
+
+
+def _floored(values: Tensor, resolution: float) -> Tensor:
+    """Eigenvalues raised to `resolution` times their sum, the trace: all have a logarithm."""
+    floor = resolution * values.sum(-1, keepdim=True)
+    return torch.maximum(values, floor.clamp_min(torch.finfo(values.dtype).tiny))
+
+
+@torch.library.register_fake("vne_kernels::relative_entropy_grad")  # type: ignore[untyped-decorator]
+def _(rho: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    result = result_dtype(rho)
+    dtype = rho.dtype if rho.is_complex() else result
+    grads = (rho.new_empty(rho.shape, dtype=dtype), rho.new_empty(rho.shape, dtype=dtype))
+    return (rho.new_empty(rho.shape[:-2], dtype=result), *grads)
+
+
+def _relative_entropy_setup(
+    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
+) -> None:
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*inputs, *output[1:])
+
+
+def _relative_entropy_backward(
+    ctx: Any, grad: Tensor | None, *grads_of_gradients: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    # The gradients are outputs, so that what a second derivative asks of them arrives here.
+    if any(of_gradient is not None for of_gradient in grads_of_gradients):
+        raise RuntimeError("relative_entropy is differentiable once")
+    rho, sigma, grad_rho, grad_sigma = ctx.saved_tensors
+    if grad is None:
+        return None, None
+    return scaled(grad, grad_rho, rho), scaled(grad, grad_sigma, sigma)
+
+
+torch.library.register_autograd(
+    "vne_kernels::relative_entropy_grad",
+    _relative_entropy_backward,
+    setup_context=_relative_entropy_setup,
+)
+_registered.register_vmap("relative_entropy_grad")

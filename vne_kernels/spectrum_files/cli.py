@@ -1,0 +1,234 @@
+"""The command line of ``vne-spectrum``, and how it ends.
+
+Exit codes: 0 done, 1 a file cannot be used or written, 2 a bad option, 75 preempted (SIGTERM,
+SIGUSR1): the same command goes on, 130 Ctrl-C: likewise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+import vne_kernels
+from vne_kernels import available_backends, spectra
+from vne_kernels.common.files import remove_temporaries, write_json, write_table
+from vne_kernels.common.stopping import REQUEUE, Stopped, StopSignals
+
+if TYPE_CHECKING:
+    from vne_kernels.spectrum_files.readers import Embeddings
+
+PROGRAM = "vne-spectrum"
+
+DESCRIPTION = """\
+The spectrum of embeddings in files, and what it tells: von Neumann entropy, effective rank, Vendi
+scores, RankMe, participation ratio, rank. The rows of all files are one data set; they are read in
+one pass, a chunk at a time, so that files may be larger than memory.
+
+  vne-spectrum embeddings.npy
+  vne-spectrum shard-*.safetensors --out spectrum
+  vne-spectrum features.npz:train
+
+files, each a matrix (rows, features) of float16, bfloat16, float32 or float64:
+  .npy           NumPy's array
+  .npz           one array, or the one named: FILE.npz:KEY; may be compressed
+  .safetensors   one tensor, or FILE.safetensors:KEY
+  .parquet       the column that holds lists of numbers, or FILE.parquet:COLUMN; without such a
+                 column, all columns of floating-point numbers
+"""
+
+EPILOG = """\
+written to DIR:
+  spectrum.csv   index, eigenvalue, share of the sum, cumulative share
+  scores.json    all scores; entropies in nats
+  spectrum.png   both as a picture
+
+Ctrl-C, SIGTERM and SIGUSR1 stop after the chunk in hand, and every minute what was summed up so far
+is saved: the same command goes on from there, and comes to the same numbers.
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("files", nargs="+", metavar="FILE", help="FILE or FILE:KEY")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where results go (default: FILE-spectrum, beside the first FILE)",
+    )
+    parser.add_argument(
+        "--no-normalize",
+        action="store_true",
+        help="take the rows as they are; without this each is divided by its norm",
+    )
+    parser.add_argument(
+        "--precision",
+        type=_precision,
+        default="float64",
+        metavar="DTYPE",
+        help="of the sums: float64, or float32, which is faster and leaves out RankMe, the rank "
+        "and Vendi scores of q < 1, as rounding hides small eigenvalues (default: float64)",
+    )
+    parser.add_argument(
+        "--skip-nonfinite",
+        action="store_true",
+        help="leave out rows that hold NaN or infinity; without this they are an error",
+    )
+    parser.add_argument(
+        "--chunk-rows",
+        type=_count,
+        metavar="N",
+        help="rows read at a time (default: so many as take 16 MiB)",
+    )
+    parser.add_argument(
+        "--device",
+        type=_device,
+        default="auto",
+        metavar="DEVICE",
+        help="auto, cpu or cuda (default: auto, a GPU where one can be used)",
+    )
+    parser.add_argument("--no-plot", action="store_true", help="write no picture")
+    return parser
+
+
+def _precision(text: str) -> str:
+    if text not in ("float32", "float64"):
+        raise argparse.ArgumentTypeError(f"must be float32 or float64, got {text!r}")
+    return text
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _device(text: str) -> str:
+    if text not in ("auto", "cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"must be auto, cpu or cuda, got {text!r}")
+    why_no_gpu = available_backends()["cuda"]
+    if text == "cuda" and why_no_gpu is not None:
+        raise argparse.ArgumentTypeError(f"must be auto or cpu, got 'cuda': {why_no_gpu}")
+    return "cuda" if text != "cpu" and why_no_gpu is None else "cpu"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program; returns its exit code."""
+    options = make_parser().parse_args(arguments)
+    try:
+        from vne_kernels.spectrum_files.readers import FileError
+
+        with StopSignals() as signals:
+            try:
+                return _run(options, signals)
+            except FileError as error:
+                return _fail(str(error))
+            except OSError as error:
+                return _fail(f"{error.filename or 'cannot write results'}: {error.strerror}")
+    except ModuleNotFoundError as error:
+        module = (error.name or str(error)).split(".")[0]
+        return _fail(
+            f"{module} is not installed; this program needs: pip install 'vne_kernels[spectrum]'"
+        )
+    except Stopped as stop:
+        _tell(f"stopped by {signal.Signals(stop.signum).name}")
+        return 130 if stop.signum == signal.SIGINT else REQUEUE
+    except KeyboardInterrupt:
+        _tell("interrupted")
+        return 130
+
+
+def _fail(message: str) -> int:
+    _tell(f"error: {message}")
+    return 1
+
+
+def _run(options: argparse.Namespace, signals: StopSignals) -> int:
+    from vne_kernels.spectrum_files import scores as scoring
+    from vne_kernels.spectrum_files.work import (
+        UNFINISHED,
+        Settings,
+        Work,
+        default_chunk_rows,
+        open_all,
+    )
+
+    if not options.no_plot:  # tells that matplotlib is missing before the work rather than after
+        from vne_kernels.spectrum_files import plot
+    begin = time.monotonic()
+    data = open_all(options.files)
+    settings = Settings(
+        normalize=not options.no_normalize,
+        precision=options.precision,
+        device=options.device,
+        chunk_rows=options.chunk_rows or default_chunk_rows(data),
+        skip_nonfinite=options.skip_nonfinite,
+    )
+    for embeddings in data:
+        if embeddings.ignored:
+            _tell(f"{embeddings.name}: leaves out {', '.join(embeddings.ignored)}")
+    out: Path = options.out or _default_out(data)
+    out.mkdir(parents=True, exist_ok=True)
+    remove_temporaries(out)
+    work = Work(data, settings)
+    if message := work.resume(out):
+        _tell(message)
+    work.run(out, signals)
+
+    eigenvalues, raw = work.spectra()
+    scores = scoring.compute(eigenvalues, raw, work.rounding)
+    m = len(eigenvalues)
+    kept = work.sums["rows"].rows
+    of_files = f"from {len(data)} files" if len(data) > 1 else f"of {data[0].name}"
+    title = f"{kept:,} rows of {data[0].features:,} features {of_files}"
+    write_table(out / "spectrum.csv", scoring.HEADER, scoring.table(eigenvalues))
+    about = {
+        "files": [embeddings.name for embeddings in data],
+        "rows": kept,
+        "rows_left_out": work.nonfinite,
+        "features": data[0].features,
+        "normalize": settings.normalize,
+        "precision": settings.precision,
+        "vne_kernels": vne_kernels.__version__,
+    }
+    write_json(out / "scores.json", about | scores)
+    written = ["spectrum.csv", "scores.json"]
+    if not options.no_plot:
+        shares = scoring.cumulative_shares(eigenvalues).numpy()
+        drawn = spectra.resolved(eigenvalues.to(getattr(torch, settings.precision))).double()
+        plot.draw(out / "spectrum.png", title, drawn.numpy(), shares, scores)
+        written.append("spectrum.png")
+    (out / UNFINISHED).unlink(missing_ok=True)
+
+    print(title)
+    if work.nonfinite:
+        print(f"  {work.nonfinite:,} rows with NaN or infinity are left out")
+    for name, value, remark in scoring.lines(scores, m):
+        print(f"  {name:<24} {value:<13} {remark}".rstrip())
+    print(f"wrote {', '.join(written)} in {out} ({time.monotonic() - begin:.1f} s)")
+    return 0
+
+
+def _tell(message: str) -> None:
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
+
+
+def _default_out(data: Sequence[Embeddings]) -> Path:
+    first = data[0]
+    stem = re.sub(r"[^\w.-]+", "-", first.path.stem + (f"-{first.key}" if first.key else ""))
+    more = f"-and-{len(data) - 1}-more" if len(data) > 1 else ""
+    return first.path.with_name(f"{stem}{more}-spectrum")
