@@ -173,7 +173,7 @@ def assert_trained(out: Path, loss: str) -> None:
     assert results["config"]["loss"] == loss
     for name in ("loss", "entropy", "cosine", "probe_entropy", "online_linear", "online_knn"):
         assert math.isfinite(last[name]), name
-    assert loss in (out / "report.html").read_text(encoding="utf-8")
+    assert f"loss {loss} (" in (out / "report.html").read_text(encoding="utf-8")
     assert (out / "encoder.pt").exists()
 
 
