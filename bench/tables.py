@@ -553,6 +553,89 @@ def reliability(folder: Path) -> str:
 
 
 # ---------------------------------------------------------------------------------------------
+# The family
+# ---------------------------------------------------------------------------------------------
+
+
+def _family(folder: Path) -> list[Row]:
+    with (folder / "family.csv").open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row["by"] != "vne_kernels"]
+
+
+def family_machine(folder: Path) -> str:
+    rows = _family(folder)
+    first = rows[0]
+    threads = _listed([t for (t,) in unique(rows, "threads")])
+    return _sentences(
+        "How many times faster, medians of one run with all of them interleaved, values alone; "
+        f"{first['device_name']}, torch {first['torch']}, on {threads} threads; {first['date']}, "
+        f"commit {first['commit']}."
+    )
+
+
+def family_vendi(folder: Path) -> str:
+    """vendi_score of order 1, in full."""
+    rows = where(_family(folder), function="vendi_score")
+    columns = unique(rows, "by", "dtype")
+    lines = []
+    for n, d in unique(rows, "n", "d"):
+        cells = []
+        for by, dtype in columns:
+            of_case = where(rows, n=n, d=d, by=by, dtype=dtype)
+            cells.append(", ".join(_times(number(row, "times_ours")) for row in of_case))
+        lines.append([_size(n, d), *cells])
+    header = [f"{by.split(', ')[-1]}, {dtype}" for by, dtype in columns]
+    return _table(["n × d", *header], lines)
+
+
+def family_others(folder: Path) -> str:
+    """The others, over sizes, dtypes and threads."""
+    rows = [row for row in _family(folder) if row["function"] != "vendi_score"]
+    lines = []
+    for function, by in unique(rows, "function", "by"):
+        of_pair = where(rows, function=function, by=by)
+        good = timed(of_pair)
+        if not good:
+            continue
+        gains = [number(row, "times_ours") for row in good]
+        exact = [number(r, "deviation") for r in good if r["dtype"] == "float64"]
+        sizes = [_size(*size) for size in unique(of_pair, "n", "d")]
+        lines.append(
+            [
+                f"`{function}`",
+                by,
+                f"{sizes[0]} to {sizes[-1]}",
+                f"{_times(min(gains))} to {_times(max(gains))}",
+                f"{sum(gain < 1 for gain in gains)} of {len(gains)}",
+                f"{max(exact):.0e}" if exact else MISSING,
+            ]
+        )
+    return _table(
+        ["function", "beside", "sizes", "times faster", "slower in", "differ by (float64)"], lines
+    )
+
+
+def family_slower(folder: Path) -> str:
+    """Every case in which vendi-score is the faster one."""
+    rows = [row for row in timed(_family(folder)) if row["by"].startswith("vendi-score")]
+    slower = sorted((row for row in rows if number(row, "times_ours") < 1), key=_gain)
+    text = f"Of {len(rows)} cases beside vendi-score ours is slower in {len(slower)}"
+    if not slower:
+        return f"{text}."
+    told = [
+        f"{row['function'].removeprefix('vendi_score').strip(', ') or 'q = 1'}, "
+        f"{_size(row['n'], row['d'])}, {row['dtype']}, {row['threads']} "
+        f"thread{'s' if row['threads'] != '1' else ''}: {_times(_gain(row))}"
+        for row in slower
+    ]
+    return _sentences(f"{text}: {'; '.join(told)}.")
+
+
+def _gain(row: Row) -> float:
+    return number(row, "times_ours")
+
+
+# ---------------------------------------------------------------------------------------------
 # README.md
 # ---------------------------------------------------------------------------------------------
 
@@ -563,6 +646,10 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "cpu-sentence": cpu_sentence,
     "gpu-entropy": gpu_entropy,
     "training-step": training_step,
+    "family-machine": family_machine,
+    "family-vendi": family_vendi,
+    "family-others": family_others,
+    "family-slower": family_slower,
     "scaling-machine": scaling_machine,
     "scaling-measured": scaling_measured,
     "scaling-predicted": scaling_predicted,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 import warnings
 from pathlib import Path
@@ -16,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vne_kernels import callbacks, vn_entropy
+from vne_kernels import vn_entropy
 from vne_kernels.callbacks import SpectrumMonitor
 from vne_kernels.collapse import CollapseWatch
 
@@ -191,8 +190,3 @@ def test_wrong_submodules(
     with pytest.raises(error, match=message):
         train(model, [SpectrumMonitor(submodule)], [], tmp_path)
     assert not any(module._forward_hooks for module in model.modules())
-
-
-def test_examples_run() -> None:
-    done = doctest.testmod(callbacks)
-    assert (done.failed, done.attempted) == (0, 2)

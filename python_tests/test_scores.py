@@ -36,8 +36,8 @@ FLOAT64, FLOAT32 = torch.float64, torch.float32
 AGREEMENT = 1e-6
 """Relative, in float64. Measured: 5e-13 of the Vendi score, 1e-12 of RankMe."""
 AGREEMENT_BELOW_ONE = 1e-5
-"""Of order 1/2, for which the package counts zeros as the 1e-17 that rounding makes of them: of rows
-that are all equal it says 1.0000029."""
+"""Of order 1/2, for which the package counts zeros as the 1e-17 that rounding makes of them:
+it says 1.0000029, where all are equal."""
 ALL_INPUTS = [*SPECTRA, *(name for name in DEGENERATE if not name.startswith("zero"))]
 
 

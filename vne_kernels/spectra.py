@@ -75,6 +75,8 @@ def renyi_entropy(eigenvalues: Tensor, alpha: float) -> Tensor:
     p = _probabilities(eigenvalues, alpha)
     if alpha == math.inf:
         return 0 - p.amax(-1).log()  # not -0.
+    if alpha == 1:
+        return _tsallis(p, 1)
     if abs(alpha - 1) < _NEAR_ONE:
         tsallis = _tsallis(p, alpha)  # sum p^alpha = 1 + (1 - alpha) tsallis
         return tsallis * _log1p_over((1 - alpha) * tsallis)
