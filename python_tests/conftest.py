@@ -105,6 +105,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
+def backend(request: pytest.FixtureRequest) -> str:
+    """Whose kernels are below the public functions: see `--backend`."""
+    return request.config.getoption("--backend")
+
+
+@pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Where tests of a real device put their tensors."""
     return torch.device("cuda" if request.config.getoption("--backend") == "cuda" else "cpu")
@@ -113,6 +119,17 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 @pytest.fixture(params=METHODS)
 def method(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(scope="module")
+def no_pictures() -> Iterator[None]:
+    """Reports without pictures, which take half the time of a small run: test_report.py and
+    test_pretrain.py look at them."""
+    from vne_kernels.pretrain import plots  # it needs the extra, and other tests do not
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "draw_all", lambda *_: [])
+        yield
 
 
 @pytest.fixture
