@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import doctest
 import math
 from statistics import median
 
@@ -292,9 +291,3 @@ def test_student_quantile(probability: float, degrees: int) -> None:
     """Against SciPy's. Measured: 1.3e-12 relative."""
     expected = stats.t.ppf(probability, degrees)
     assert math.isclose(estimate._student_quantile(probability, degrees), expected, rel_tol=1e-9)
-
-
-def test_examples() -> None:
-    found = doctest.testmod(estimate, extraglobs={"torch": torch, "vn_entropy": vn_entropy})
-    assert found.attempted >= 6
-    assert found.failed == 0
