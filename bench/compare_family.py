@@ -9,7 +9,7 @@ tensors, QuTiP's and PennyLane's own), made beforehand; the answers are compared
 computes needlessly is part of its time, as its user waits for it: vendi-score's `score_X` takes the
 n x n kernel whatever n is. Its `score_dual`, the d x d way, stands beside it.
 
-On a CPU: these packages know no other.
+On a CPU: these packages know no other. They come with ``pip install '.[test]'``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 
 import arguments as options
 import harness
+import threadpoolctl
 import torch
 from torch import Tensor
 
@@ -89,18 +90,23 @@ def kernel(n: int, d: int, dtype: torch.dtype) -> Tensor:
 
 
 def state(n: int, d: int, dtype: torch.dtype) -> Tensor:
-    """A mixed quantum state of n x d levels, complex."""
+    """A mixed quantum state of two systems of n and d levels."""
+    return density_matrix(n * d, torch.complex64 if dtype == torch.float32 else torch.complex128)
+
+
+def complex_matrix(n: int, _: int, dtype: torch.dtype) -> Tensor:
+    return density_matrix(n, torch.complex64 if dtype == torch.float32 else torch.complex128)
+
+
+def real_matrix(n: int, _: int, dtype: torch.dtype) -> Tensor:
+    return density_matrix(n, dtype)
+
+
+def density_matrix(size: int, dtype: torch.dtype) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    a = torch.randn(n * d, n * d, generator=generator, dtype=torch.complex128)
+    a = torch.randn(size, size, generator=generator, dtype=dtype)
     rho = a @ a.mH
-    complex_dtype = torch.complex64 if dtype == torch.float32 else torch.complex128
-    return (rho / rho.trace()).to(complex_dtype)
-
-
-def real_state(n: int, d: int, dtype: torch.dtype) -> Tensor:
-    a = torch.randn(n, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    rho = a @ a.mT
-    return (rho / rho.trace()).to(dtype)
+    return rho / rho.trace()
 
 
 def two_states(n: int, d: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -288,7 +294,7 @@ FAMILIES = (
                 "torch, eigvalsh": in_torch(entropy_by_eigvalsh),
             },
         )
-        for kind, make in (("real", real_state), ("complex", state))
+        for kind, make in (("real", real_matrix), ("complex", complex_matrix))
     ),
     Family(
         "mutual_information",
@@ -436,8 +442,10 @@ def run(arguments: argparse.Namespace) -> None:
     progress = harness.Progress(len(todo))
     for family, case in todo:
         progress.start(" ".join(str(value) for value in case.values()))
-        torch.set_num_threads(int(str(case["threads"])))
-        measured = measure(family, case, arguments.case_seconds)
+        threads = int(str(case["threads"]))
+        torch.set_num_threads(threads)
+        with threadpoolctl.threadpool_limits(threads):  # of the libraries behind NumPy and SciPy
+            measured = measure(family, case, arguments.case_seconds)
         progress.stop()
         print_case(measured)
         rows += [{**where, **row} for row in measured]
