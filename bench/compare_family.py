@@ -9,7 +9,8 @@ tensors, QuTiP's and PennyLane's own), made beforehand; the answers are compared
 computes needlessly is part of its time, as its user waits for it: vendi-score's `score_X` takes the
 n x n kernel whatever n is. Its `score_dual`, the d x d way, stands beside it.
 
-On a CPU: these packages know no other. They come with ``pip install '.[test]'``.
+On one thread: torch's, MKL's and OpenBLAS's threads go on spinning for a while after each call, and
+take the processor from whoever is next. On a CPU: these packages know no other. They come with ``pip install '.[test]'``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -410,9 +410,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description="Time of scores and entropies against the packages that people use today.",
         allow_abbrev=False,
     )
-    default_threads = tuple(t for t in (1, 2) if t <= (os.cpu_count() or 1))
     add = parser.add_argument
-    add("--threads", type=options.positives, default=default_threads, help="such as 1,2")
+    add("--threads", type=options.positives, default=(1,), help="such as 1,2; default: 1")
     add("--functions", nargs="+", default=[""], help="those whose names hold one of these")
     add("--case-seconds", type=options.duration, default=DEFAULT_SECONDS, help="time of a case")
     add("--quick", action="store_true", help="the two smallest sizes of each function")

@@ -566,9 +566,10 @@ def family_machine(folder: Path) -> str:
     rows = _family(folder)
     first = rows[0]
     threads = _listed([t for (t,) in unique(rows, "threads")])
+    threads = "one thread" if threads == "1" else f"{threads} threads"
     return _sentences(
         "How many times faster, medians of one run with all of them interleaved, values alone; "
-        f"{first['device_name']}, torch {first['torch']}, on {threads} threads; {first['date']}, "
+        f"{first['device_name']}, torch {first['torch']}, on {threads}; {first['date']}, "
         f"commit {first['commit']}."
     )
 
@@ -624,8 +625,8 @@ def family_slower(folder: Path) -> str:
         return f"{text}."
     told = [
         f"{row['function'].removeprefix('vendi_score').strip(', ') or 'q = 1'}, "
-        f"{_size(row['n'], row['d'])}, {row['dtype']}, {row['threads']} "
-        f"thread{'s' if row['threads'] != '1' else ''}: {_times(_gain(row))}"
+        f"{row['by'].split(', ')[-1]}, "
+        f"{_size(row['n'], row['d'])}, {row['dtype']}: {_times(_gain(row))}"
         for row in slower
     ]
     return _sentences(f"{text}: {'; '.join(told)}.")

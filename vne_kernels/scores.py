@@ -6,6 +6,8 @@ alike count as k.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -102,15 +104,20 @@ def _weighted_kernel(kernel: Tensor, normalize: bool, weights: Tensor | None) ->
     """diag(s) K diag(s), s_i^2 = p_i / K_ii or p_i; a sample of K_ii = 0 is absent."""
     diagonal = kernel.diagonal(dim1=-2, dim2=-1).real
     p = check_weights(weights, diagonal.unsqueeze(-1))
-    if not normalize and p is None:
-        return kernel
-    squares = torch.ones_like(diagonal) if p is None else p
+    scales = []
     if normalize:
-        absent = diagonal == 0
-        squares = torch.where(absent, 0, squares / torch.where(absent, 1, diagonal))
-    # The root of 0 has an infinite gradient.
-    scales = torch.where(squares == 0, 0, torch.where(squares == 0, 1, squares).sqrt())
-    return scales.unsqueeze(-1) * kernel * scales.unsqueeze(-2)
+        scales.append(_where_not_zero(torch.rsqrt, diagonal))
+    if p is not None:
+        scales.append(_where_not_zero(torch.sqrt, p))
+    for scale in scales:
+        kernel = kernel * scale.unsqueeze(-1) * scale.unsqueeze(-2)
+    return kernel
+
+
+def _where_not_zero(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x), and 0 where x is 0, with a gradient of 0 where that of the function is none."""
+    zero = x == 0
+    return torch.where(zero, 0, function(torch.where(zero, 1, x)))
 
 
 def rankme(z: Tensor, *, eps: float = 1e-7) -> Tensor:
