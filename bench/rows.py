@@ -77,7 +77,7 @@ def files(folder: Path) -> list[Path]:
     for path in sorted(folder.glob("*.csv")):
         with path.open(newline="", encoding="utf-8") as file:
             header = next(csv.reader(file), [])
-        if "provider" in header or "loss_p50_ms" in header:
+        if {"provider", "mode"} <= set(header) or "loss_p50_ms" in header:
             found.append(path)
     return found
 

@@ -636,6 +636,49 @@ def _gain(row: Row) -> float:
     return number(row, "times_ours")
 
 
+def _accumulator(folder: Path, measure: str) -> list[Row]:
+    with (folder / "accumulator.csv").open(newline="", encoding="utf-8") as file:
+        return [row for row in csv.DictReader(file) if row["measure"] == measure]
+
+
+def accumulator_rate(folder: Path) -> str:
+    """Share of the rate of sgemm."""
+    rows = where(_accumulator(folder, "rate"), provider="update")
+    kinds = unique(rows, "threads", "chunk")
+    header = [
+        f"{'one chunk' if index == 0 else f'chunks of {chunk}'}, {threads} thread"
+        + ("s" if threads != "1" else "")
+        for threads in dict.fromkeys(t for t, _ in kinds)
+        for index, chunk in enumerate(c for t, c in kinds if t == threads)
+    ]
+    lines = []
+    for (d,) in unique(rows, "d"):
+        found = [where(rows, d=d, threads=t, chunk=c) for t, c in kinds]
+        lines.append([d, *(f"{100 * number(f[0], 'sgemm_share'):.0f} %" for f in found)])
+    return _table(["d", *header], lines)
+
+
+def accumulator_memory(folder: Path) -> str:
+    rows = _accumulator(folder, "memory")
+    first = rows[0]
+    told = []
+    for (d,) in unique(rows, "d"):
+        of_d = where(rows, d=d)
+        peaks = [
+            f"{int(row['rows']):,} rows {number(row, 'peak_mib'):.0f} MiB at "
+            f"{number(row, 'gflops'):.0f} GFLOP/s"
+            for row in of_d
+        ]
+        told.append(f"d = {d}: {'; '.join(peaks)}")
+    before = min(number(row, "before_mib") for row in rows)
+    return _sentences(
+        f"Peak memory of a process that streams them ({before:.0f} MiB of it before the first row: "
+        f"the interpreter, torch and a chunk), and its rate, float64 sum and entropy included: "
+        f"{'. '.join(told)}. {first['device_name']}, torch {first['torch']}, {first['date']}, "
+        f"commit {first['commit']}."
+    )
+
+
 # ---------------------------------------------------------------------------------------------
 # README.md
 # ---------------------------------------------------------------------------------------------
@@ -651,6 +694,8 @@ TABLES: dict[str, Callable[[Path], str]] = {
     "family-vendi": family_vendi,
     "family-others": family_others,
     "family-slower": family_slower,
+    "accumulator-rate": accumulator_rate,
+    "accumulator-memory": accumulator_memory,
     "scaling-machine": scaling_machine,
     "scaling-measured": scaling_measured,
     "scaling-predicted": scaling_predicted,

@@ -409,7 +409,7 @@ def invented(tmp_path: Path) -> Path:
     (tmp_path / "else.csv").write_text("something,else\n1,2\n")
     for run in ("digits", "cifar10", "reliability"):
         shutil.copytree(RESULTS / run, tmp_path / run)
-    for name in ("family.csv", "scaling.csv", "scaling.json"):
+    for name in ("accumulator.csv", "family.csv", "scaling.csv", "scaling.json"):
         shutil.copy(RESULTS / name, tmp_path)
     return tmp_path
 
