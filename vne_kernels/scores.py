@@ -20,7 +20,7 @@ from vne_kernels.checks import (
     check_samples,
     check_weights,
 )
-from vne_kernels.density import renyi_entropy_from_density
+from vne_kernels.density import renyi_entropy_from_density, vn_entropy_from_density
 from vne_kernels.functional import spectrum
 from vne_kernels.ops import compute_dtype, to_float64
 from vne_kernels.orders import renyi_entropy
@@ -97,6 +97,11 @@ def vendi_score(
     check_matrices("z_or_kernel", z_or_kernel)
     check_normalize(normalize)
     similarities = _weighted_kernel(z_or_kernel, normalize, weights)
+    if q == 1 and normalize and not similarities.is_complex():
+        # The trace is of the size of n: equation (10) spares a division of the matrix.
+        trace = similarities.diagonal(dim1=-2, dim2=-1).sum(-1)
+        trace = torch.where(trace == 0, 1, trace)
+        return (vn_entropy_from_density(similarities) / trace + trace.log()).exp()
     return renyi_entropy_from_density(similarities, q).exp()
 
 

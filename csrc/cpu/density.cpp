@@ -4,6 +4,7 @@
 // Parts of a batch have the d side in common: each process computes its part of rho, the sum of the
 // parts is rho of the whole, and from dS/drho each takes the gradient of its own rows.
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -18,13 +19,18 @@ constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 // they add different entries in different orders. Whether all entries are finite.
 template <typename T>
 bool add_transpose(const T* from, int64_t m, double divisor, T* to) {
-  T residue = 0;  // stays 0; x - x is NaN for a NaN and for an infinity
-  for (int64_t i = 0; i < m; ++i) {
-    for (int64_t j = 0; j <= i; ++j) {
-      const double sum = static_cast<double>(from[i * m + j]) + from[j * m + i];
-      const T entry = static_cast<T>(sum / divisor);
-      to[i * m + j] = to[j * m + i] = entry;
-      residue += entry - entry;
+  constexpr int64_t kBlock = 32;  // both of a pair stay in the cache
+  T residue = 0;                  // stays 0; x - x is NaN for a NaN and for an infinity
+  for (int64_t row = 0; row < m; row += kBlock) {
+    for (int64_t col = 0; col <= row; col += kBlock) {
+      for (int64_t i = row; i < std::min(row + kBlock, m); ++i) {
+        for (int64_t j = col; j < std::min(col + kBlock, i + 1); ++j) {
+          const double sum = static_cast<double>(from[i * m + j]) + from[j * m + i];
+          const T entry = static_cast<T>(sum / divisor);
+          to[i * m + j] = to[j * m + i] = entry;
+          residue += entry - entry;
+        }
+      }
     }
   }
   return residue == 0;
