@@ -10,7 +10,8 @@ computes needlessly is part of its time, as its user waits for it: vendi-score's
 n x n kernel whatever n is. Its `score_dual`, the d x d way, stands beside it.
 
 On one thread: torch's, MKL's and OpenBLAS's threads go on spinning for a while after each call, and
-take the processor from whoever is next. On a CPU: these packages know no other. They come with ``pip install '.[test]'``.
+take the processor from whoever is next. On a CPU: these packages know no other. They come with
+``pip install '.[test]'``.
 """
 
 from __future__ import annotations
