@@ -369,6 +369,19 @@ def test_purity(
         assert (of_weights[~present] == 0).all()
 
 
+def test_launches_of_purity(kernels: ModuleType) -> None:
+    """The stages around one kernel of its own; without the gradient not even that."""
+    z = to_array(spectrum_case("relu", (17, 33), FLOAT32))
+    kernels.clear_launches()
+    kernels.purity(z, None, True, EPS)
+    alone = [launched for launched, *_ in kernels.launches()]
+    kernels.clear_launches()
+    kernels.purity_grad(z, None, True, EPS)
+    with_gradient = [launched for launched, *_ in kernels.launches()]
+    assert alone == ["gram", "square_rows", "measure_samples", "write_purity"]
+    assert with_gradient == [*alone, "centre_matrices", "fused_gradient"]
+
+
 def test_purity_of_zeros_nan_and_one_direction(kernels: ModuleType) -> None:
     z = spectrum_case("iid", (4, 17, 33), FLOAT32)
     z[1], z[2, 3, 4], z[3] = 0, math.nan, z[3, :1]
