@@ -767,7 +767,7 @@ def test_purity_and_its_backward(shape: tuple[int, ...], device: torch.device) -
     leaf = z.to(device).requires_grad_()
     order_2 = renyi_entropy(leaf, 2)
     order_2.sum().backward()
-    exact_leaf = z.double().requires_grad_()
+    exact_leaf = z.detach().double().requires_grad_()
     u = torch.nn.functional.normalize(exact_leaf, dim=-1)
     exact = -((u @ u.mT / shape[-2]).square().sum((-1, -2))).log()
     exact.sum().backward()
