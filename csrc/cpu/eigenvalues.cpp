@@ -198,22 +198,20 @@ void tridiagonalize(const T* a, int64_t m, double* diagonal, double* beside) {
 }
 
 template <typename T>
-void eigenvalues(const T* a, int64_t count, int64_t m, T* values) {
+void eigenvalues(const T* a, int64_t m, T* values) {
   std::vector<double> diagonal(m), beside(m);
-  for (int64_t k = 0; k < count; ++k) {
-    tridiagonalize(a + k * m * m, m, diagonal.data(), beside.data());
-    for (double& entry : beside) entry *= entry;
-    VNE_CHECK(diagonalize(diagonal.data(), beside.data(), m), "the eigenvalues were not found");
-    std::sort(diagonal.begin(), diagonal.end());
-    std::transform(diagonal.begin(), diagonal.end(), values + k * m,
-                   [](double value) { return static_cast<T>(value); });
-  }
+  tridiagonalize(a, m, diagonal.data(), beside.data());
+  for (double& entry : beside) entry *= entry;
+  VNE_CHECK(diagonalize(diagonal.data(), beside.data(), m), "the eigenvalues were not found");
+  std::sort(diagonal.begin(), diagonal.end());
+  std::transform(diagonal.begin(), diagonal.end(), values,
+                 [](double value) { return static_cast<T>(value); });
 }
 
 template double householder(const float*, int64_t, float*, double*);
 template double householder(const double*, int64_t, double*, double*);
 template void tridiagonalize(const float*, int64_t, double*, double*);
-template void eigenvalues(const float*, int64_t, int64_t, float*);
-template void eigenvalues(const double*, int64_t, int64_t, double*);
+template void eigenvalues(const float*, int64_t, float*);
+template void eigenvalues(const double*, int64_t, double*);
 
 }  // namespace vne

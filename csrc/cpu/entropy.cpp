@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numeric>
 #include <type_traits>
 
 #include "cpu/stages.h"
@@ -12,7 +11,6 @@ namespace vne {
 namespace {
 
 constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
-constexpr int64_t kEntriesAtOnce = 65536;  // of A^ in one call of eigenvalues: they stay in L2
 
 // The smallest eigenvalue that is told from the rounding of the largest. Below it any finite
 // logarithm gives the same gradient, for X^ has no component along those eigenvectors.
@@ -34,22 +32,19 @@ double entropy_of_eigenvalues(const T* values, int64_t m) {
   return std::log(sum) - weighted / sum;
 }
 
-// S of the matrices a [count, m, m] without their logarithms. The error of an eigenvalue is of the
-// order of the rounding of the largest one; where that is nearly all of the trace, S is small and
-// float32 is not enough for it.
+// S of the matrix a [m, m] without its logarithm. The error of an eigenvalue is of the order of the
+// rounding of the largest one; where that is nearly all of the trace, S is small and float32 is not
+// enough for it.
 template <typename T>
-void entropy_by_eigenvalues(const T* a, int64_t count, int64_t m, double* entropies) {
+double entropy_by_eigenvalues(const T* a, int64_t m) {
   constexpr double kSmallEntropy = 1;
-  Buffer<T> of_all(count * m);
-  eigenvalues(a, count, m, of_all.get());
-  const T* values = of_all.get();
-  for (int64_t k = 0; k < count; ++k) {
-    entropies[k] = entropy_of_eigenvalues(values + k * m, m);
-    if (std::is_same_v<T, double> || entropies[k] >= kSmallEntropy) continue;
-    Buffer<double> wide(m * m);
-    std::copy_n(a + k * m * m, m * m, wide.get());
-    entropy_by_eigenvalues<double>(wide.get(), 1, m, entropies + k);
-  }
+  Buffer<T> values(m);
+  eigenvalues(a, m, values.get());
+  const double entropy = entropy_of_eigenvalues(values.get(), m);
+  if (std::is_same_v<T, double> || entropy >= kSmallEntropy) return entropy;
+  Buffer<double> wide(m * m);
+  std::copy_n(a, m * m, wide.get());
+  return entropy_by_eigenvalues<double>(wide.get(), m);
 }
 
 // log A^ + shift I.
@@ -70,7 +65,7 @@ constexpr int64_t kSmallestReduced = 8;  // a smaller A^ is swept as soon as red
 template <typename T>
 bool entropy_alone(Method method, const T* a, int64_t m, double* entropy) {
   if (method == Method::kEigh) {
-    entropy_by_eigenvalues(a, 1, m, entropy);
+    *entropy = entropy_by_eigenvalues(a, m);
     return true;
   }
   if constexpr (std::is_same_v<T, float>)
@@ -152,80 +147,23 @@ double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* gr
   return with_trace<T>(value, rows.trace, m);
 }
 
-namespace {
-
-// S by the tridiagonal matrix where that is to be had; returns the samples where it is not.
-template <typename T>
-std::vector<int64_t> entropies_by_tridiagonal(const Problem& problem,
-                                              const UnitTrace<T>& unit_trace, T* entropies) {
-  const int64_t m = problem.m();
-  std::vector<char> found(problem.batch, 1);
-  for_each_sample(problem, Method::kPoles, [&](int64_t sample) {
-    Buffer<T> a(m * m);
-    const double tau = unit_trace(sample, a.get());
-    entropies[sample] = static_cast<T>(entropy_without_matrix(tau));
-    if (!(tau > 0)) return;
-    double value;
-    found[sample] = entropy_alone(Method::kPoles, a.get(), m, &value);
-    if (found[sample]) entropies[sample] = static_cast<T>(with_trace<T>(value, tau, m));
-  });
-  std::vector<int64_t> left;
-  for (int64_t sample = 0; sample < problem.batch; ++sample) {
-    if (!found[sample]) left.push_back(sample);
-  }
-  return left;
-}
-
-// S by eigenvalues. For a small matrix a call of the dispatcher takes as long as its eigenvalues:
-// one call serves several samples.
-template <typename T>
-void entropies_by_eigenvalues(const Problem& problem, const UnitTrace<T>& unit_trace,
-                              const std::vector<int64_t>& samples, T* entropies) {
-  const int64_t m = problem.m(), count = static_cast<int64_t>(samples.size());
-  const int64_t at_once =
-      std::clamp<int64_t>(kEntriesAtOnce / (m * m), 1, std::max<int64_t>(count, 1));
-  Buffer<T> a(at_once * m * m);
-  std::vector<int64_t> waiting;
-  std::vector<double> traces, values(at_once);
-  for (int64_t index = 0; index < count; ++index) {
-    const int64_t sample = samples[index];
-    const double tau = unit_trace(sample, a.get() + static_cast<int64_t>(waiting.size()) * m * m);
-    entropies[sample] = static_cast<T>(entropy_without_matrix(tau));
-    if (tau > 0) {
-      waiting.push_back(sample);
-      traces.push_back(tau);
-    }
-    const int64_t size = static_cast<int64_t>(waiting.size());
-    if (size == 0 || (size < at_once && index + 1 < count)) continue;
-    entropy_by_eigenvalues(a.get(), size, m, values.data());
-    for (int64_t k = 0; k < size; ++k)
-      entropies[waiting[k]] = static_cast<T>(with_trace<T>(values[k], traces[k], m));
-    waiting.clear();
-    traces.clear();
-  }
-}
-
-}  // namespace
-
 template <typename T>
 void entropies(const Problem& problem, const std::string& method, Method chosen,
                const UnitTrace<T>& unit_trace, T* values) {
   const int64_t m = problem.m();
-  if (method == "poles") {
-    for_each_sample(problem, chosen, [&](int64_t sample) {
-      Buffer<T> a(m * m);
-      const double tau = unit_trace(sample, a.get());
-      const double value = tau > 0 ? with_trace<T>(entropy_of(chosen, a.get(), m), tau, m)
-                                   : entropy_without_matrix(tau);
-      values[sample] = static_cast<T>(value);
-    });
-    return;
-  }
-  std::vector<int64_t> samples(problem.batch);
-  std::iota(samples.begin(), samples.end(), 0);
-  // Where A^ lacks rank, eigenvalues alone cost less than the sweeps.
-  if (chosen == Method::kPoles) samples = entropies_by_tridiagonal(problem, unit_trace, values);
-  entropies_by_eigenvalues(problem, unit_trace, samples, values);
+  for_each_sample(problem, Method::kPoles, [&](int64_t sample) {
+    Buffer<T> a(m * m);
+    const double tau = unit_trace(sample, a.get());
+    values[sample] = static_cast<T>(entropy_without_matrix(tau));
+    if (!(tau > 0)) return;
+    double value;
+    if (method == "poles") {
+      value = entropy_of(chosen, a.get(), m);
+    } else if (!entropy_alone(chosen, a.get(), m, &value)) {
+      value = entropy_by_eigenvalues(a.get(), m);  // less than the sweeps where A^ lacks rank
+    }
+    values[sample] = static_cast<T>(with_trace<T>(value, tau, m));
+  });
 }
 
 #define VNE_INSTANTIATE(T)                                                 \

@@ -28,7 +28,7 @@ void spectrum_of_sample(const Problem& problem, const Rows<T>& rows, T* eigenval
   };
   if (!eigenvectors) {
     Buffer<T> ascending(m);
-    vne::eigenvalues(a.get(), 1, m, ascending.get());
+    vne::eigenvalues(a.get(), m, ascending.get());
     return write_values(ascending.get());
   }
   const Eigen eigen = eigh(a.get(), m);

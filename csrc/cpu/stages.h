@@ -91,10 +91,9 @@ double householder(const T* x, int64_t size, T* v, double* tau);
 template <typename T>
 void tridiagonalize(const T* a, int64_t m, double* diagonal, double* beside);
 
-// values [count, m], ascending, of the matrices a [count, m, m]. Unlike eigh it may be called from
-// within a parallel region.
+// values [m], ascending, of a [m, m]. Unlike eigh it may be called from within a parallel region.
 template <typename T>
-void eigenvalues(const T* a, int64_t count, int64_t m, T* values);
+void eigenvalues(const T* a, int64_t m, T* values);
 
 // V diag(f) V^T, for f [m].
 template <typename T>
