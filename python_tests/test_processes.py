@@ -14,12 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from tiny_run import write_noise
 
-from vne_kernels.pretrain import checkpoints
+from vne_kernels.pretrain import checkpoints, ranks
 
 RANKS = 2
 SMALL = ["--backbone", "resnet18", "--accelerator", "cpu", "--workers", "0", "--batch-size", "8"]
@@ -132,7 +134,7 @@ def test_a_killed_rank_is_named_and_launchers_train_the_same(
         os.kill(processes[rank], signal.SIGKILL)
         assert training.end(SECONDS) == 1
         log = training.told()
-        assert f"vne-pretrain: error: {told}" in log
+        assert f"vne-pretrain: error: {told}" in log, log
         assert f"vne-pretrain --resume --out {training.out}" in log
         assert log.count("training  5000 epochs, 20000 steps of 8 images") == 1  # by one process
         outs.append(training.out)
@@ -157,7 +159,43 @@ def test_a_hung_rank_is_named_and_ends(start: Callable[..., Training]) -> None:
     training.wait_for_step()
     os.kill(training.processes()[1], signal.SIGSTOP)
     assert training.end(timeout + SECONDS) == 1
-    assert "error: rank 0: rank 1 has died or hangs: no word from it" in training.told()
+    log = training.told()
+    assert "error: rank 0: rank 1 has died or hangs: no word from it" in log, log
+
+
+class Dying:
+    """A child whose end is seen later than its connections break."""
+
+    def __init__(self, code: int | None, after: int = 0) -> None:
+        self.code, self.left = code, after
+
+    def poll(self) -> int | None:
+        self.left -= 1
+        return self.code if self.left < 0 else None
+
+
+@pytest.mark.parametrize(
+    ("child", "left_word", "told"),
+    [
+        (Dying(-signal.SIGKILL, 2), None, "rank 1 was killed by signal 9 (SIGKILL)"),
+        (Dying(-signal.SIGKILL), ranks.LOST, "rank 1 was killed by signal 9 (SIGKILL)"),
+        (Dying(3), None, "rank 1 has ended with exit code 3"),
+        (Dying(1), "ValueError: no", "rank 1 failed: ValueError: no"),
+        (Dying(1), ranks.LOST, None),
+        (Dying(None), None, "rank 1 has died or hangs: no word from it"),
+        (None, None, "rank 1 has died or hangs: no word from it"),
+    ],
+)
+def test_what_became_of_a_rank(
+    child: Dying | None, left_word: str | None, told: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "WORD_SECONDS", 0.3)
+    survivor = ranks.Ranks()
+    survivor.store = torch.distributed.HashStore()
+    if left_word is not None:
+        survivor.store.set("1", left_word)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=[child])))
+    assert survivor._words(trainer, 0, 2) == ([] if told is None else [told])
 
 
 def test_a_loss_that_is_not_finite_ends_every_process(start: Callable[..., Training]) -> None:

@@ -206,28 +206,31 @@ class Ranks(Callback):
     def _words(self, trainer: pl.Trainer, rank: int, world: int) -> list[str]:
         """Who of the others is gone, and why."""
         assert self.store is not None
-        children = getattr(trainer.strategy.launcher, "procs", [])
-        ends = {r: code for r, child in enumerate(children, 1) if (code := child.poll())}
+        children = dict(enumerate(getattr(trainer.strategy.launcher, "procs", []), 1))
         deadline = time.monotonic() + WORD_SECONDS
-        told = []
-        for other in range(world):
-            if other == rank:
-                continue
-            if ends.get(other, 0) < 0:
-                told.append(f"rank {other} {_told_end(ends[other])}")
-                continue
-            left = max(0.1, deadline - time.monotonic())
-            try:
-                self.store.wait([str(other)], timedelta(seconds=left))
-            except dist.DistNetworkError:
-                raise
-            except RuntimeError:
-                told.append(f"rank {other} has died or hangs: no word from it")
-                continue
-            word = self.store.get(str(other)).decode()
-            if word != LOST:
-                told.append(f"rank {other} failed: {word}")
-        return told
+        words = [
+            self._word(other, children.get(other), deadline)
+            for other in range(world)
+            if other != rank
+        ]
+        return [word for word in words if word is not None]
+
+    def _word(self, other: int, child: subprocess.Popen[Any] | None, deadline: float) -> str | None:
+        """What became of one of the others; None: it has lost touch as well, and no more."""
+        assert self.store is not None
+        while True:
+            # Its connections break while it dies: its end can be seen only a moment later.
+            code = child.poll() if child else None
+            if code is not None and code < 0:
+                return f"rank {other} {_told_end(code)}"
+            if self.store.check([str(other)]):
+                word = self.store.get(str(other)).decode()
+                return None if word == LOST else f"rank {other} failed: {word}"
+            if code is not None:  # word is left before the end, and so would be there
+                return f"rank {other} {_told_end(code)}"
+            if time.monotonic() > deadline:
+                return f"rank {other} has died or hangs: no word from it"
+            time.sleep(0.1)
 
 
 def _is_of_a_collective(error: Exception) -> bool:
