@@ -61,6 +61,27 @@ void update(T* a, int64_t m, int64_t ld, int64_t from, const T* vw, int64_t size
   });
 }
 
+// The sum of the squares of a's entries in the rows and columns from `from` on.
+template <typename T>
+double square_norm(const T* a, int64_t m, int64_t ld, int64_t from) {
+  double sum = 0;
+  for (int64_t i = from; i < m; ++i) {
+    const T* row = a + i * ld;
+    const double on = row[i];
+    sum += on * on + 2 * simd::kernels<T>().sum_of_squares(row + i + 1, m - i - 1);
+  }
+  return sum;
+}
+
+// Whether a is `negligible`, the square of a norm, from `from` on. Its diagonal tells of most that
+// it is not.
+template <typename T>
+bool is_negligible(const T* a, int64_t m, int64_t ld, int64_t from, double negligible) {
+  double sum = 0;
+  for (int64_t i = from; i < m; ++i) sum += static_cast<double>(a[i * ld + i]) * a[i * ld + i];
+  return sum <= negligible && square_norm(a, m, ld, from) <= negligible;
+}
+
 // T of a [m, ld], whose upper triangle is read and overwritten.
 template <typename T>
 void reduce(T* a, int64_t m, int64_t ld, double* diagonal, double* beside) {
@@ -69,6 +90,10 @@ void reduce(T* a, int64_t m, int64_t ld, double* diagonal, double* beside) {
   Buffer<T> vw(2 * panel * ld), y(m), of_v(panel), of_w(panel);
   T* v = vw.get();
   T* w = &vw[panel * ld];
+  // Of a matrix of rank r little more than r steps leave its rounding alone, which is about this
+  // much. Then they end: what stands beside the diagonal moves no eigenvalue by more than its norm.
+  constexpr double kRounding = 4 * std::numeric_limits<T>::epsilon();
+  const double negligible = kRounding * kRounding * square_norm(a, m, ld, 0);
   for (int64_t first = 0; first < m; first += panel) {
     const int64_t size = std::min(panel, m - first);
     for (int64_t i = 0; i < size; ++i) {
@@ -99,8 +124,15 @@ void reduce(T* a, int64_t m, int64_t ld, double* diagonal, double* beside) {
       simd.combine(static_cast<T>(tau), &y[k + 1], static_cast<T>(-half), v_i + k + 1, w_i + k + 1,
                    rest);
     }
+    const int64_t next = first + size;
+    if (next == m) return;
     // Columns up to the panel's end are done with, and those of V and W there are not set.
-    if (first + size < m) update(a, m, ld, first + size, v, size);
+    update(a, m, ld, next, v, size);
+    if (is_negligible(a, m, ld, next, negligible)) {
+      for (int64_t k = next; k < m; ++k) diagonal[k] = a[k * ld + k];
+      std::fill(beside + next, beside + m - 1, 0);
+      return;
+    }
   }
 }
 
