@@ -9,6 +9,10 @@
 // one product of matrices. Half of the operations are in the products A v, which are as fast as
 // memory gives A: its upper triangle is read, once.
 //
+// Larger matrices go by a band first: rows are made zero beyond it a panel at a time, for which A
+// is multiplied by a panel of vectors at once, at the speed of arithmetic, not of memory. The band
+// is then made tridiagonal in a number of operations that is small beside that (simd/kernels.cpp).
+//
 // Eigenvalues of T. The variant by Pal, Walker and Kahan of the QL algorithm, on the squares of the
 // entries beside the diagonal, without square roots; in double for either type, as T is small. Each
 // step makes the entry beside one eigenvalue vanish, cubically.
@@ -29,6 +33,10 @@ constexpr double kEpsilon = std::numeric_limits<double>::epsilon() / 2;
 
 // Steps whose updates are made at once: each costs corrections that grow with it.
 int64_t panel_size(int64_t m) { return m <= 96 ? 8 : 16; }
+
+// From this side on the way by a band takes less time (bench/NOTES.md).
+template <typename T>
+constexpr int64_t kByBand = sizeof(T) == 8 ? 384 : 896;
 
 // Rows of so many numbers do not fall on the same places of the caches.
 template <typename T>
@@ -73,8 +81,16 @@ double square_norm(const T* a, int64_t m, int64_t ld, int64_t from) {
   return sum;
 }
 
-// Whether a is `negligible`, the square of a norm, from `from` on. Its diagonal tells of most that
-// it is not.
+// Of a matrix of rank r little more than r steps leave its rounding alone, a part of about this
+// norm. Then they end: what stands beside its diagonal moves no eigenvalue by more than that. Here
+// is its square.
+template <typename T>
+double negligible_part(const T* a, int64_t m, int64_t ld) {
+  constexpr double kRounding = 4 * std::numeric_limits<T>::epsilon();
+  return kRounding * kRounding * square_norm(a, m, ld, 0);
+}
+
+// Whether a is that small from `from` on. Its diagonal tells of most that it is not.
 template <typename T>
 bool is_negligible(const T* a, int64_t m, int64_t ld, int64_t from, double negligible) {
   double sum = 0;
@@ -90,10 +106,7 @@ void reduce(T* a, int64_t m, int64_t ld, double* diagonal, double* beside) {
   Buffer<T> vw(2 * panel * ld), y(m), of_v(panel), of_w(panel);
   T* v = vw.get();
   T* w = &vw[panel * ld];
-  // Of a matrix of rank r little more than r steps leave its rounding alone, which is about this
-  // much. Then they end: what stands beside the diagonal moves no eigenvalue by more than its norm.
-  constexpr double kRounding = 4 * std::numeric_limits<T>::epsilon();
-  const double negligible = kRounding * kRounding * square_norm(a, m, ld, 0);
+  const double negligible = negligible_part(a, m, ld);
   for (int64_t first = 0; first < m; first += panel) {
     const int64_t size = std::min(panel, m - first);
     for (int64_t i = 0; i < size; ++i) {
@@ -133,6 +146,134 @@ void reduce(T* a, int64_t m, int64_t ld, double* diagonal, double* beside) {
       std::fill(beside + next, beside + m - 1, 0);
       return;
     }
+  }
+}
+
+// x [m - from, kBand] <- A v^T for the A in the rows and columns of a from `from` on, v [kBand,
+// ld]. Of A the upper triangle is read: above a tile of x down the columns, then along the rows.
+template <typename T>
+void multiply_symmetric(const T* a, int64_t m, int64_t ld, int64_t from, const T* v, T* x) {
+  constexpr int64_t kBlock = 48;   // rows of x, a multiple of any tile's
+  constexpr int64_t kDepth = 256;  // what is read of a stays in the caches for all tiles of a block
+  const simd::Kernels<T>& simd = simd::kernels<T>();
+  const int64_t tile_rows = simd.tile_rows, tile_cols = simd.tile_cols, side = m - from;
+  const int64_t tiles = ceil_div(simd::kBand, tile_cols);
+  const auto cols_of = [&](int64_t tile) {
+    return static_cast<int>(std::min(tile_cols, simd::kBand - tile * tile_cols));
+  };
+  Buffer<T> packed(tiles * side * tile_cols);
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    simd.pack(side, cols_of(tile), {v + tile * tile_cols * ld + from, 1, ld}, nullptr,
+              &packed[tile * side * tile_cols]);
+  }
+  const int64_t grain = std::max<int64_t>(1, (1 << 19) / (side * kBlock * simd::kBand));
+  torch::stable::parallel_for(0, ceil_div(side, kBlock), grain, [&](int64_t begin, int64_t end) {
+    Buffer<T> on_diagonal(kBlock * kBlock);
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t top = block * kBlock, rows = std::min(kBlock, side - top);
+      const int64_t bottom = top + rows;
+      const T* own = a + (from + top) * ld + from;  // its columns count from `from` too
+      for (int64_t i = 0; i < rows; ++i) {
+        for (int64_t j = i; j < rows; ++j)
+          on_diagonal[i * kBlock + j] = on_diagonal[j * kBlock + i] = own[i * ld + top + j];
+      }
+      bool accumulate = false;
+      const auto add = [&](MatrixView<T> view, int64_t first, int64_t size) {
+        for (int64_t tile = 0; tile < tiles; ++tile) {
+          for (int64_t i = 0; i < rows; i += tile_rows) {
+            simd.multiply_tile(
+                size, {view.data + i * view.row_stride, view.row_stride, view.col_stride},
+                &packed[(tile * side + first) * tile_cols],
+                x + (top + i) * simd::kBand + tile * tile_cols, simd::kBand,
+                static_cast<int>(std::min(tile_rows, rows - i)), cols_of(tile), accumulate);
+          }
+        }
+        accumulate = true;
+      };
+      add({on_diagonal.get(), kBlock, 1}, top, rows);
+      for (int64_t k = 0; k < top; k += kDepth)
+        add({a + (from + k) * ld + from + top, 1, ld}, k, std::min(kDepth, top - k));
+      for (int64_t k = bottom; k < side; k += kDepth)
+        add({own + k, ld, 1}, k, std::min(kDepth, side - k));
+    }
+  });
+}
+
+// The band of Q^T A Q for a [m, ld], whose upper triangle is read and overwritten. A panel of kBand
+// rows at a time is made triangular beyond the band, by reflectors I - V^T S V; with X = A V^T and
+// W = S^T (X^T - 1/2 V X S V) the rest becomes A - V^T W - W^T V. X is a product of matrices: what
+// takes the time here is not memory.
+//
+// Returns the row from which on what stands beside the diagonal does not count, or m.
+template <typename T>
+int64_t reduce_to_band(T* a, int64_t m, int64_t ld) {
+  constexpr int64_t kBand = simd::kBand;
+  const simd::Kernels<T>& simd = simd::kernels<T>();
+  Buffer<T> vw(2 * kBand * ld), x(m * kBand), product(kBand * m);
+  Buffer<T> s(kBand * kBand), gram(kBand * kBand), inner(kBand * kBand), of_v(kBand), tau(kBand);
+  T* v = vw.get();
+  T* w = &vw[kBand * ld];
+  const double negligible = negligible_part(a, m, ld);
+  for (int64_t first = 0; first + kBand < m; first += kBand) {
+    const int64_t from = first + kBand, rest = m - from;
+    for (int64_t i = 0; i < kBand; ++i) {
+      T* row = a + (first + i) * ld;
+      T* v_i = v + i * ld;
+      const int64_t start = std::min(from + i, m - 1);  // of one entry nothing is left to do
+      fill(v_i + from, start - from, 0);
+      double factor_of_v;
+      row[start] = static_cast<T>(householder(row + start, m - start, v_i + start, &factor_of_v));
+      tau[i] = static_cast<T>(factor_of_v);
+      const int64_t others = kBand - 1 - i;
+      simd.dots(row + ld, ld, others, start, m, v_i, of_v.get());
+      for (int64_t j = 0; j < others; ++j) {
+        T* other = row + (1 + j) * ld;
+        const T factor = -tau[i] * of_v[j];
+        simd.add_rows(v_i, ld, 1, start, m, &factor, other);
+      }
+    }
+    const MatrixView<T> of_rows = {v + from, ld, 1};
+    multiply<T>(kBand, kBand, rest, of_rows, nullptr, transposed(of_rows), gram.get(),
+                Result::kFull);
+    triangular_factor(gram.get(), tau.get(), kBand, s.get());
+    multiply_symmetric(a, m, ld, from, v, x.get());
+    const MatrixView<T> s_transposed = {s.get(), 1, kBand};
+    multiply<T>(kBand, rest, kBand, s_transposed, nullptr, {x.get(), 1, kBand}, product.get(),
+                Result::kFull);  // S^T X^T
+    multiply<T>(kBand, kBand, rest, of_rows, nullptr, {product.get(), 1, rest}, gram.get(),
+                Result::kFull);  // V X S
+    multiply<T>(kBand, kBand, kBand, s_transposed, nullptr, row_major<T>(gram.get(), kBand),
+                inner.get(), Result::kFull);
+    simd.scale(inner.get(), T(-0.5), inner.get(), kBand * kBand);
+    for (int64_t i = 0; i < kBand; ++i) {
+      std::copy_n(&product[i * rest], rest, w + i * ld + from);
+      simd.add_rows(v, ld, kBand, from, m, &inner[i * kBand], w + i * ld);
+    }
+    update(a, m, ld, from, v, kBand);
+    if (is_negligible(a, m, ld, from, negligible)) return from;
+  }
+  return m;
+}
+
+// T of a [m, ld] by way of a band.
+template <typename T>
+void reduce_by_band(T* a, int64_t m, int64_t ld, double* diagonal, double* beside) {
+  constexpr int64_t kBand = simd::kBand, kRow = simd::kBandRow, kOn = kBand - 1;
+  const int64_t end = reduce_to_band(a, m, ld), rows = std::min(m, end + kBand);
+  Buffer<double> band((rows + 2 * kBand) * kRow);
+  fill(band.get(), (rows + 2 * kBand) * kRow, 0);
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t last = i < end ? std::min(rows - 1, i + kBand) : i;
+    for (int64_t j = i; j <= last; ++j) {
+      const double entry = a[i * ld + j];
+      band[i * kRow + kOn + j - i] = entry;
+      if (j < i + kBand) band[j * kRow + kOn + i - j] = entry;
+    }
+  }
+  simd::band_kernels().tridiagonalize(band.get(), rows, diagonal, beside);
+  for (int64_t i = rows; i < m; ++i) {
+    diagonal[i] = a[i * ld + i];
+    beside[i - 1] = 0;
   }
 }
 
@@ -222,11 +363,28 @@ double householder(const T* x, int64_t size, T* v, double* tau) {
 }
 
 template <typename T>
+void triangular_factor(const T* gram, const T* tau, int64_t size, T* s) {
+  fill(s, size * size, 0);
+  for (int64_t j = 0; j < size; ++j) {
+    for (int64_t i = 0; i < j; ++i) {
+      T sum = 0;
+      for (int64_t k = i; k < j; ++k) sum += s[i * size + k] * gram[k * size + j];
+      s[i * size + j] = -tau[j] * sum;
+    }
+    s[j * size + j] = tau[j];
+  }
+}
+
+template <typename T>
 void tridiagonalize(const T* a, int64_t m, double* diagonal, double* beside) {
   const int64_t ld = leading<T>(m);
   Buffer<T> work(m * ld);
   for (int64_t i = 0; i < m; ++i) std::copy_n(a + i * m + i, m - i, &work[i * ld + i]);
-  reduce(work.get(), m, ld, diagonal, beside);
+  if (m < kByBand<T>) {
+    reduce(work.get(), m, ld, diagonal, beside);
+  } else {
+    reduce_by_band(work.get(), m, ld, diagonal, beside);
+  }
 }
 
 template <typename T>
@@ -242,6 +400,8 @@ void eigenvalues(const T* a, int64_t m, T* values) {
 
 template double householder(const float*, int64_t, float*, double*);
 template double householder(const double*, int64_t, double*, double*);
+template void triangular_factor(const float*, const float*, int64_t, float*);
+template void triangular_factor(const double*, const double*, int64_t, double*);
 template void tridiagonalize(const float*, int64_t, double*, double*);
 template void eigenvalues(const float*, int64_t, float*);
 template void eigenvalues(const double*, int64_t, double*);

@@ -87,6 +87,11 @@ Eigen eigh(const T* a, int64_t m);
 template <typename T>
 double householder(const T* x, int64_t size, T* v, double* tau);
 
+// s [size, size], upper triangular, such that H_0 H_1 ... = I - V^T S V: of reflectors I - tau_i
+// v_i v_i^T, the rows of V, whose products gram [size, size] holds.
+template <typename T>
+void triangular_factor(const T* gram, const T* tau, int64_t size, T* s);
+
 // A = Q T Q^T, T tridiagonal: its diagonal [m] and the entries beside it [m - 1].
 template <typename T>
 void tridiagonalize(const T* a, int64_t m, double* diagonal, double* beside);

@@ -99,16 +99,7 @@ void multiply_by_q(const Reduction& q, int64_t m, float* f) {
     const int64_t size = std::min(panel, reflectors - first), from = first + 1, rows = m - from;
     const MatrixView<float> v = row_major<float>(&q.v[first * stride + from], stride);
     multiply<float>(size, size, rows, v, nullptr, transposed(v), gram.get(), Result::kFull);
-    fill(s.get(), size * size, 0);
-    for (int64_t j = 0; j < size; ++j) {
-      const float tau = q.tau[first + j];
-      for (int64_t i = 0; i < j; ++i) {
-        float sum = 0;
-        for (int64_t k = i; k < j; ++k) sum += s[i * size + k] * gram[k * size + j];
-        s[i * size + j] = -tau * sum;
-      }
-      s[j * size + j] = tau;
-    }
+    triangular_factor(gram.get(), &q.tau[first], size, s.get());
     simd.scale(s.get(), -1.0F, s.get(), size * size);
     multiply<float>(size, m, rows, v, nullptr, row_major<float>(f + from * m, m), product.get(),
                     Result::kFull);

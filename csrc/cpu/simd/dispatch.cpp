@@ -11,6 +11,7 @@ namespace baseline {
 extern const Kernels<float> kFloat;
 extern const Kernels<double> kDouble;
 extern const ReductionKernels kReduction;
+extern const BandKernels kBands;
 }  // namespace baseline
 
 #ifdef VNE_SIMD_X86
@@ -18,11 +19,13 @@ namespace avx2 {
 extern const Kernels<float> kFloat;
 extern const Kernels<double> kDouble;
 extern const ReductionKernels kReduction;
+extern const BandKernels kBands;
 }  // namespace avx2
 namespace avx512 {
 extern const Kernels<float> kFloat;
 extern const Kernels<double> kDouble;
 extern const ReductionKernels kReduction;
+extern const BandKernels kBands;
 }  // namespace avx512
 #endif
 
@@ -89,6 +92,11 @@ const Kernels<double>& kernels<double>() {
 
 const ReductionKernels& reduction_kernels() {
   static const ReductionKernels* const chosen = VNE_CHOOSE(kReduction);
+  return *chosen;
+}
+
+const BandKernels& band_kernels() {
+  static const BandKernels* const chosen = VNE_CHOOSE(kBands);
   return *chosen;
 }
 

@@ -48,64 +48,74 @@ void store(T* to, typename Vector<T>::Type value) {
   *reinterpret_cast<typename Vector<T>::Unaligned*>(to) = value;
 }
 
-// A tile of exactly kRows rows, its accumulators in registers for the whole of k.
-template <typename T, int kRows>
+// A tile of exactly kRows rows and at most kVectors vectors of columns, its accumulators in
+// registers for the whole of k.
+template <typename T, int kRows, int kVectors>
 void multiply_rows(int64_t k, MatrixView<T> a, const T* packed_b, T* c, int64_t c_stride, int cols,
                    bool accumulate) {
   using V = typename Vector<T>::Type;
-  constexpr int kWidth = Vector<T>::kSize;
-  V left[kRows], right[kRows];
+  constexpr int kWidth = Vector<T>::kSize, kCols = kVectors * kWidth;
+  V sum[kRows][kVectors];
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) left[r] = right[r] = V{};
+  for (int r = 0; r < kRows; ++r) {
+    for (int p = 0; p < kVectors; ++p) sum[r][p] = V{};
+  }
   for (int64_t i = 0; i < k; ++i) {
-    const V b_left = load(packed_b), b_right = load(packed_b + kWidth);
+    V b[kVectors];
+    for (int p = 0; p < kVectors; ++p) b[p] = load(packed_b + p * kWidth);
     const T* column = a.data + i * a.col_stride;
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      left[r] += column[r * a.row_stride] * b_left;
-      right[r] += column[r * a.row_stride] * b_right;
+      for (int p = 0; p < kVectors; ++p) sum[r][p] += column[r * a.row_stride] * b[p];
     }
     packed_b += kTileCols<T>;
   }
-  if (cols == kTileCols<T>) {
+  if (cols == kCols) {
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      T* row = c + r * c_stride;
-      store(row, accumulate ? load(row) + left[r] : left[r]);
-      store(row + kWidth, accumulate ? load(row + kWidth) + right[r] : right[r]);
+      for (int p = 0; p < kVectors; ++p) {
+        T* to = c + r * c_stride + p * kWidth;
+        store(to, accumulate ? load(to) + sum[r][p] : sum[r][p]);
+      }
     }
     return;
   }
   for (int r = 0; r < kRows; ++r) {
-    T tile[kTileCols<T>];
-    store(tile, left[r]);
-    store(tile + kWidth, right[r]);
+    T tile[kCols];
+    for (int p = 0; p < kVectors; ++p) store(tile + p * kWidth, sum[r][p]);
     T* row = c + r * c_stride;
     for (int j = 0; j < cols; ++j) row[j] = accumulate ? row[j] + tile[j] : tile[j];
+  }
+}
+
+template <typename T, int kVectors>
+void multiply_columns(int64_t k, MatrixView<T> a, const T* packed_b, T* c, int64_t c_stride,
+                      int rows, int cols, bool accumulate) {
+  switch (rows) {
+    case 1:
+      return multiply_rows<T, 1, kVectors>(k, a, packed_b, c, c_stride, cols, accumulate);
+    case 2:
+      return multiply_rows<T, 2, kVectors>(k, a, packed_b, c, c_stride, cols, accumulate);
+    case 3:
+      return multiply_rows<T, 3, kVectors>(k, a, packed_b, c, c_stride, cols, accumulate);
+    case 4:
+      return multiply_rows<T, 4, kVectors>(k, a, packed_b, c, c_stride, cols, accumulate);
+    case 5:
+      return multiply_rows<T, 5, kVectors>(k, a, packed_b, c, c_stride, cols, accumulate);
+    case 6:
+      return multiply_rows<T, 6, kVectors>(k, a, packed_b, c, c_stride, cols, accumulate);
+    case 7:
+      return multiply_rows<T, 7, kVectors>(k, a, packed_b, c, c_stride, cols, accumulate);
+    case 8:
+      return multiply_rows<T, 8, kVectors>(k, a, packed_b, c, c_stride, cols, accumulate);
   }
 }
 
 template <typename T>
 void multiply_tile(int64_t k, MatrixView<T> a, const T* packed_b, T* c, int64_t c_stride, int rows,
                    int cols, bool accumulate) {
-  switch (rows) {
-    case 1:
-      return multiply_rows<T, 1>(k, a, packed_b, c, c_stride, cols, accumulate);
-    case 2:
-      return multiply_rows<T, 2>(k, a, packed_b, c, c_stride, cols, accumulate);
-    case 3:
-      return multiply_rows<T, 3>(k, a, packed_b, c, c_stride, cols, accumulate);
-    case 4:
-      return multiply_rows<T, 4>(k, a, packed_b, c, c_stride, cols, accumulate);
-    case 5:
-      return multiply_rows<T, 5>(k, a, packed_b, c, c_stride, cols, accumulate);
-    case 6:
-      return multiply_rows<T, 6>(k, a, packed_b, c, c_stride, cols, accumulate);
-    case 7:
-      return multiply_rows<T, 7>(k, a, packed_b, c, c_stride, cols, accumulate);
-    case 8:
-      return multiply_rows<T, 8>(k, a, packed_b, c, c_stride, cols, accumulate);
-  }
+  const auto columns = cols <= Vector<T>::kSize ? multiply_columns<T, 1> : multiply_columns<T, 2>;
+  columns(k, a, packed_b, c, c_stride, rows, cols, accumulate);
 }
 
 template <typename T>
@@ -367,6 +377,134 @@ void scale(const T* x, T factor, T* out, int64_t size) {
   for (int64_t i = 0; i < size; ++i) out[i] = factor * x[i];
 }
 
+// ---- a band -------------------------------------------------------------------------------------
+
+// Sixteen numbers in registers: a row of a block of the band.
+struct BandRow {
+  using V = Vector<double>::Type;
+  static constexpr int kWidth = Vector<double>::kSize, kCount = kBand / kWidth;
+  V part[kCount];
+
+  static BandRow zero() {
+    BandRow row;
+    for (V& part : row.part) part = V{};
+    return row;
+  }
+  static BandRow from(const double* at) {
+    BandRow row;
+    for (int c = 0; c < kCount; ++c) row.part[c] = load(at + c * kWidth);
+    return row;
+  }
+  void to(double* at) const {
+    for (int c = 0; c < kCount; ++c) store(at + c * kWidth, part[c]);
+  }
+  void add(double factor, const BandRow& other) {
+    for (int c = 0; c < kCount; ++c) part[c] += factor * other.part[c];
+  }
+  double dot(const BandRow& other) const {
+    V sum = part[0] * other.part[0];
+    for (int c = 1; c < kCount; ++c) sum += part[c] * other.part[c];
+    return sum_of<double>(sum);
+  }
+};
+
+// x = (beta, 0, ...) under I - tau v v^T, v_0 = 1; returns beta. Squares that would not be exact
+// are left out: the trace is one.
+double reflector(const double* x, double* v, double* tau) {
+  constexpr double kNegligible = 1e-290;
+  const BandRow row = BandRow::from(x);
+  row.to(v);
+  const double alpha = x[0];
+  v[0] = 0;
+  const BandRow others = BandRow::from(v);
+  const double rest = others.dot(others);
+  if (!(rest > kNegligible)) {
+    BandRow::zero().to(v);
+    v[0] = 1;
+    *tau = 0;
+    return alpha;
+  }
+  const double norm = std::sqrt(alpha * alpha + rest), beta = alpha > 0 ? -norm : norm;
+  const double factor = 1 / (alpha - beta);
+  BandRow scaled = BandRow::zero();
+  scaled.add(factor, others);
+  scaled.to(v);
+  v[0] = 1;
+  *tau = (beta - alpha) / beta;
+  return beta;
+}
+
+// D <- H D H for the symmetric D [kBand, kBand] of a row stride, H = I - tau v v^T.
+void reflect_block(double* d, int64_t stride, const double* v, double tau) {
+  BandRow even = BandRow::zero(), odd = BandRow::zero();
+  for (int r = 0; r < kBand; r += 2) {
+    even.add(v[r], BandRow::from(d + r * stride));
+    odd.add(v[r + 1], BandRow::from(d + (r + 1) * stride));
+  }
+  even.add(1, odd);  // D v
+  const BandRow of_v = BandRow::from(v);
+  BandRow w = BandRow::zero();
+  w.add(tau, even);
+  w.add(-tau * tau / 2 * even.dot(of_v), of_v);
+  double entries[kBand];
+  w.to(entries);
+  for (int r = 0; r < kBand; ++r) {
+    BandRow row = BandRow::from(d + r * stride);
+    row.add(-v[r], w);
+    row.add(-entries[r], of_v);
+    row.to(d + r * stride);
+  }
+}
+
+// E <- H E H' for the block E to the right of D, with the H' that makes the first row of H E zero
+// beyond its first entry; gives the v and tau of H' in place of those of H.
+void chase_block(double* e, int64_t stride, double* v, double* tau) {
+  BandRow even = BandRow::zero(), odd = BandRow::zero();
+  for (int r = 0; r < kBand; r += 2) {
+    even.add(v[r], BandRow::from(e + r * stride));
+    odd.add(v[r + 1], BandRow::from(e + (r + 1) * stride));
+  }
+  even.add(1, odd);  // v^T E
+  BandRow first = BandRow::from(e);
+  first.add(-*tau, even);
+  double row_0[kBand], next[kBand], next_tau;
+  first.to(row_0);
+  const double beta = reflector(row_0, next, &next_tau);
+  BandRow::zero().to(e);
+  e[0] = beta;
+  const BandRow of_next = BandRow::from(next);
+  for (int r = 1; r < kBand; ++r) {
+    BandRow row = BandRow::from(e + r * stride);
+    row.add(-*tau * v[r], even);
+    row.add(-next_tau * row.dot(of_next), of_next);
+    row.to(e + r * stride);
+  }
+  of_next.to(v);
+  *tau = next_tau;
+}
+
+void tridiagonalize_band(double* band, int64_t m, double* diagonal, double* beside) {
+  constexpr int64_t kOn = kBand - 1;         // where the diagonal is in a row
+  constexpr int64_t kStride = kBandRow - 1;  // from a row of a block to the next one
+  for (int64_t k = 0; k < m; ++k) {
+    double* row = band + k * kBandRow + kOn;
+    diagonal[k] = row[0];
+    if (k + 1 == m) return;
+    double v[kBand], tau;
+    beside[k] = reflector(row + 1, v, &tau);
+    for (int64_t first = k + 1; first < m; first += kBand) {
+      double* d = band + first * kBandRow + kOn;
+      reflect_block(d, kStride, v, tau);
+      if (first + kBand >= m) break;
+      double* e = d + kBand;
+      chase_block(e, kStride, v, &tau);
+      // The first column of E is a row of the next step's D.
+      double* mirrored = d + kBand * kStride;
+      for (int r = 1; r < kBand; ++r) mirrored[r] = e[r * kStride];
+    }
+  }
+}
+
 }  // namespace
 
 #define VNE_STRINGIZE_(name) #name
@@ -375,6 +513,7 @@ void scale(const T* x, T factor, T* out, int64_t size) {
 extern const Kernels<float> kFloat;
 extern const Kernels<double> kDouble;
 extern const ReductionKernels kReduction;
+extern const BandKernels kBands;
 
 const Kernels<float> kFloat = {VNE_STRINGIZE(VNE_SIMD),
                                kTileRows,
@@ -403,5 +542,6 @@ const Kernels<double> kDouble = {VNE_STRINGIZE(VNE_SIMD),
                                  dots<double>,
                                  add_rows<double>};
 const ReductionKernels kReduction = {reflect, next_pivots, advance};
+const BandKernels kBands = {tridiagonalize_band};
 
 }  // namespace vne::simd::VNE_SIMD

@@ -77,8 +77,23 @@ struct ReductionKernels {
                   int64_t size);
 };
 
+// For cpu/eigenvalues.cpp: a symmetric matrix of `kBand` entries beside its diagonal on either
+// side.
+constexpr int64_t kBand = 16;
+// Its row i holds the columns i - kBand + 1 .. i + 2 kBand, of which those beyond the band are room
+// for what the reduction fills in.
+constexpr int64_t kBandRow = 3 * kBand;
+
+struct BandKernels {
+  // Entries beside the diagonal are made zero but for the next to it, row by row: a reflector for
+  // each, and those that chase what it fills in down the band. diagonal [m], beside [m - 1]; behind
+  // the m rows of the band stand 2 kBand of zeros.
+  void (*tridiagonalize)(double* band, int64_t m, double* diagonal, double* beside);
+};
+
 template <typename T>
 const Kernels<T>& kernels();  // the best table for this processor
 const ReductionKernels& reduction_kernels();
+const BandKernels& band_kernels();
 
 }  // namespace vne::simd
