@@ -78,4 +78,8 @@ STABLE_TORCH_LIBRARY(vne_kernels, library) {
 
   // The same, and dS/drho (..., m, m)
   library.def("density_entropy_grad(Tensor rho, str method) -> (Tensor entropy, Tensor grad_rho)");
+
+  // What other backends share, which must stand nowhere twice. The poles of equation (6) for the
+  // dtype of `like`, a tensor of the host -> (c0, 0), then (t, w) of each (1 + poles, 2), float64
+  library.def("pole_table(Tensor like) -> Tensor");
 }

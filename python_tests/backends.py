@@ -1,7 +1,8 @@
 """Other kernels in the place of the CPU's, so that one suite serves them all (`--backend`).
 
 Tests call the public functions on CPU tensors. Here the operators below them are given another CPU
-implementation: the CUDA kernels, emulated or on a GPU.
+implementation: the CUDA kernels, emulated or on a GPU, or the Triton kernels in Triton's
+interpreter. On a GPU the variable VNE_KERNELS_BACKEND says whether CUDA or Triton serves.
 """
 
 from __future__ import annotations
@@ -17,25 +18,7 @@ import torch
 from torch import Tensor
 
 import vne_kernels
-
-OPERATORS = (
-    "vn_entropy",
-    "vn_entropy_grad",
-    "spectrum",
-    "spectrum_eigh",
-    "spectrum_backward",
-    "purity",
-    "purity_grad",
-    "doe_loss",
-    "doe_loss_grad",
-    "doe_loss_backward",
-    "cosine",
-    "density",
-    "density_backward",
-    "density_entropy",
-    "density_entropy_grad",
-)
-"""Those with kernels of their own; vn_entropy_hvp is plain torch."""
+from vne_kernels.ops import OPERATORS_WITH_KERNELS
 
 
 def _map_tensors(function: Callable[[Any], Any], values: Any) -> Any:
@@ -78,12 +61,16 @@ def on_cuda(name: str) -> Callable[..., Any]:
     return call
 
 
-def install(backend: str) -> torch.library.Library:
-    """Replaces the CPU kernels of OPERATORS for as long as the result lives."""
-    if backend == "cuda" and (reason := vne_kernels.available_backends()["cuda"]):
-        raise pytest.UsageError(f"--backend cuda: {reason}")
+def install(backend: str) -> object:
+    """Replaces the CPU kernels of the operators for as long as the result lives."""
+    if backend == "triton":
+        if not vne_kernels.backends.is_interpreted():
+            raise pytest.UsageError("--backend triton: Triton was imported before conftest.py")
+        return vne_kernels.use_backend("triton")
+    if backend == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--backend cuda: torch.cuda.is_available() finds no usable GPU")
     implement = {"emulated": emulated, "cuda": on_cuda}[backend]
     library = torch.library.Library("vne_kernels", "IMPL")
-    for name in OPERATORS:
+    for name in OPERATORS_WITH_KERNELS:
         library.impl(name, implement(name), "CPU")
     return library

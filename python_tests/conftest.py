@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import sys
 import zlib
 from collections.abc import Iterator
+
+if "triton" in [argument.rpartition("=")[2] for argument in sys.argv]:  # --backend triton
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when its kernels are defined
 
 import backends
 import pytest
@@ -39,10 +44,10 @@ def _count(text: str) -> int:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--backend",
-        choices=("cpu", "emulated", "cuda"),
+        choices=("cpu", "emulated", "triton", "cuda"),
         default="cpu",
-        help="the kernels below the public functions: the CPU's, or the CUDA kernels on the host "
-        "or on a GPU",
+        help="the kernels below the public functions: the CPU's, the CUDA kernels on the host, the "
+        "Triton kernels in its interpreter, or those of a GPU",
     )
     parser.addoption(
         "--random-shapes",
@@ -59,13 +64,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-_backend = pytest.StashKey[torch.library.Library]()
+_backend = pytest.StashKey[object]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     for marker in (
         "cpu_only(reason): about the CPU kernels, deselected for another --backend",
-        "device_only(reason): about a real device, deselected for --backend emulated",
+        "device_only(reason): about a real device, deselected for --backend emulated and triton",
         "sanitize: launches every kernel once, small enough for compute-sanitizer",
         "together: the tests of this file share what they cost, and stay in one --shard",
     ):
@@ -92,7 +97,8 @@ def _part(item: pytest.Item, parts: int) -> int:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     backend, shard = config.getoption("--backend"), config.getoption("--shard")
-    unwanted = {"cpu": (), "cuda": ("cpu_only",), "emulated": ("cpu_only", "device_only")}[backend]
+    on_host = ("cpu_only", "device_only")
+    unwanted = {"cpu": (), "cuda": ("cpu_only",), "emulated": on_host, "triton": on_host}[backend]
 
     def is_wanted(item: pytest.Item) -> bool:
         mine = shard is None or _part(item, shard[1]) == shard[0] - 1

@@ -1,7 +1,7 @@
 """Von Neumann entropy of representations, as a fused operator for PyTorch."""
 
-from vne_kernels._load import available_backends
 from vne_kernels.accumulate import DensityAccumulator
+from vne_kernels.backends import available_backends, use_backend
 from vne_kernels.density import (
     renyi_entropy_from_density,
     tsallis_entropy_from_density,
@@ -48,6 +48,7 @@ __all__ = [
     "spectrum",
     "tsallis_entropy",
     "tsallis_entropy_from_density",
+    "use_backend",
     "vendi_score",
     "vn_entropy",
     "vn_entropy_from_density",

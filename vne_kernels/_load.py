@@ -53,20 +53,3 @@ def _load_cuda(folder: Path, torch_cuda: str | None) -> str | None:
 _load_cpu(Path(__file__).parent)
 cuda_reason = _load_cuda(Path(__file__).parent, torch.version.cuda)
 """Why this process has no CUDA kernels; None if it has them, be there a GPU or not."""
-
-
-def _no_gpu() -> str | None:
-    """Why torch cannot use a GPU, or None if it can."""
-    if torch.cuda.is_available():
-        return None
-    return "the CUDA kernels are there, but torch.cuda.is_available() finds no usable GPU"
-
-
-def available_backends() -> dict[str, str | None]:
-    """The backends by name: None where one is usable, else a sentence that says why it is not.
-
-    Example:
-        >>> available_backends()["cpu"] is None
-        True
-    """
-    return {"cpu": None, "cuda": cuda_reason or _no_gpu()}

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vne_kernels import _load, spectra
+from vne_kernels import _load as _load
+from vne_kernels import spectra
 
 _NAMESPACE = "vne_kernels"
 _ops = torch.ops.vne_kernels
@@ -549,26 +550,27 @@ for _name in _OPERATORS:
     register_vmap(_name)
 
 
-# ---- devices without native kernels --------------------------------------------------------------
+# ---- devices without kernels ---------------------------------------------------------------------
 # The matrix is small and LAPACK is quick: a copy to the host is right everywhere.
 
 
-def _register_on_host(name: str, device_key: str) -> None:
+def on_host(name: str) -> Callable[..., Any]:
+    """The operator of this name for tensors of any device, by the CPU kernels."""
     operator = getattr(_ops, name)
 
-    def on_host(*args: Any) -> Any:
+    def call(*args: Any) -> Any:
         device = next(arg.device for arg in args if isinstance(arg, Tensor))
         result = operator(*(arg.cpu() if isinstance(arg, Tensor) else arg for arg in args))
         if isinstance(result, Tensor):
             return result.to(device)
         return tuple(out.to(device) for out in result)
 
-    torch.library.impl(f"{_NAMESPACE}::{name}", device_key)(on_host)
+    return call
 
 
-# A second kernel for one key would replace the first: the CUDA module's own stay.
-_HOST_KEYS = ("MPS", "XPU") if _load.cuda_reason is None else ("CUDA", "MPS", "XPU")
-for _name in _OPERATORS:
-    for _device_key in _HOST_KEYS:
-        if _name != "vn_entropy_hvp":  # plain torch, runs anywhere
-            _register_on_host(_name, _device_key)
+OPERATORS_WITH_KERNELS = tuple(name for name in _OPERATORS if name != "vn_entropy_hvp")
+"""The others are plain torch, and run anywhere."""
+
+for _name in OPERATORS_WITH_KERNELS:
+    for _device_key in ("MPS", "XPU"):  # for CUDA: backends.py
+        torch.library.impl(f"{_NAMESPACE}::{_name}", _device_key)(on_host(_name))

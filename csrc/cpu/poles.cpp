@@ -232,4 +232,31 @@ void log_by_sweeps(const T* a, int64_t m, double shift, T* result) {
 template void log_by_sweeps(const float*, int64_t, double, float*);
 template void log_by_sweeps(const double*, int64_t, double, double*);
 
+namespace {
+
+template <typename T>
+void write_poles(double* rows) {
+  using Table = PoleTable<T>;
+  *rows++ = Table::kConstant;
+  *rows++ = 0;
+  for (int k = 0; k < Table::kSize; ++k) {
+    *rows++ = Table::kPoles[k].t;
+    *rows++ = Table::kPoles[k].w;
+  }
+}
+
+// The table of the dtype that `like` is computed in: c0 and 0, then t and w of each pole.
+Tensor pole_table(const Tensor& like) {
+  const bool wide = compute_dtype(like.scalar_type()) == ScalarType::Double;
+  const Tensor table = empty(like, {1 + (wide ? kPoles64 : kPoles32), 2}, ScalarType::Double);
+  double* rows = static_cast<double*>(table.mutable_data_ptr());
+  wide ? write_poles<double>(rows) : write_poles<float>(rows);
+  return table;
+}
+
+}  // namespace
 }  // namespace vne
+
+STABLE_TORCH_LIBRARY_IMPL(vne_kernels, CPU, library) {
+  library.impl("pole_table", TORCH_BOX(&vne::pole_table));
+}

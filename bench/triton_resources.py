@@ -1,0 +1,200 @@
+"""What each Triton kernel takes of a multiprocessor, compiled for five GPUs. No GPU is needed.
+
+    python bench/triton_resources.py             registers, shared and local memory of each kernel
+    python bench/triton_resources.py --check     fail if a kernel of a stage spills (see COLD)
+    python bench/triton_resources.py --out F     the same figures as CSV
+
+Operators are traced on fake CUDA tensors of the shapes below, and every launch is compiled for the
+architectures of ARCHITECTURES with the types, constants and divisibilities that it has there, as
+Triton would at the first call. Local memory is memory of the GPU: a kernel has it where registers
+did not suffice. Seconds are those of this machine, of one process and with an empty cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import fnmatch
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)  # it would leave nothing to compile
+
+import torch
+import triton
+import triton.language as tl
+from torch._subclasses.fake_tensor import FakeTensorMode
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from vne_kernels.triton import operators
+from vne_kernels.triton.launch import launching_by
+
+ARCHITECTURES = (80, 86, 89, 90, 120)
+
+COLD: tuple[str, ...] = ()
+"""Kernels that may use local memory as their time is small: names as printed, * for any part."""
+
+SHAPES = ((24, 512), (64, 128), (128, 512), (512, 128), (300, 301), (4096, 256))
+"""(n, d): every size of matrix that a program sweeps, both sides, a panel, a depth in parts."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel and all that its code depends on."""
+
+    kernel: Any
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    aligned: tuple[int, ...]  # arguments known to be divisible by 16
+    warps: int
+
+    @property
+    def name(self) -> str:
+        """The kernel with the constants that tell it from others of its kind."""
+        told = [
+            f"{name}={value}"
+            for name, value in self.constants
+            if name.isupper() and isinstance(value, int) and not isinstance(value, bool)
+        ]
+        pointers = [kind[1:] for _, kind in self.signature if kind in ("*fp16", "*bf16", "*fp64")]
+        return f"{self.kernel.__name__}({', '.join([*sorted(set(pointers)), *told])})"
+
+
+@dataclass(frozen=True)
+class Usage:
+    kernel: str
+    arch: int
+    warps: int
+    registers: int  # of a thread
+    shared: int  # bytes of a program
+    local: int  # bytes of a thread
+    seconds: float  # to compile
+
+
+POINTERS = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.int32: "*i32",
+    torch.int8: "*i8",
+}
+
+
+def record(kernel: Any, _grid: tuple[int, ...], *args: Any, **options: Any) -> Launch:
+    """What Triton's own launcher makes of the arguments."""
+    warps = options.pop("num_warps", 4)
+    parameters = {parameter.name: parameter for parameter in kernel.params}
+    given = dict(zip(parameters, args, strict=False)) | options
+    signature, constants, aligned = {}, {}, []
+    for index, (name, parameter) in enumerate(parameters.items()):
+        value = given[name]
+        if isinstance(value, torch.Tensor):
+            signature[name] = POINTERS[value.dtype]
+            aligned.append(index)
+        elif parameter.is_constexpr or value is None or value == 1:
+            signature[name] = "constexpr"
+            constants[name] = value
+        else:
+            assert isinstance(value, int)
+            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                aligned.append(index)
+    return Launch(
+        kernel, tuple(signature.items()), tuple(constants.items()), tuple(aligned), warps
+    )
+
+
+def launches(dtypes: tuple[torch.dtype, ...]) -> list[Launch]:
+    """All kernels that the operators launch for SHAPES."""
+    found: dict[Launch, None] = {}
+
+    def keep(*args: Any, **options: Any) -> None:
+        found.setdefault(record(*args, **options))
+
+    with FakeTensorMode(), launching_by(keep):
+        for dtype in dtypes:
+            for n, d in SHAPES:
+                z = torch.empty(n, d, dtype=dtype, device="cuda")
+                operators.vn_entropy_grad(z, None, True, "poles", 1e-12)
+            z = torch.empty(*SHAPES[2], dtype=dtype, device="cuda")
+            p = torch.empty(z.shape[0], dtype=operators.samples_of(z, None, True, 0).dtype)
+            operators.vn_entropy_grad(z, p.to("cuda"), False, "eigh", 1e-12)
+            loss = operators.doe_loss_grad(z, z, "poles", 1e-12)
+            operators.doe_loss_backward(loss[0], loss[1], z, z, *loss[2:])
+    return list(found)
+
+
+def compile_for(arch: int, launch: Launch) -> Usage:
+    source = ASTSource(
+        launch.kernel,
+        dict(launch.signature),
+        dict(launch.constants),
+        {(index,): [["tt.divisibility", 16]] for index in launch.aligned},
+    )
+    begin = time.perf_counter()
+    compiled = triton.compile(
+        source, target=GPUTarget("cuda", arch, 32), options={"num_warps": launch.warps}
+    )
+    seconds = time.perf_counter() - begin
+    registers, local = resources_of(compiled.asm["cubin"])
+    return Usage(
+        launch.name, arch, launch.warps, registers, compiled.metadata.shared, local, seconds
+    )
+
+
+def resources_of(cubin: bytes) -> tuple[int, int]:
+    """Registers and bytes of local memory of a thread."""
+    program = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(program), "-res-usage", file.name]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", done.stdout)
+    assert found, done.stdout
+    registers, stack, local = map(int, found.groups())
+    return registers, stack + local
+
+
+def usages(architectures: list[int], dtypes: tuple[torch.dtype, ...]) -> Iterator[Usage]:
+    for launch in launches(dtypes):
+        for arch in architectures:
+            yield compile_for(arch, launch)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHITECTURES))
+    parser.add_argument("--float64", action="store_true", help="and half precisions, besides")
+    parser.add_argument("--out", type=Path, metavar="F")
+    arguments = parser.parse_args()
+    dtypes = (torch.float32,)
+    if arguments.float64:
+        dtypes += (torch.float64, torch.float16, torch.bfloat16)
+    found = []
+    print("registers  shared  local  warps   arch  seconds  kernel")
+    for usage in usages(arguments.arch, dtypes):
+        found.append(usage)
+        print(
+            f"{usage.registers:9} {usage.shared:7} {usage.local:6} {usage.warps:6}"
+            f"  sm_{usage.arch:<3} {usage.seconds:8.2f}  {usage.kernel}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()

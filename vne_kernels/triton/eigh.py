@@ -1,0 +1,32 @@
+"""The eigendecomposition, by torch, and functions of a matrix by it.
+
+`torch.linalg.eigh` waits for the GPU to look for an error: this way cannot be captured in a CUDA
+graph. A sample without a finite A^ has zeros there (normalize.py), on which every library
+converges.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vne_kernels.triton.gradient import product
+from vne_kernels.triton.stages import MatrixFunction
+
+
+def spectral_function(vectors: Tensor, values: Tensor) -> Tensor:
+    """V diag(f) V^T of V [batch, m, m] with eigenvectors as columns and f [batch, m]."""
+    return product(vectors * values.unsqueeze(-2), vectors.mT)
+
+
+def log_by_eigh(a: Tensor, shift: float) -> MatrixFunction:
+    """log A^ + shift I. The smallest eigenvalue that is told from the rounding of the largest
+    stands for all below: any finite logarithm gives the same gradient there.
+    """
+    values, vectors = torch.linalg.eigh(a)
+    info = torch.finfo(a.dtype)
+    least = (info.eps * values[:, -1:]).clamp_min(info.tiny)
+    w = spectral_function(vectors, torch.maximum(values, least).log() + shift)
+    # Of A^ itself: sum_k lambda_k log lambda_k has the rounding of every eigenvalue to first order.
+    inner = (a.double() * w).sum((-2, -1)).unsqueeze(-1)
+    return MatrixFunction(w.unsqueeze(1), inner, 0.0)

@@ -1,0 +1,129 @@
+"""log A^ = c0 I - sum_k w_k (A^ + t_k I)^-1, equation (6), for m <= 128: one program a pole.
+
+The poles do not depend on each other: one sample of 16 poles occupies 16 multiprocessors for the
+time of one inverse, m pivots that do depend on each other (sweep.py). Summing the terms is left to
+the next stage. A program holds its matrix in registers from the load to the store.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from vne_kernels.triton.launch import block_of, ceil_div, is_interpreted, launch, new, power_of_2
+from vne_kernels.triton.stages import MatrixFunction
+from vne_kernels.triton.sweep import diagonal_of, sweep
+
+
+def _table(dtype: torch.dtype) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
+    """c0, the t_k and the w_k."""
+    (constant, _), *poles = torch.ops.vne_kernels.pole_table(torch.empty(0, dtype=dtype)).tolist()
+    return constant, *zip(*poles, strict=True)
+
+
+CONSTANT = {dtype: _table(dtype)[0] for dtype in (torch.float32, torch.float64)}
+COUNT = {dtype: len(_table(dtype)[1]) for dtype in (torch.float32, torch.float64)}
+# Globals of compiled kernels must be constexpr; the interpreter takes them as Python has them.
+_constant = (lambda values: values) if is_interpreted else tl.constexpr
+_T32, _W32 = (_constant(values) for values in _table(torch.float32)[1:])
+_T64, _W64 = (_constant(values) for values in _table(torch.float64)[1:])
+
+
+@triton.jit
+def pick(pole, TABLE: tl.constexpr, DTYPE: tl.constexpr):
+    """TABLE[pole] of each of [P] poles: a table in the code needs no memory of its own."""
+    value = tl.full([1], 0.0, DTYPE)
+    for k in tl.static_range(len(TABLE)):
+        value = tl.where(pole == k, tl.full([1], TABLE[k], DTYPE), value)
+    return value
+
+
+@triton.jit
+def pole_shift(pole, DTYPE: tl.constexpr):
+    """t_k."""
+    if DTYPE == tl.float64:
+        return pick(pole, _T64, DTYPE)
+    else:
+        return pick(pole, _T32, DTYPE)
+
+
+@triton.jit
+def pole_weight(pole, DTYPE: tl.constexpr):
+    """w_k."""
+    if DTYPE == tl.float64:
+        return pick(pole, _W64, DTYPE)
+    else:
+        return pick(pole, _W32, DTYPE)
+
+
+@triton.jit
+def rounding_of(norm, DTYPE: tl.constexpr):
+    """4 u |A|_F: what rounding may have put into an entry of A."""
+    if DTYPE == tl.float64:
+        return norm * 4.440892098500626e-16
+    else:
+        return norm * 2.384185791015625e-07
+
+
+@triton.jit
+def sweep_poles(
+    a,  # [batch, m, m]
+    terms,  # [batch, poles, m, m] <- -w_k (A^ + t_k I)^-1
+    inner,  # [batch, poles] <- <A^, term>
+    count,  # batch poles
+    m,
+    POLES: tl.constexpr,
+    P: tl.constexpr,  # matrices of a program
+    SIZE: tl.constexpr,
+):
+    dtype: tl.constexpr = a.dtype.element_ty
+    matrix = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
+    pole = (matrix % POLES).to(tl.int32)
+    places = tl.arange(0, SIZE)
+    inside = (places < m)[None, :, None] & (places < m)[None, None, :]
+    inside = inside & (matrix < count)[:, None, None]
+    at = (places[:, None] * m + places[None, :])[None, :, :]
+    own_a = a + (matrix // POLES)[:, None, None] * m * m + at
+    x = tl.load(own_a, mask=inside, other=0.0)
+    norm = tl.sqrt(tl.sum(tl.sum(x * x, axis=2), axis=1))
+    t = pole_shift(pole, dtype)
+    noise = rounding_of(norm, dtype)
+    on_diagonal = (places[:, None] == places[None, :])[None, :, :]
+    x += tl.where(on_diagonal, t[:, None, None], 0.0)
+    x = sweep(x, m, tl.maximum(t / 2, noise), noise, None, None, None, P, SIZE, False)
+    x *= pole_weight(pole, dtype)[:, None, None]
+    tl.store(terms + matrix[:, None, None] * m * m + at, x, mask=inside)
+    # A^ once more, from the cache, as the sweep needed the registers.
+    x *= tl.load(own_a, mask=inside, other=0.0)
+    product = tl.sum(tl.sum(x, axis=2).to(tl.float64), axis=1)
+    tl.store(inner + matrix, product, mask=matrix < count)
+
+
+LARGEST = 128
+"""The largest m of which a program holds the matrix in registers."""
+
+
+def log_by_poles(a: Tensor, shift: float) -> MatrixFunction:
+    """log A^ + shift I of matrices A^ [batch, m, m] of trace one."""
+    batch, m, _ = a.shape
+    poles = COUNT[a.dtype]
+    size = max(power_of_2(m), 16)
+    count = batch * poles
+    of_program = block_of(count, 1, 1, interpreted=max(2**20 // size**2, 1))
+    terms = new(a, batch, poles, m, m, dtype=a.dtype)
+    inner = new(a, batch, poles, dtype=torch.float64)
+    launch(
+        sweep_poles,
+        (ceil_div(count, of_program),),
+        a,
+        terms,
+        inner,
+        count,
+        m,
+        POLES=poles,
+        P=of_program,
+        SIZE=size,
+    )
+    return MatrixFunction(terms, inner, CONSTANT[a.dtype] + shift)

@@ -1,0 +1,50 @@
+"""Binds the functions of operators.py to the operators of the package.
+
+This is what `torch.library.triton_op` does for an operator that it defines itself: called, the
+kernels are launched; traced by torch.compile, the operator dissolves into its launches, which
+Inductor sees, orders and allocates for; exported, it stays one operator, so that the program does
+not depend on who serves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vne_kernels.triton import operators
+from vne_kernels.triton.launch import is_interpreted, tracing
+
+_ops = torch.ops.vne_kernels
+
+
+def implementation(name: str) -> Callable[..., Any]:
+    """The operator `name`, on tensors with data."""
+    function: Callable[..., Any] = getattr(operators, name)
+    schema = getattr(_ops, name).default._schema
+
+    def call(*args: Any) -> Any:
+        given = {argument.name: arg for argument, arg in zip(schema.arguments, args, strict=True)}
+        weights = given.pop("weights", None)
+        tensors = [arg for arg in given.values() if isinstance(arg, Tensor)]
+        method, eps = given.get("method", "auto"), given.get("eps", 0.0)
+        _ops.check_arguments(name, tensors, weights, method, eps)
+        # Triton launches on the current device.
+        with nullcontext() if is_interpreted else torch.cuda.device_of(tensors[0]):
+            return function(*args)
+
+    return call
+
+
+def decomposition(name: str) -> Callable[..., Any]:
+    """The operator `name` as its launches, on the tensors of a trace."""
+    function: Callable[..., Any] = getattr(operators, name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with tracing():
+            return function(*args, **kwargs)
+
+    return call

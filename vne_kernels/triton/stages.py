@@ -1,0 +1,61 @@
+"""What the stages hand to each other, in the order they run:
+
+    normalize.py   z -> X^, and A^ = X^ X^^T of the smaller side
+    poles.py       A^ -> the terms whose sum is log A^: m <= 128, one program each
+    blocked.py     the same in panels, beyond
+    eigh.py        A^ -> eigenvalues and eigenvectors, by torch, and functions of A^ by them
+    gradient.py    S; (log A^) X^ -> dS/dz, dS/dp
+    doe_loss.py    the cosine term of the difference of entropies
+
+X^ = X / sqrt(tau), tau = tr A, so that A = tau A^ and log A = log A^ + log(tau) I. Every stage
+works on a whole batch, and nothing is read back to the host: what depends on the data (a sample
+that is not finite, a trace of zero) is decided on the device. Equation numbers: csrc/README.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vne_kernels.ops import compute_dtype
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A batch z (batch, n, d), contiguous, and how it is to be read."""
+
+    z: Tensor
+    weights: Tensor | None  # [batch, n], contiguous
+    normalize: bool
+    eps: float
+    gram_side: bool  # A is n x n; otherwise d x d
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return compute_dtype(self.z.dtype)
+
+    @property
+    def m(self) -> int:
+        return self.z.shape[1] if self.gram_side else self.z.shape[2]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is remembered of the rows once they are measured."""
+
+    samples: Samples
+    x: Tensor  # X^ [batch, n, d], of trace one; zeros if the sample is not regular
+    inverse_norms: Tensor  # [batch, n] float64: u_i over z_i
+    projected: Tensor  # [batch, n] int8: whether u_i moves on the sphere, equation (4)
+    traces: Tensor  # [batch] float64: tau; 0 if all rows are, not finite if an entry is not
+
+
+@dataclass(frozen=True)
+class MatrixFunction:
+    """A symmetric W = sum of terms + identity I for each sample, and <A^, sum of terms>."""
+
+    terms: Tensor  # [batch, count, m, m]
+    inner: Tensor  # [batch, parts] float64: their sum is <A^, sum of terms>
+    identity: float
