@@ -17,7 +17,6 @@ import csv
 import fnmatch
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -31,10 +30,10 @@ os.environ.pop("TRITON_INTERPRET", None)  # it would leave nothing to compile
 
 import torch
 import triton
-import triton.language as tl
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime.autotuner import Autotuner
 
 from vne_kernels.triton import operators
 from vne_kernels.triton.launch import launching_by
@@ -91,8 +90,12 @@ POINTERS = {
 }
 
 
-def record(kernel: Any, _grid: tuple[int, ...], *args: Any, **options: Any) -> Launch:
-    """What Triton's own launcher makes of the arguments."""
+def record(kernel: Any, *args: Any, **options: Any) -> Iterator[Launch]:
+    """What Triton's own launcher makes of the arguments, for each number of warps that is tried."""
+    if isinstance(kernel, Autotuner):
+        for config in kernel.configs:
+            yield from record(kernel.fn, *args, num_warps=config.num_warps, **options)
+        return
     warps = options.pop("num_warps", 4)
     parameters = {parameter.name: parameter for parameter in kernel.params}
     given = dict(zip(parameters, args, strict=False)) | options
@@ -110,7 +113,7 @@ def record(kernel: Any, _grid: tuple[int, ...], *args: Any, **options: Any) -> L
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if value % 16 == 0:
                 aligned.append(index)
-    return Launch(
+    yield Launch(
         kernel, tuple(signature.items()), tuple(constants.items()), tuple(aligned), warps
     )
 
@@ -119,8 +122,8 @@ def launches(dtypes: tuple[torch.dtype, ...]) -> list[Launch]:
     """All kernels that the operators launch for SHAPES."""
     found: dict[Launch, None] = {}
 
-    def keep(*args: Any, **options: Any) -> None:
-        found.setdefault(record(*args, **options))
+    def keep(kernel: Any, _grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+        found.update(dict.fromkeys(record(kernel, *args, **options)))
 
     with FakeTensorMode(), launching_by(keep):
         for dtype in dtypes:

@@ -79,7 +79,13 @@ STABLE_TORCH_LIBRARY(vne_kernels, library) {
   // The same, and dS/drho (..., m, m)
   library.def("density_entropy_grad(Tensor rho, str method) -> (Tensor entropy, Tensor grad_rho)");
 
-  // What other backends share, which must stand nowhere twice. The poles of equation (6) for the
-  // dtype of `like`, a tensor of the host -> (c0, 0), then (t, w) of each (1 + poles, 2), float64
+  // What backends outside of this library share with those of it. The poles of equation (6) for
+  // the dtype of `like`, a tensor of the host -> (c0, 0), then (t, w) of each; (1 + poles, 2)
   library.def("pole_table(Tensor like) -> Tensor");
+
+  // The errors that the operator of this name raises for these arguments: its tensors in the order
+  // of its schema but for the weights; "auto" and 0 where it has no method and no eps
+  library.def(
+      "check_arguments(str operator, Tensor[] tensors, Tensor? weights, str method, float eps)"
+      " -> ()");
 }

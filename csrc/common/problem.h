@@ -102,4 +102,53 @@ inline Problem make_matrix_problem(const Tensor& rho) {
   return make_problem(rho, std::nullopt, false, 0);
 }
 
+// What the backward of the DoE loss needs of row i. With u = inverse_norm z,
+//   d cos_i / d z1 = inverse_norm_1 (u2 - projection_1 u1), and the same with 1 and 2 exchanged;
+// projection is cos_i, or 0 for a row shorter than eps, which is divided by a constant.
+enum RowStat { kInverseNorm1, kInverseNorm2, kProjection1, kProjection2, kRowStats };
+
+// Of the two views of the DoE loss.
+inline void check_views(const Problem& problem, const Tensor& z1, const Tensor& z2) {
+  VNE_CHECK(
+      same_sizes(z2, problem.sizes({problem.n, problem.d})) && z2.scalar_type() == z1.scalar_type(),
+      "z1 and z2 must have the same shape and dtype");
+}
+
+// Of doe_loss_backward; `dtype` is that of results.
+inline void check_doe_gradients(const Problem& problem, ScalarType dtype,
+                                const Tensor& grad_entropy, const Tensor& grad_cosine,
+                                const Tensor& entropy_grad, const Tensor& row_stats) {
+  VNE_CHECK(same_sizes(grad_entropy, problem.batch_sizes) &&
+                same_sizes(grad_cosine, problem.batch_sizes) &&
+                same_sizes(entropy_grad, problem.sizes({problem.n, problem.d})) &&
+                same_sizes(row_stats, problem.sizes({kRowStats, problem.n})),
+            "doe_loss_backward takes what doe_loss_grad gave");
+  VNE_CHECK(grad_entropy.scalar_type() == dtype && grad_cosine.scalar_type() == dtype &&
+                entropy_grad.scalar_type() == dtype && row_stats.scalar_type() == dtype,
+            "doe_loss_backward takes what doe_loss_grad gave, in its dtype");
+}
+
+// Of spectrum_backward.
+inline void check_spectrum_gradient(const Problem& problem, ScalarType dtype, const Tensor& grad,
+                                    const Tensor& eigenvectors) {
+  const int64_t m = problem.m();
+  VNE_CHECK(same_sizes(grad, problem.sizes({m})) && grad.scalar_type() == dtype,
+            "grad must be (..., m) in the dtype of the eigenvalues");
+  VNE_CHECK(same_sizes(eigenvectors, problem.sizes({m, m})) && eigenvectors.scalar_type() == dtype,
+            "eigenvectors must be (..., m, m) in the dtype of the eigenvalues");
+}
+
+// Of density_backward.
+inline void check_density_gradient(const Problem& problem, ScalarType dtype,
+                                   const Tensor& grad_rho) {
+  VNE_CHECK(same_sizes(grad_rho, problem.sizes({problem.d, problem.d})) &&
+                grad_rho.scalar_type() == dtype,
+            "grad_rho must be (..., d, d) in the dtype of rho");
+}
+
+// A pointer into another memory would be an illegal access on the GPU, which nothing survives.
+inline void check_held(bool is_held, const char* name) {
+  VNE_CHECK(is_held, name, " must be on the GPU of the other arguments");
+}
+
 }  // namespace vne

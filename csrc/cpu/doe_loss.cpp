@@ -15,11 +15,6 @@ namespace {
 
 constexpr int64_t kGrainElements = 1 << 14;
 
-// What the backward needs of row i. With u = inverse_norm z,
-//   d cos_i / d z1 = inverse_norm_1 (u2 - projection_1 u1), and the same with 1 and 2 exchanged;
-// projection is cos_i, or 0 for a row shorter than eps, which is divided by a constant.
-enum RowStat { kInverseNorm1, kInverseNorm2, kProjection1, kProjection2, kRowStats };
-
 // u1 . u2, also where z1 . z2 is beyond the range of a double.
 template <typename T>
 double cosine_of_rows(const T* z1, const T* z2, int64_t size, double inverse_norm1,
@@ -61,12 +56,6 @@ double mean_cosine(const Problem& problem, RowOf row1_of, const Input& z1, const
   if (row_stats && std::isnan(sum))
     fill(row_stats, kRowStats * n, sum);  // NaN for the whole sample
   return sum / static_cast<double>(n);
-}
-
-void check_views(const Problem& problem, const Tensor& z1, const Tensor& z2) {
-  VNE_CHECK(
-      same_sizes(z2, problem.sizes({problem.n, problem.d})) && z2.scalar_type() == z1.scalar_type(),
-      "z1 and z2 must have the same shape and dtype");
 }
 
 struct Forward {
@@ -143,14 +132,7 @@ std::tuple<Tensor, Tensor> doe_loss_backward(const Tensor& grad_entropy, const T
   const int64_t n = problem.n, d = problem.d;
   const ScalarType dtype = compute_dtype(z1.scalar_type());
   check_views(problem, z1, z2);
-  VNE_CHECK(same_sizes(grad_entropy, problem.batch_sizes) &&
-                same_sizes(grad_cosine, problem.batch_sizes) &&
-                same_sizes(entropy_grad, problem.sizes({n, d})) &&
-                same_sizes(row_stats, problem.sizes({kRowStats, n})),
-            "doe_loss_backward takes what doe_loss_grad gave");
-  VNE_CHECK(grad_entropy.scalar_type() == dtype && grad_cosine.scalar_type() == dtype &&
-                entropy_grad.scalar_type() == dtype && row_stats.scalar_type() == dtype,
-            "doe_loss_backward takes what doe_loss_grad gave, in its dtype");
+  check_doe_gradients(problem, dtype, grad_entropy, grad_cosine, entropy_grad, row_stats);
   const Tensor grad_z1 = empty(z1, problem.sizes({n, d}), dtype),
                grad_z2 = empty(z1, problem.sizes({n, d}), dtype);
   const Input input1(z1, problem), input2(z2, problem);

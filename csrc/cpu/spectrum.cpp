@@ -86,10 +86,7 @@ std::tuple<Tensor, Tensor> spectrum_backward(const Tensor& grad, const Tensor& z
   const Problem problem = make_problem(z, weights, normalize, eps);
   const int64_t m = problem.m();
   const ScalarType dtype = compute_dtype(z.scalar_type());
-  VNE_CHECK(same_sizes(grad, problem.sizes({m})) && grad.scalar_type() == dtype,
-            "grad must be (..., m) in the dtype of the eigenvalues");
-  VNE_CHECK(same_sizes(eigenvectors, problem.sizes({m, m})) && eigenvectors.scalar_type() == dtype,
-            "eigenvectors must be (..., m, m) in the dtype of the eigenvalues");
+  check_spectrum_gradient(problem, dtype, grad, eigenvectors);
   const Tensor grad_z = empty(z, problem.sizes({problem.n, problem.d}), dtype);
   const Tensor grad_weights =
       empty(z, weights ? problem.sizes({problem.n}) : std::vector<int64_t>{0}, dtype);

@@ -194,8 +194,7 @@ std::tuple<Tensor, Tensor> density_backward(const Tensor& grad_rho, const Tensor
   check_side(problem);
   const int64_t n = problem.n, d = problem.d;
   const ScalarType dtype = compute_dtype(z.scalar_type());
-  VNE_CHECK(same_sizes(grad_rho, problem.sizes({d, d})) && grad_rho.scalar_type() == dtype,
-            "grad_rho must be (..., d, d) in the dtype of rho");
+  check_density_gradient(problem, dtype, grad_rho);
   const Tensor grad_z = empty(z, problem.sizes({n, d}), dtype);
   const Tensor grad_weights =
       empty(z, weights ? problem.sizes({n}) : std::vector<int64_t>{0}, dtype);

@@ -42,12 +42,6 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-void check_views(const Problem& problem, const Tensor& z1, const Tensor& z2) {
-  VNE_CHECK(
-      same_sizes(z2, problem.sizes({problem.n, problem.d})) && z2.scalar_type() == z1.scalar_type(),
-      "z1 and z2 must have the same shape and dtype");
-}
-
 struct Forward {
   Tensor entropy, cosine, entropy_grad, row_stats;
 };
@@ -128,14 +122,7 @@ std::tuple<Tensor, Tensor> doe_loss_backward(const Tensor& grad_entropy, const T
   const int64_t n = problem.n, d = problem.d;
   const ScalarType dtype = compute_dtype(z1.scalar_type());
   check_views(problem, z1, z2);
-  VNE_CHECK(same_sizes(grad_entropy, problem.batch_sizes) &&
-                same_sizes(grad_cosine, problem.batch_sizes) &&
-                same_sizes(entropy_grad, problem.sizes({n, d})) &&
-                same_sizes(row_stats, problem.sizes({kRowStats, n})),
-            "doe_loss_backward takes what doe_loss_grad gave");
-  VNE_CHECK(grad_entropy.scalar_type() == dtype && grad_cosine.scalar_type() == dtype &&
-                entropy_grad.scalar_type() == dtype && row_stats.scalar_type() == dtype,
-            "doe_loss_backward takes what doe_loss_grad gave, in its dtype");
+  check_doe_gradients(problem, dtype, grad_entropy, grad_cosine, entropy_grad, row_stats);
   check_device(context, "grad_entropy", grad_entropy);
   check_device(context, "grad_cosine", grad_cosine);
   check_device(context, "entropy_grad", entropy_grad);

@@ -91,11 +91,6 @@ __device__ __forceinline__ bool is_regular(const Sample& sample) {
   return is_regular(sample.trace);
 }
 
-// What the backward of the DoE loss needs of row i. With u = inverse_norm z,
-//   d cos_i / d z1 = inverse_norm_1 (u2 - projection_1 u1), and the same with 1 and 2 exchanged;
-// projection is cos_i, or 0 for a row shorter than eps, which is divided by a constant.
-enum RowStat { kInverseNorm1, kInverseNorm2, kProjection1, kProjection2, kRowStats };
-
 constexpr int64_t kLargestSide = 32767;  // of A: its rows and columns are counted in int
 
 inline void check_side(const Problem& problem) {
@@ -243,9 +238,8 @@ inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
 }
 
-// A pointer into another memory would be an illegal access on the GPU, which nothing survives.
 inline void check_device(const Context& context, const char* name, const Tensor& tensor) {
-  VNE_CHECK(context.holds(tensor), name, " must be on the GPU of the other arguments");
+  check_held(context.holds(tensor), name);
 }
 inline void check_device(const Context& context, const char* name,
                          const std::optional<Tensor>& tensor) {

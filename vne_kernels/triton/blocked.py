@@ -24,7 +24,7 @@ from torch import Tensor
 from vne_kernels.triton.launch import block_of, ceil_div, launch, new
 from vne_kernels.triton.normalize import load_tile
 from vne_kernels.triton.poles import CONSTANT, COUNT, pole_shift, pole_weight, rounding_of
-from vne_kernels.triton.stages import MatrixFunction
+from vne_kernels.triton.stages import MatrixFunction, with_unit_trace
 from vne_kernels.triton.sweep import bounded, indicator, sweep
 
 PANEL = 64
@@ -258,7 +258,8 @@ WORKSPACE_BYTES = 2**30
 
 
 def log_by_blocked_poles(a: Tensor, shift: float) -> MatrixFunction:
-    """log A^ + shift I of matrices A^ [batch, m, m] of trace one."""
+    """log A^ + shift I of matrices [batch, m, m] of trace one but for rounding."""
+    a = with_unit_trace(a)
     batch, m, _ = a.shape
     poles = COUNT[a.dtype]
     block = block_of(m * m, 1024, 1024)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vne_kernels.triton.gradient import product
-from vne_kernels.triton.stages import MatrixFunction
+from vne_kernels.triton.stages import MatrixFunction, with_unit_trace
 
 
 def spectral_function(vectors: Tensor, values: Tensor) -> Tensor:
@@ -20,9 +20,10 @@ def spectral_function(vectors: Tensor, values: Tensor) -> Tensor:
 
 
 def log_by_eigh(a: Tensor, shift: float) -> MatrixFunction:
-    """log A^ + shift I. The smallest eigenvalue that is told from the rounding of the largest
+    """log A^ + shift I of matrices [batch, m, m] of trace one but for rounding. The smallest eigenvalue that is told from the rounding of the largest
     stands for all below: any finite logarithm gives the same gradient there.
     """
+    a = with_unit_trace(a)
     values, vectors = torch.linalg.eigh(a)
     info = torch.finfo(a.dtype)
     least = (info.eps * values[:, -1:]).clamp_min(info.tiny)

@@ -189,14 +189,19 @@ def gram(
         columns = tile_column * TILE + tl.arange(0, TILE)
         first = (part // batch * split_size).to(tl.int32)
         end = tl.minimum(first + split_size, depth)
-        total = tl.zeros([TILE, TILE], parts.dtype.element_ty)
-        for start in range(first, end, CHUNK):
-            k = start + tl.arange(0, CHUNK)
-            left = load_tile(x, rows, m, row_stride, k, end, depth_stride)
-            right = load_tile(x, k, end, depth_stride, columns, m, row_stride)
-            total = tl.dot(
-                left, right, total, input_precision="ieee", out_dtype=parts.dtype.element_ty
-            )
+        dtype: tl.constexpr = parts.dtype.element_ty
+        total = tl.zeros([TILE, TILE], dtype)
+        for run in range(first, end, 64):
+            # A sum of its own, so that rounding grows with the number of runs, not with the depth.
+            part_of_run = tl.zeros([TILE, TILE], dtype)
+            for start in range(run, tl.minimum(run + 64, end), CHUNK):
+                k = start + tl.arange(0, CHUNK)
+                left = load_tile(x, rows, m, row_stride, k, end, depth_stride)
+                right = load_tile(x, k, end, depth_stride, columns, m, row_stride)
+                part_of_run = tl.dot(
+                    left, right, part_of_run, input_precision="ieee", out_dtype=dtype
+                )
+            total += part_of_run
         turned = tl.trans(total)
         if tile_row == tile_column:  # equal but for rounding
             total = tl.where(rows[:, None] >= columns[None, :], total, turned)
@@ -293,9 +298,8 @@ def matrix_of(rows: Rows) -> Tensor:
         return side * (side + 1) // 2 * max(batch, 1)
 
     tile = tile_of(tiles, samples.dtype)
-    chunk = block_of(depth, 16, 64 if tile < 64 else 32)
     splits = min(max(depth // 1024, 1), ceil_div(PROGRAMS, tiles(tile)))
-    split_size = ceil_div(ceil_div(depth, splits), chunk) * chunk
+    split_size = ceil_div(ceil_div(depth, splits), 64) * 64
     splits = ceil_div(depth, split_size)
     parts = new(x, splits, batch, m, m, dtype=samples.dtype)
     side = ceil_div(m, tile)
@@ -312,6 +316,6 @@ def matrix_of(rows: Rows) -> Tensor:
         n * d,
         split_size,
         TILE=tile,
-        CHUNK=chunk,
+        CHUNK=64 if tile != 64 else 32,
     )
     return parts[0] if splits == 1 else parts.sum(0)

@@ -7,6 +7,9 @@ the next stage. A program holds its matrix in registers from the load to the sto
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -87,6 +90,10 @@ def sweep_poles(
     at = (places[:, None] * m + places[None, :])[None, :, :]
     own_a = a + (matrix // POLES)[:, None, None] * m * m + at
     x = tl.load(own_a, mask=inside, other=0.0)
+    # Of trace one again, for r(1) = 0 to hold where all there is is one eigenvalue.
+    trace = tl.sum(tl.sum(diagonal_of(x, SIZE), axis=2), axis=1)
+    scale = tl.where(trace > 0, 1 / trace, 0.0)
+    x *= scale[:, None, None]
     norm = tl.sqrt(tl.sum(tl.sum(x * x, axis=2), axis=1))
     t = pole_shift(pole, dtype)
     noise = rounding_of(norm, dtype)
@@ -97,16 +104,31 @@ def sweep_poles(
     tl.store(terms + matrix[:, None, None] * m * m + at, x, mask=inside)
     # A^ once more, from the cache, as the sweep needed the registers.
     x *= tl.load(own_a, mask=inside, other=0.0)
-    product = tl.sum(tl.sum(x, axis=2).to(tl.float64), axis=1)
+    product = tl.sum(tl.sum(x, axis=2).to(tl.float64), axis=1) * scale
     tl.store(inner + matrix, product, mask=matrix < count)
 
 
 LARGEST = 128
 """The largest m of which a program holds the matrix in registers."""
 
+WARPS = {16: (1,), 32: (1, 2, 4), 64: (2, 4, 8), 128: (4, 8, 16)}
+"""By the size that m is rounded up to, twice as many in float64: few warps share what passes
+between threads at each pivot, many share the work, and which is best depends on the GPU. Nothing
+else is tuned at the first call. Triton keeps the choice on disk."""
+
+
+@cache
+def tuned_sweep(size: int, dtype: torch.dtype) -> Any:
+    """The kernel `sweep_poles` for matrices of this size."""
+    if is_interpreted:
+        return sweep_poles
+    factor = 2 if dtype == torch.float64 else 1
+    configs = [triton.Config({}, num_warps=factor * warps) for warps in WARPS[size]]
+    return triton.autotune(configs, key=[], cache_results=True)(sweep_poles)
+
 
 def log_by_poles(a: Tensor, shift: float) -> MatrixFunction:
-    """log A^ + shift I of matrices A^ [batch, m, m] of trace one."""
+    """log A^ + shift I of matrices [batch, m, m] of trace one but for rounding."""
     batch, m, _ = a.shape
     poles = COUNT[a.dtype]
     size = max(power_of_2(m), 16)
@@ -115,7 +137,7 @@ def log_by_poles(a: Tensor, shift: float) -> MatrixFunction:
     terms = new(a, batch, poles, m, m, dtype=a.dtype)
     inner = new(a, batch, poles, dtype=torch.float64)
     launch(
-        sweep_poles,
+        tuned_sweep(size, a.dtype),
         (ceil_div(count, of_program),),
         a,
         terms,

@@ -59,3 +59,10 @@ class MatrixFunction:
     terms: Tensor  # [batch, count, m, m]
     inner: Tensor  # [batch, parts] float64: their sum is <A^, sum of terms>
     identity: float
+
+
+def with_unit_trace(a: Tensor) -> Tensor:
+    """A^ [batch, m, m] over its trace, which rounding has moved: r(1) = 0 is to hold where all
+    there is is one eigenvalue. Zeros stay zeros."""
+    trace = a.diagonal(dim1=-2, dim2=-1).sum(-1)
+    return a / torch.where(trace > 0, trace, 1)[:, None, None]
