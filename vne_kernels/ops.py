@@ -550,6 +550,15 @@ for _name in _OPERATORS:
     register_vmap(_name)
 
 
+# ---- the pole table ------------------------------------------------------------------------------
+
+POLE_TABLE: dict[torch.dtype, list[list[float]]] = {
+    dtype: _ops.pole_table(torch.empty(0, dtype=dtype)).tolist()
+    for dtype in (torch.float32, torch.float64)
+}
+"""(c0, 0) and then (t, w) of each pole of equation (6), by the dtype of the computation."""
+
+
 # ---- devices without kernels ---------------------------------------------------------------------
 # The matrix is small and LAPACK is quick: a copy to the host is right everywhere.
 

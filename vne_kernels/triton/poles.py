@@ -15,23 +15,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vne_kernels.ops import POLE_TABLE
 from vne_kernels.triton.launch import block_of, ceil_div, is_interpreted, launch, new, power_of_2
 from vne_kernels.triton.stages import MatrixFunction
 from vne_kernels.triton.sweep import diagonal_of, sweep
 
 
-def _table(dtype: torch.dtype) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
-    """c0, the t_k and the w_k."""
-    (constant, _), *poles = torch.ops.vne_kernels.pole_table(torch.empty(0, dtype=dtype)).tolist()
-    return constant, *zip(*poles, strict=True)
-
-
-CONSTANT = {dtype: _table(dtype)[0] for dtype in (torch.float32, torch.float64)}
-COUNT = {dtype: len(_table(dtype)[1]) for dtype in (torch.float32, torch.float64)}
+CONSTANT = {dtype: table[0][0] for dtype, table in POLE_TABLE.items()}
+COUNT = {dtype: len(table) - 1 for dtype, table in POLE_TABLE.items()}
 # Globals of compiled kernels must be constexpr; the interpreter takes them as Python has them.
 _constant = (lambda values: values) if is_interpreted else tl.constexpr
-_T32, _W32 = (_constant(values) for values in _table(torch.float32)[1:])
-_T64, _W64 = (_constant(values) for values in _table(torch.float64)[1:])
+_T32, _W32 = map(_constant, zip(*POLE_TABLE[torch.float32][1:], strict=True))
+_T64, _W64 = map(_constant, zip(*POLE_TABLE[torch.float64][1:], strict=True))
 
 
 @triton.jit

@@ -1,0 +1,321 @@
+"""The Triton backend: who serves, what torch.compile sees, what compiles without a GPU.
+
+What the kernels compute is tested by the whole table, `pytest --backend triton`: here it is looked
+at from outside, in processes of their own where Triton's interpreter is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from cases import spectrum_case
+from torch._functorch.aot_autograd import aot_export_module
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import vne_kernels
+from vne_kernels import _load, available_backends, backends, doe_loss, use_backend, vn_entropy
+
+pytestmark = pytest.mark.cpu_only("it chooses backends itself")
+
+ROOT = Path(__file__).resolve().parent.parent
+NO_CUDA = pytest.mark.skipif(_load.cuda_reason is None, reason="the CUDA kernels are there")
+
+
+def run(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **variables},
+        check=False,
+    )
+
+
+def cuda_registration(name: str) -> str:
+    """The file that registered the operator's kernel for CUDA tensors."""
+    (file,) = re.findall(
+        r"^CUDA: registered at (\S+):\d+", torch._C._dispatch_dump(f"vne_kernels::{name}"), re.M
+    )
+    return file
+
+
+# ---- who serves --------------------------------------------------------------------------------
+
+
+@NO_CUDA
+@pytest.mark.parametrize("name", ["vn_entropy_grad", "doe_loss_backward", "density", "cosine"])
+def test_without_cuda_kernels_triton_is_registered(name: str) -> None:
+    assert backends.resolve("auto") == "triton"
+    assert cuda_registration(name).endswith("backends.py")
+
+
+def test_a_choice_is_registered_and_taken_back() -> None:
+    before = cuda_registration("vn_entropy")
+    with use_backend("triton"):
+        assert cuda_registration("vn_entropy").endswith("backends.py")
+        assert "asked for by use_backend" in "".join(
+            backends._told("triton") + f", asked for by {backends._asked_by}"
+        )
+        with use_backend("cpu"):
+            assert backends.resolve(backends._asked) == "cpu"
+        assert backends.resolve(backends._asked) == "triton"
+    assert cuda_registration("vn_entropy") == before
+    assert backends._asked == "auto"
+
+
+def test_what_serves_is_said() -> None:
+    found = available_backends()
+    assert set(found) == {"cpu", "cuda", "triton"}
+    assert found.serving["cpu"] == "cpu"
+    lines = str(found).splitlines()
+    assert lines[0] == "cpu: usable"
+    assert lines[-1].startswith(("cpu tensors: ", "cuda tensors: "))
+    if not torch.cuda.is_available():
+        assert "TRITON_INTERPRET=1 runs the Triton kernels on the host" in str(found["triton"])
+
+
+def test_a_gpu_is_told_of_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
+    monkeypatch.setattr(_load, "cuda_reason", "there is no nvcc")
+    told = available_backends().serving["cuda"]
+    assert told.startswith("triton (m > 1024 ")
+    assert "torch.linalg.eigh" in told
+    assert told.endswith("as there is no nvcc")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
+    assert "compute capability 7.5, this one has 7.0" in str(available_backends()["triton"])
+
+
+def test_without_triton_the_host_serves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_load, "cuda_reason", "there is no nvcc")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert available_backends()["triton"] == "triton is not installed: pip install triton"
+    assert backends.resolve("auto") == "cpu"
+    with pytest.raises(RuntimeError, match="use_backend is 'triton', which cannot serve: triton is"):
+        use_backend("triton")
+
+
+def test_bad_choices() -> None:
+    with pytest.raises(ValueError, match="use_backend must be 'auto', 'cuda', .* got 'gpu'"):
+        use_backend("gpu")
+    if _load.cuda_reason is not None:
+        with pytest.raises(RuntimeError, match="use_backend is 'cuda', which cannot serve: "):
+            use_backend("cuda")
+    assert backends._asked == "auto"
+    done = run("import vne_kernels", VNE_KERNELS_BACKEND="gpu")
+    assert done.returncode != 0
+    assert "ValueError: VNE_KERNELS_BACKEND must be 'auto', " in done.stderr
+
+
+# ---- the interpreter, as a user meets it ---------------------------------------------------------
+
+SERVES = """
+    import torch, vne_kernels
+    from vne_kernels import available_backends, doe_loss, spectrum, use_backend, vn_entropy
+
+    assert available_backends()["triton"] is None
+    serving = available_backends().serving["cpu"]
+    assert serving == "triton, by its interpreter, asked for by VNE_KERNELS_BACKEND", serving
+
+    def results():
+        z = torch.randn(12, 20, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        outputs = vn_entropy(z), doe_loss(z, z.flip(0)), *spectrum(z)[:2]
+        return torch.stack(outputs), torch.autograd.grad(sum(outputs), z)[0]
+
+    own = results()
+    with use_backend("cpu"):
+        assert available_backends().serving["cpu"] == "cpu"
+        native = results()
+    for a, b in zip(own, native):
+        torch.testing.assert_close(a, b, rtol=2e-5, atol=2e-6)
+        assert not torch.equal(a, b), "the same kernels served both"
+
+    compiled = torch.compile(vn_entropy, fullgraph=True, backend="aot_eager")
+    z = torch.randn(2, 5, 3)
+    assert torch.equal(compiled(z), vn_entropy(z))
+    try:
+        torch.ops.vne_kernels.vn_entropy(z, None, True, "qr", 0.0)
+    except RuntimeError as error:
+        assert "method must be 'auto', 'poles' or 'eigh', got 'qr'" in str(error)
+    print("served from", vne_kernels.__file__)
+"""
+
+
+def test_the_interpreter_serves_tensors_of_the_host() -> None:
+    done = run(SERVES, VNE_KERNELS_BACKEND="triton", TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr
+    assert "served from" in done.stdout
+
+
+def test_an_install_without_nvcc_has_the_operators(tmp_path: Path) -> None:
+    """Into a fresh environment; torch and triton, which are large, are those of this one."""
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "fresh")], check=True
+    )
+    python = tmp_path / "fresh/bin/python"
+    (packages,) = (tmp_path / "fresh/lib").glob("python*/site-packages")
+    here = {Path(torch.__file__).parents[1], Path(pytest.__file__).parents[1]}
+    (packages / "others.pth").write_text("".join(f"{folder}\n" for folder in sorted(here)))
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    options = ["--no-index", "--no-deps", "--no-build-isolation", "--ignore-installed"]
+    scripts = str(Path(sys.executable).parent)  # cmake and ninja
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        "VNE_KERNELS_CUDA": "0",
+        "PATH": os.pathsep.join([scripts, os.environ["PATH"]]),
+    }
+    source = tmp_path / "source"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        if name.startswith(("bench/results/", "python_tests/")) or not (ROOT / name).is_file():
+            continue
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes((ROOT / name).read_bytes())
+    done = subprocess.run(
+        [*pip, *options, str(source)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.name for path in (packages / "vne_kernels").glob("_C*")] == ["_C.abi3.so"]
+    (tmp_path / "serves.py").write_text(
+        textwrap.dedent(SERVES)
+        + "assert 'without its CUDA module' in available_backends()['cuda'] or not "
+        "torch.version.cuda\n"
+        "for name in vne_kernels.ops.OPERATORS_WITH_KERNELS:\n"
+        "    assert torch._C._dispatch_has_kernel_for_dispatch_key("
+        "f'vne_kernels::{name}', 'CUDA')\n"
+        "    assert 'backends.py' in torch._C._dispatch_dump(f'vne_kernels::{name}')\n"
+    )
+    done = subprocess.run(
+        [str(python), str(tmp_path / "serves.py")],
+        env={**environment, "VNE_KERNELS_BACKEND": "triton", "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"served from {packages}" in done.stdout
+
+
+# ---- torch.compile -------------------------------------------------------------------------------
+
+
+class NoGpu:
+    """A driver of Triton's that says which GPU to analyse kernels for."""
+
+    def get_current_target(self) -> object:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 86, 32)
+
+
+@pytest.fixture
+def pretended_gpu() -> Iterator[None]:
+    triton = pytest.importorskip("triton", reason="this torch is without Triton")
+    before = triton.runtime.driver.__dict__.copy()
+    triton.runtime.driver.set_active(NoGpu())
+    yield
+    triton.runtime.driver.__dict__.update(before)
+
+
+class Gradient(torch.nn.Module):
+    """S and its gradient in one call; a backward pass of fake CUDA tensors asks for a GPU."""
+
+    def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return torch.ops.vne_kernels.vn_entropy_grad(z, None, True, "poles", 1e-12)[:2]
+
+
+def launched(module: torch.nn.Module, z: torch.Tensor) -> list[tuple[str, str]]:
+    """The Triton kernels of the graph that Inductor would get, and what they write."""
+    from torch._higher_order_ops.triton_kernel_wrap import kernel_side_table
+
+    graph, _ = aot_export_module(module, [z], trace_joint=False)
+    found = []
+    for node in graph.graph.nodes:
+        assert "vne_kernels" not in str(node.target)
+        if "triton_kernel_wrapper" in str(node.target):
+            kernel = kernel_side_table.get_kernel(node.kwargs["kernel_idx"])
+            kernel = kernel if hasattr(kernel, "__name__") else kernel.fn
+            found.append((kernel.__name__, ", ".join(node.kwargs["tensors_to_clone"])))
+    return found
+
+
+def test_compiled_operators_dissolve_into_launches(pretended_gpu: None) -> None:
+    with use_backend("triton"), FakeTensorMode():
+        found = launched(Gradient(), torch.empty(128, 512, device="cuda"))
+    assert found == [
+        ("measure_rows", "inverse_norms, traces, projected"),
+        ("scale_rows", "x, traces"),
+        ("gram", "parts"),
+        ("sweep_poles", "terms, inner"),
+        ("write_entropy", "entropy"),
+        ("sum_terms", "w"),
+        ("multiply", "product"),
+        ("project_rows", "grad_z"),
+    ]
+
+
+def test_exported_operators_stay_whole(pretended_gpu: None) -> None:
+    with use_backend("triton"), FakeTensorMode():
+        program = torch.export.export(Gradient(), (torch.empty(6, 4, device="cuda"),))
+    assert "vne_kernels.vn_entropy_grad.default" in str(program.graph)
+
+
+# ---- compiled without a GPU ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resources() -> ModuleType:
+    pytest.importorskip("triton", reason="this torch is without Triton")
+    spec = importlib.util.spec_from_file_location(
+        "triton_resources", ROOT / "bench" / "triton_resources.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["triton_resources"] = module  # dataclasses look there
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_kernel_is_launched_for_the_resources(resources: ModuleType) -> None:
+    """bench/triton_resources.py compiles what is launched; a kernel that is not is not looked at."""
+    launched = {launch.kernel.__name__ for launch in resources.launches((torch.float32,))}
+    defined = set()
+    for path in Path(vne_kernels.__file__).parent.glob("triton/*.py"):
+        text = path.read_text(encoding="utf-8")
+        for body in re.split(r"^@triton\.jit\n", text, flags=re.M)[1:]:
+            if "tl.program_id" in body.partition("\n\n\n")[0]:
+                defined.add(body.removeprefix("def ").partition("(")[0])
+    assert launched == defined
+
+
+@pytest.mark.parametrize("arch", [80, 86, 89, 90, 120])
+def test_the_sweep_compiles_without_spilling(resources: ModuleType, arch: int) -> None:
+    sweeps = [
+        launch
+        for launch in resources.launches((torch.float32,))
+        if launch.kernel.__name__ == "sweep_poles" and "SIZE=64" in launch.name
+    ]
+    assert len(sweeps) == 3
+    usage = resources.compile_for(arch, sweeps[1])
+    assert usage.arch == arch
+    assert 0 < usage.registers <= 255
+    assert usage.local == 0
+
+
