@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import cusolver
 import torch
 from torch import Tensor
 
 import vne_kernels
-from vne_kernels import reference
+from vne_kernels import functional, reference
 
 Entropy = Callable[[Tensor], Tensor]  # (..., n, d) -> (...)
 
@@ -99,6 +100,41 @@ def _gpu(device: torch.device) -> str | None:
     return None if device.type == "cuda" else "needs a GPU"
 
 
+class _OfTriton(torch.autograd.Function):
+    """The Triton kernels, whoever serves: as vn_entropy, the forward computes the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        from vne_kernels.triton.register import implementation
+
+        s, grad, _ = implementation("vn_entropy_grad")(z, None, True, "poles", functional.EPS)
+        ctx.save_for_backward(grad)
+        ctx.dtype = z.dtype
+        return s
+
+    @staticmethod
+    def backward(ctx: Any, grad_s: Tensor) -> Tensor:
+        (grad,) = ctx.saved_tensors
+        return (grad_s[..., None, None] * grad).to(ctx.dtype)
+
+
+def _by_triton() -> Entropy:
+    from vne_kernels.triton.register import implementation
+
+    value = implementation("vn_entropy")
+
+    def entropy(z: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and z.requires_grad:
+            return _OfTriton.apply(z)
+        return value(z, None, True, "poles", functional.EPS)
+
+    return entropy
+
+
+def _triton(device: torch.device) -> str | None:
+    return _gpu(device) or vne_kernels.available_backends()["triton"]
+
+
 PROVIDERS = (
     Provider("algorithm1", lambda: reference.algorithm1, batched=False),
     Provider("algorithm1+compile", _compiled(reference.algorithm1), batched=False, compiled=True),
@@ -112,6 +148,7 @@ PROVIDERS = (
     Provider(OURS, _ours("auto"), takes_half=True),
     Provider("ours-eigh", _ours("eigh"), takes_half=True),
     Provider("ours-poles", _ours("poles"), takes_half=True),
+    Provider("ours-triton", _by_triton, takes_half=True, why_not=_triton),
 )
 
 

@@ -1,7 +1,7 @@
 """What each Triton kernel takes of a multiprocessor, compiled for five GPUs. No GPU is needed.
 
     python bench/triton_resources.py             registers, shared and local memory of each kernel
-    python bench/triton_resources.py --check     fail if a kernel of a stage spills (see COLD)
+    python bench/triton_resources.py --check     fail if a kernel spills however many warps share it
     python bench/triton_resources.py --out F     the same figures as CSV
 
 Operators are traced on fake CUDA tensors of the shapes below, and every launch is compiled for the
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,11 @@ from vne_kernels.triton.launch import launching_by
 
 ARCHITECTURES = (80, 86, 89, 90, 120)
 
-COLD: tuple[str, ...] = ()
-"""Kernels that may use local memory as their time is small: names as printed, * for any part."""
+COLD = ("apply_panels*",)
+"""Kernels that may use local memory: names as printed, * for any part.
+
+apply_panels keeps addresses there from before its loop to behind it, and none within.
+"""
 
 SHAPES = ((24, 512), (64, 128), (128, 512), (512, 128), (300, 301), (4096, 256))
 """(n, d): every size of matrix that a program sweeps, both sides, a panel, a depth in parts."""
@@ -113,19 +117,24 @@ def record(kernel: Any, *args: Any, **options: Any) -> Iterator[Launch]:
             signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
             if value % 16 == 0:
                 aligned.append(index)
-    yield Launch(
-        kernel, tuple(signature.items()), tuple(constants.items()), tuple(aligned), warps
-    )
+    yield Launch(kernel, tuple(signature.items()), tuple(constants.items()), tuple(aligned), warps)
 
 
-def launches(dtypes: tuple[torch.dtype, ...]) -> list[Launch]:
-    """All kernels that the operators launch for SHAPES."""
+@contextmanager
+def recording() -> Iterator[dict[Launch, None]]:
+    """What is launched within it, on fake tensors; nothing runs."""
     found: dict[Launch, None] = {}
 
     def keep(kernel: Any, _grid: tuple[int, ...], *args: Any, **options: Any) -> None:
         found.update(dict.fromkeys(record(kernel, *args, **options)))
 
     with FakeTensorMode(), launching_by(keep):
+        yield found
+
+
+def launches(dtypes: tuple[torch.dtype, ...]) -> list[Launch]:
+    """All kernels that the operators launch for SHAPES."""
+    with recording() as found:
         for dtype in dtypes:
             for n, d in SHAPES:
                 z = torch.empty(n, d, dtype=dtype, device="cuda")
@@ -188,7 +197,7 @@ def main() -> None:
     dtypes = (torch.float32,)
     if arguments.float64:
         dtypes += (torch.float64, torch.float16, torch.bfloat16)
-    found = []
+    found: list[Usage] = []
     print("registers  shared  local  warps   arch  seconds  kernel")
     for usage in usages(arguments.arch, dtypes):
         found.append(usage)
@@ -197,6 +206,47 @@ def main() -> None:
             f"  sm_{usage.arch:<3} {usage.seconds:8.2f}  {usage.kernel}",
             flush=True,
         )
+    of_first = seconds_of_first_call(arguments.arch[0])
+    print(f"the first vn_entropy_grad of {SHAPES[2]} compiles for {of_first:.1f} s on one core")
+    if arguments.out:
+        write_rows(arguments.out, found)
+    if arguments.check:
+        check(found)
+
+
+def seconds_of_first_call(arch: int) -> float:
+    """Of value and gradient at (128, 512): all that is compiled before the first result."""
+    with recording() as found:
+        z = torch.empty(*SHAPES[2], device="cuda")
+        operators.vn_entropy_grad(z, None, True, "poles", 1e-12)
+    os.environ["TRITON_ALWAYS_COMPILE"] = "1"
+    return sum(compile_for(arch, launch).seconds for launch in found)
+
+
+def check(found: list[Usage]) -> None:
+    """Of a kernel whose number of warps is tuned, one that does not spill is enough."""
+    least: dict[tuple[str, int], int] = {}
+    for usage in found:
+        if not any(fnmatch.fnmatchcase(usage.kernel, cold) for cold in COLD):
+            key = usage.kernel, usage.arch
+            least[key] = min(usage.local, least.get(key, usage.local))
+    spilling = {key: local for key, local in least.items() if local}
+    for (kernel, arch), local in spilling.items():
+        print(f"{kernel} on sm_{arch}: {local} bytes of local memory")
+    if spilling or not least:
+        sys.exit(f"{len(spilling)} of {len(least)} kernels use local memory")
+
+
+def write_rows(path: Path, found: list[Usage]) -> None:
+    """To a temporary name first, so that no half of a file is ever there."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["triton", *(field.name for field in fields(Usage))])
+        writer.writeheader()
+        for usage in found:
+            row = asdict(usage) | {"seconds": f"{usage.seconds:.2f}"}
+            writer.writerow({"triton": triton.__version__, **row})
+    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -18,12 +18,11 @@ from types import ModuleType
 
 import pytest
 import torch
-from cases import spectrum_case
 from torch._functorch.aot_autograd import aot_export_module
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import vne_kernels
-from vne_kernels import _load, available_backends, backends, doe_loss, use_backend, vn_entropy
+from vne_kernels import _load, available_backends, backends, use_backend
 
 pytestmark = pytest.mark.cpu_only("it chooses backends itself")
 
@@ -63,9 +62,6 @@ def test_a_choice_is_registered_and_taken_back() -> None:
     before = cuda_registration("vn_entropy")
     with use_backend("triton"):
         assert cuda_registration("vn_entropy").endswith("backends.py")
-        assert "asked for by use_backend" in "".join(
-            backends._told("triton") + f", asked for by {backends._asked_by}"
-        )
         with use_backend("cpu"):
             assert backends.resolve(backends._asked) == "cpu"
         assert backends.resolve(backends._asked) == "triton"
@@ -101,12 +97,12 @@ def test_without_triton_the_host_serves(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert available_backends()["triton"] == "triton is not installed: pip install triton"
     assert backends.resolve("auto") == "cpu"
-    with pytest.raises(RuntimeError, match="use_backend is 'triton', which cannot serve: triton is"):
+    with pytest.raises(RuntimeError, match="which cannot serve: triton is"):
         use_backend("triton")
 
 
 def test_bad_choices() -> None:
-    with pytest.raises(ValueError, match="use_backend must be 'auto', 'cuda', .* got 'gpu'"):
+    with pytest.raises(ValueError, match=r"use_backend must be 'auto', 'cuda', .* got 'gpu'"):
         use_backend("gpu")
     if _load.cuda_reason is not None:
         with pytest.raises(RuntimeError, match="use_backend is 'cuda', which cannot serve: "):
@@ -294,7 +290,7 @@ def resources() -> ModuleType:
 
 
 def test_every_kernel_is_launched_for_the_resources(resources: ModuleType) -> None:
-    """bench/triton_resources.py compiles what is launched; a kernel that is not is not looked at."""
+    """bench/triton_resources.py compiles what is launched: a kernel that is not, it overlooks."""
     launched = {launch.kernel.__name__ for launch in resources.launches((torch.float32,))}
     defined = set()
     for path in Path(vne_kernels.__file__).parent.glob("triton/*.py"):
@@ -317,5 +313,3 @@ def test_the_sweep_compiles_without_spilling(resources: ModuleType, arch: int) -
     assert usage.arch == arch
     assert 0 < usage.registers <= 255
     assert usage.local == 0
-
-

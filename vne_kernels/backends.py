@@ -150,11 +150,13 @@ def _by_triton(name: str) -> Callable[..., Any]:
 
 def _register(key: str, implement: Callable[[str], Callable[..., Any]]) -> torch.library.Library:
     """Kernels for one dispatch key, for as long as the result lives."""
-    library = torch.library.Library("vne_kernels", "IMPL")
+    library = torch.library.Library("vne_kernels", "IMPL")  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that a kernel is replaced: it is meant to be
         for operator in OPERATORS_WITH_KERNELS:
-            library.impl(operator, implement(operator), key, allow_override=True)
+            library.impl(  # type: ignore[no-untyped-call]
+                operator, implement(operator), key, allow_override=True
+            )
     return library
 
 
@@ -237,7 +239,7 @@ def _dissolve(operator: str) -> None:
             device.type != "cuda"
             or resolve(_asked) != "triton"
             or is_interpreted()
-            or custom_triton_ops_decomposition_disabled()
+            or custom_triton_ops_decomposition_disabled()  # type: ignore[no-untyped-call]
         ):
             return mode.__torch_dispatch__(op, types, args, kwargs)
         from vne_kernels.triton.register import decomposition

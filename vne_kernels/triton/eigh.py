@@ -20,8 +20,10 @@ def spectral_function(vectors: Tensor, values: Tensor) -> Tensor:
 
 
 def log_by_eigh(a: Tensor, shift: float) -> MatrixFunction:
-    """log A^ + shift I of matrices [batch, m, m] of trace one but for rounding. The smallest eigenvalue that is told from the rounding of the largest
-    stands for all below: any finite logarithm gives the same gradient there.
+    """log A^ + shift I of matrices [batch, m, m] of trace one but for rounding.
+
+    The smallest eigenvalue that is told from the rounding of the largest stands for all below: any
+    finite logarithm gives the same gradient there.
     """
     a = with_unit_trace(a)
     values, vectors = torch.linalg.eigh(a)

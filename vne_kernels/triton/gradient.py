@@ -11,7 +11,6 @@ taken from h itself: sum_j W_ij A_ij differs by the rounding of A, which a large
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor

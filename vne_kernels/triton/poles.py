@@ -20,7 +20,6 @@ from vne_kernels.triton.launch import block_of, ceil_div, is_interpreted, launch
 from vne_kernels.triton.stages import MatrixFunction
 from vne_kernels.triton.sweep import diagonal_of, sweep
 
-
 CONSTANT = {dtype: table[0][0] for dtype, table in POLE_TABLE.items()}
 COUNT = {dtype: len(table) - 1 for dtype, table in POLE_TABLE.items()}
 # Globals of compiled kernels must be constexpr; the interpreter takes them as Python has them.
