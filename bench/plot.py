@@ -58,6 +58,7 @@ STYLES = {  # colour, marker, filled, width
     "ours": (BLUE, "*", True, 3.2),
     "ours-eigh": (VERMILION, "o", True, 1.8),
     "ours-poles": (GREEN, "o", True, 1.8),
+    "ours-triton": (GREEN, "o", False, 1.8),
 }
 OTHER = (GREY, "x", True, 1.1)
 # In the CSV alone: a picture has no room for every line.

@@ -32,6 +32,7 @@ LABELS = {
     "ours": "vne_kernels",
     "ours-eigh": "vne_kernels, eigh",
     "ours-poles": "vne_kernels, poles",
+    "ours-triton": "vne_kernels, Triton",
 }
 TRAINING_LABELS = {
     "ours": "vne_kernels",

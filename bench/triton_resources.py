@@ -47,6 +47,9 @@ COLD = ("apply_panels*",)
 apply_panels keeps addresses there from before its loop to behind it, and none within.
 """
 
+OF_A_CALL = 8
+"""Bytes of local memory that the call of a double-precision division keeps its registers in."""
+
 SHAPES = ((24, 512), (64, 128), (128, 512), (512, 128), (300, 301), (4096, 256))
 """(n, d): every size of matrix that a program sweeps, both sides, a panel, a depth in parts."""
 
@@ -230,7 +233,7 @@ def check(found: list[Usage]) -> None:
         if not any(fnmatch.fnmatchcase(usage.kernel, cold) for cold in COLD):
             key = usage.kernel, usage.arch
             least[key] = min(usage.local, least.get(key, usage.local))
-    spilling = {key: local for key, local in least.items() if local}
+    spilling = {key: local for key, local in least.items() if local > OF_A_CALL}
     for (kernel, arch), local in spilling.items():
         print(f"{kernel} on sm_{arch}: {local} bytes of local memory")
     if spilling or not least:
