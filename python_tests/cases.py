@@ -342,15 +342,20 @@ def gradient_case(
     )
 
 
-SEEDS = {"cpu": (24, 3), "cuda": (24, 3), "emulated": (6, 1), "triton": (3, 1)}
-"""Draws up to m = 64, and beyond, where a matrix averages by itself. The emulation and Triton's
-interpreter, which take a hundred times as long, run the sources that are drawn for in full where
-there is a GPU."""
+SEEDS = {  # up to m = 8, up to m = 64, and beyond, where a matrix averages by itself
+    "cpu": (24, 24, 3),
+    "cuda": (24, 24, 3),
+    "emulated": (6, 6, 1),
+    "triton": (12, 3, 1),
+}
+"""Draws. The emulation and Triton's interpreter, which take a hundred times as long, run the
+sources that are drawn for in full where there is a GPU."""
 
 
 def gradient_cases(name: str, shape: tuple[int, int], backend: str) -> list[GradientCase]:
     """float32 draws to average over: one may be lucky, and a bad pivot is rare."""
-    seeds = SEEDS[backend][min(shape) > 64]
+    m = min(shape)
+    seeds = SEEDS[backend][(m > 8) + (m > 64)]
     return [gradient_case(name, shape, torch.float32, seed) for seed in range(seeds)]
 
 

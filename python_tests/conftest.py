@@ -7,7 +7,8 @@ import os
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 if "triton" in [argument.rpartition("=")[2] for argument in sys.argv]:  # --backend triton
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when its kernels are defined
@@ -136,6 +137,18 @@ def backend(request: pytest.FixtureRequest) -> str:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Where tests of a real device put their tensors."""
     return torch.device("cuda" if request.config.getoption("--backend") == "cuda" else "cpu")
+
+
+@pytest.fixture(scope="session")
+def gradcheck(backend: str) -> Callable[..., bool]:
+    """torch's; in Triton's interpreter along a random direction, not entry by entry."""
+    return partial(torch.autograd.gradcheck, fast_mode=backend == "triton")
+
+
+@pytest.fixture(scope="session")
+def gradgradcheck(backend: str) -> Callable[..., bool]:
+    """As `gradcheck`, of the second derivative."""
+    return partial(torch.autograd.gradgradcheck, fast_mode=backend == "triton")
 
 
 @pytest.fixture(params=METHODS)

@@ -32,6 +32,7 @@ def test_kernels_without_a_gpu_give_a_reason(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "finds no usable GPU" in (available_backends()["cuda"] or "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
     assert available_backends()["cuda"] is None
 
 

@@ -7,8 +7,9 @@ is defined. The interpreter runs kernels with NumPy, program by program, on CPU 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from threading import Lock
 from typing import Any
 
 import torch
@@ -21,8 +22,12 @@ is_interpreted: bool = triton.knobs.runtime.interpret
 Launch = Callable[..., None]
 
 
+_interpreter = Lock()  # it keeps the index of its program in one place for all threads
+
+
 def _launch_now(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    kernel[grid](*args, **options)
+    with _interpreter if is_interpreted else nullcontext():
+        kernel[grid](*args, **options)
 
 
 def _launch_traced(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:

@@ -120,10 +120,11 @@ def spectrum_eigh(
     rows = normalize_rows(samples_of(z, weights, normalize, eps))
     values, vectors = torch.linalg.eigh(matrix_of(rows))
     values = (rows.traces[:, None] * values.flip(-1).clamp_min(0)).to(values.dtype)
+    vectors = vectors.flip(-1).contiguous()  # torch's lie column by column
     m = values.shape[-1]
     return (
         regular_or(rows.traces, values).reshape(*z.shape[:-2], m),
-        regular_or(rows.traces, vectors.flip(-1)).reshape(*z.shape[:-2], m, m),
+        regular_or(rows.traces, vectors).reshape(*z.shape[:-2], m, m),
     )
 
 
