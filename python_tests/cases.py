@@ -346,7 +346,7 @@ SEEDS = {  # up to m = 8, up to m = 64, and beyond, where a matrix averages by i
     "cpu": (24, 24, 3),
     "cuda": (24, 24, 3),
     "emulated": (6, 6, 1),
-    "triton": (9, 3, 1),
+    "triton": (6, 3, 1),
 }
 """Draws. The emulation and Triton's interpreter, which take a hundred times as long, run the
 sources that are drawn for in full where there is a GPU."""
