@@ -1,7 +1,7 @@
-"""Accuracy of the CUDA kernels without a GPU: their sources run on the CPU by
-python_tests/emulation.py.
+"""Accuracy of the kernels of a GPU without a GPU: CUDA's sources run on the CPU by
+python_tests/emulation.py, Triton's by Triton's interpreter.
 
-    python bench/emulated_accuracy.py [--draws 20]
+    python bench/emulated_accuracy.py [--backend triton] [--draws 20]
 
 First the spectra of the tests, then random matrices of low rank. Each line: error of S, and the
 error of dS/dz over that of a float32 eigendecomposition (`reference.eigh_grad`), by the poles and
@@ -11,17 +11,21 @@ by eigh: median, worst, and how many draws are above 1.5.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+
+if "triton" in [argument.rpartition("=")[2] for argument in sys.argv]:
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when its kernels are defined
 
 import torch
 from torch import Tensor
 
 sys.path.append(str(Path(__file__).parents[1] / "python_tests"))
 
+import backends
 import cases
-import emulation
 
 from vne_kernels import reference
 
@@ -32,10 +36,9 @@ RANKS = (1, 3, 8)
 
 def errors(z: Tensor, method: str) -> tuple[float, float]:
     """|error| of S, and |error| of dS/dz over that of `reference.eigh_grad`."""
-    kernels = emulation.load()
-    value, grad, _ = kernels.vn_entropy_grad(z.numpy(), None, True, method, 1e-12)
+    value, grad, _ = torch.ops.vne_kernels.vn_entropy_grad(z, None, True, method, 1e-12)
     of_value = abs(float(value) - float(reference.oracle(z)))
-    of_grad = cases.absolute_error(torch.from_numpy(grad), reference.oracle_grad(z))
+    of_grad = cases.absolute_error(grad, reference.oracle_grad(z))
     return of_value, of_grad / cases.eigh_error(z)
 
 
@@ -56,8 +59,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--backend", choices=("emulated", "triton"), default="emulated")
     parser.add_argument("--draws", type=int, default=20)
-    draws = parser.parse_args().draws
+    args = parser.parse_args()
+    draws = args.draws
+    installed = backends.install(args.backend)
     for name in cases.SPECTRA:
         for shape in SPECTRA_SHAPES:
             z = [cases.spectrum_case(name, shape, torch.float32, seed) for seed in range(3)]
@@ -69,6 +75,7 @@ def main() -> None:
             left = torch.randn(count, n, rank, generator=generator)
             z = left @ torch.randn(count, rank, d, generator=generator)
             report(f"rank {rank} {n} x {d}", z)
+    del installed  # until here the operators are the backend's
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Every step is a process of its own with a time limit, so that none can take the 
     memcheck        compute-sanitizer over every kernel once, beside the tests
     racecheck       the same for races in shared memory
     device          test_device.py, alone: graphs, streams, threads, memory, random shapes
+    triton          the table by the Triton kernels in the place of CUDA's
     benchmark       compare_vs_torch.py, in what is left of --minutes
     training-step   training_step.py --quick
 
@@ -59,17 +60,23 @@ TABLE = (
     *("properties", "kernels", "torch_integration", "third_party"),
 )
 """The test files that mean the same on every backend."""
+TRITONS = TABLE[:5]
+"""Those of them that Triton's interpreter runs too."""
 OPTIONAL = ("hypothesis", "qutip", "vendi_score", "mpmath", "lightly", "torchvision", "matplotlib")
 
 STAGES = (
     ("environment",),
     ("tests", "memcheck", "racecheck"),  # right or wrong, whatever the clock
     ("device",),
+    ("triton",),
     ("benchmark",),
     ("training-step",),
 )
 STEPS = tuple(step for stage in STAGES for step in stage)
-LIMIT_S = {"environment": 60, "tests": 300, "memcheck": 240, "racecheck": 240, "device": 240}
+LIMIT_S = {
+    **{"environment": 60, "tests": 300, "memcheck": 240, "racecheck": 240, "device": 240},
+    "triton": 300,
+}
 TRAINING_S = {"cuda": 75, "cpu": 90}  # of --minutes, kept for the last step
 GRACE_S = 45  # for the case that a benchmark is in when its time is over
 LEAST_S = 5  # with less left, a step does not begin
@@ -239,13 +246,15 @@ def table_files() -> tuple[list[Path], dict[str, list[str]]]:
     return [path for path in paths if path.name not in lacking], lacking
 
 
-def _pytest(options: Options, name: str, *arguments: str) -> tuple[str, ...]:
+def _pytest(
+    options: Options, name: str, *arguments: str, backend: str | None = None
+) -> tuple[str, ...]:
     if lack := missing_imports(TESTS / "conftest.py"):
         raise CannotRun(f"the tests need {', '.join(lack)}")
     return (
         *(sys.executable, "-m", "pytest", "-q", "--tb=short", "--show-capture=no"),
         *("-p", "no:cacheprovider", "-o", "junit_family=xunit2", f"--junitxml={name}.xml"),
-        *("--backend", options.device, *arguments),
+        *("--backend", backend or options.device, *arguments),
     )
 
 
@@ -260,18 +269,36 @@ def environment_jobs(options: Options, left_s: float) -> list[Job]:
     return [Job("environment", command, LIMIT_S["environment"], {"PYTHONPATH": path})]
 
 
-def tests_jobs(options: Options, left_s: float) -> list[Job]:
-    """As many processes as there are cores, less two for the sanitizers beside them."""
-    count = max(cores() - 2, min(cores(), 2))
-    files = [str(path) for path in table_files()[0]]
+def _sharded_jobs(
+    options: Options, step: str, files: Sequence[Path], count: int, backend: str | None = None
+) -> list[Job]:
     jobs = []
     for i in range(1, count + 1):
-        name = f"tests-{i}"
-        command = _pytest(options, name, "--shard", f"{i}/{count}", *files)
+        name, shard = f"{step}-{i}", ("--shard", f"{i}/{count}")
+        command = _pytest(options, name, *shard, *map(str, files), backend=backend)
         # One thread each, of torch.compile too, which would start as many as there are cores.
         threads = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-        jobs.append(Job(name, command, LIMIT_S["tests"], threads))
+        jobs.append(Job(name, command, LIMIT_S[step], threads))
     return jobs
+
+
+def tests_jobs(options: Options, left_s: float) -> list[Job]:
+    """As many processes as there are cores, less two for the sanitizers beside them."""
+    return _sharded_jobs(options, "tests", table_files()[0], max(cores() - 2, min(cores(), 2)))
+
+
+def triton_jobs(options: Options, left_s: float) -> list[Job]:
+    """On the host Triton's interpreter runs a small part: the whole takes a quarter of an hour."""
+    if importlib.util.find_spec("triton") is None:
+        raise CannotRun("triton is not installed")
+    if options.rehearsal:
+        return _sharded_jobs(options, "triton", [TESTS / "test_errors.py"], 1, "triton")
+    files = [path for path in table_files()[0] if path.stem.removeprefix("test_") in TRITONS]
+    chosen = {"VNE_KERNELS_BACKEND": "triton"}
+    return [
+        replace(job, environment={**job.environment, **chosen})
+        for job in _sharded_jobs(options, "triton", files, cores())
+    ]
 
 
 def find_sanitizer(given: str | None) -> str | None:
@@ -351,6 +378,7 @@ JOBS: dict[str, Callable[[Options, float], list[Job]]] = {
     "memcheck": memcheck_jobs,
     "racecheck": racecheck_jobs,
     "device": device_jobs,
+    "triton": triton_jobs,
     "benchmark": benchmark_jobs,
     "training-step": training_step_jobs,
 }
@@ -465,6 +493,7 @@ JUDGES: dict[str, Callable[[Report, Sequence[Ended], Path], None]] = {
     "memcheck": judge_sanitizer,
     "racecheck": judge_sanitizer,
     "device": judge_pytest,
+    "triton": judge_pytest,
     "benchmark": judge_benchmark,
     "training-step": judge_benchmark,
 }

@@ -112,6 +112,7 @@ def test_a_failure_and_a_hang_do_not_stop_the_rest(
         "memcheck": "not run",
         "racecheck": "not run",
         "device": "passed",
+        "triton": "not run",
         "benchmark": "passed",
         "training-step": "not run",
     }
@@ -136,7 +137,7 @@ def test_a_failure_and_a_hang_do_not_stop_the_rest(
     assert all(line.startswith(REHEARSAL.rstrip()) for line in printed)
     assert any("test_value::test_spectra[b]: AssertionError: 3 is not 4" in x for x in printed)
     assert any("skipped 2: needs two GPUs" in line for line in printed)
-    assert "2 of 7 steps passed; FAILED: environment, tests; not run: memcheck (" in printed[-1]
+    assert "2 of 8 steps passed; FAILED: environment, tests; not run: memcheck (" in printed[-1]
 
 
 def test_what_cannot_run_here_is_said_and_is_no_failure(
@@ -152,12 +153,12 @@ def test_what_cannot_run_here_is_said_and_is_no_failure(
     )
     assert gpu_check.run(options) == 0
     last_line = capsys.readouterr().out.splitlines()[-1]
-    assert "1 of 7 steps passed; not run: environment (there is no such program)" in last_line
+    assert "1 of 8 steps passed; not run: environment (there is no such program)" in last_line
 
 
 def test_all_passed_is_said_of_all(gpu_check: ModuleType) -> None:
     reports = [gpu_check.Report(step, "passed") for step in gpu_check.STEPS]
-    assert gpu_check.verdict(reports) == (True, "all 7 steps passed")
+    assert gpu_check.verdict(reports) == (True, "all 8 steps passed")
 
 
 def test_nothing_run_is_not_a_pass(gpu_check: ModuleType) -> None:
@@ -383,8 +384,11 @@ def test_what_is_asked_of_a_gpu(
     commands = {
         step: " ".join(gpu_check.JOBS[step](options, 400.0)[0].command) for step in gpu_check.STEPS
     }
-    for step in ("tests", "memcheck", "racecheck", "device"):
+    for step in ("tests", "memcheck", "racecheck", "device", "triton"):
         assert "--backend cuda" in commands[step]
+    for step, asked in (("tests", None), ("triton", "triton")):
+        for job in gpu_check.JOBS[step](options, 400.0):
+            assert job.environment.get("VNE_KERNELS_BACKEND") == asked
     assert "--random-shapes 1000" in commands["device"]
     assert "--kernel-name kns=3vne" in commands["racecheck"]
     for step in ("benchmark", "training-step"):
