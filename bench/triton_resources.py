@@ -7,7 +7,8 @@
 Operators are traced on fake CUDA tensors of the shapes below, and every launch is compiled for the
 architectures of ARCHITECTURES with the types, constants and divisibilities that it has there, as
 Triton would at the first call. Local memory is memory of the GPU: a kernel has it where registers
-did not suffice. Seconds are those of this machine, of one process and with an empty cache.
+did not suffice. Seconds are those of this machine, of one process and with an empty cache, which
+only --check does without: it takes what Triton has compiled before.
 """
 
 from __future__ import annotations
@@ -200,21 +201,29 @@ def main() -> None:
     dtypes = (torch.float32,)
     if arguments.float64:
         dtypes += (torch.float64, torch.float16, torch.bfloat16)
+    with tempfile.TemporaryDirectory() as empty:
+        if not arguments.check:
+            os.environ["TRITON_CACHE_DIR"] = empty
+        found = measure(arguments.arch, dtypes)
+    if arguments.out:
+        write_rows(arguments.out, found)
+    if arguments.check:
+        check(found)
+
+
+def measure(architectures: list[int], dtypes: tuple[torch.dtype, ...]) -> list[Usage]:
     found: list[Usage] = []
     print("registers  shared  local  warps   arch  seconds  kernel")
-    for usage in usages(arguments.arch, dtypes):
+    for usage in usages(architectures, dtypes):
         found.append(usage)
         print(
             f"{usage.registers:9} {usage.shared:7} {usage.local:6} {usage.warps:6}"
             f"  sm_{usage.arch:<3} {usage.seconds:8.2f}  {usage.kernel}",
             flush=True,
         )
-    of_first = seconds_of_first_call(arguments.arch[0])
+    of_first = seconds_of_first_call(architectures[0])
     print(f"the first vn_entropy_grad of {SHAPES[2]} compiles for {of_first:.1f} s on one core")
-    if arguments.out:
-        write_rows(arguments.out, found)
-    if arguments.check:
-        check(found)
+    return found
 
 
 def seconds_of_first_call(arch: int) -> float:
