@@ -18,8 +18,10 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch._dynamo.source import LocalSource
 from torch._functorch.aot_autograd import aot_export_module
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 import vne_kernels
 from vne_kernels import _load, available_backends, backends, use_backend
@@ -153,6 +155,90 @@ def test_the_interpreter_serves_tensors_of_the_host() -> None:
     assert "served from" in done.stdout
 
 
+GPU_SIZES = """
+    import torch, vne_kernels
+    from vne_kernels import use_backend
+    from vne_kernels.ops import POLE_TABLE
+    from vne_kernels.triton import blocked, launch, poles
+
+    launch.blocks_are_large = False
+    ops = torch.ops.vne_kernels
+    generator = torch.Generator().manual_seed(0)
+    launches = {}
+
+    def counting(kernel, grid, *args, **options):
+        launches[kernel.__name__] = max(launches.get(kernel.__name__, 0), *grid)
+        launch._launch_now(kernel, grid, *args, **options)
+
+    def randn(*shape):
+        return torch.randn(shape, generator=generator)
+
+    def weights(*shape):
+        return torch.rand(shape, generator=generator) / shape[-1]
+
+    def spd(*shape):
+        x = randn(*shape, 2 * shape[-1])
+        a = x @ x.mT
+        return a / a.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
+
+    def check(call, *tensors):
+        own = call(*tensors)
+        with use_backend("cpu"):
+            native = call(*(None if x is None else x.double() for x in tensors))
+        for got, wanted in zip(own, native):
+            if wanted.numel():
+                assert (got - wanted).abs().max() <= 1e-5 + 1e-4 * wanted.abs().max(), tensors
+
+    def grad(method, normalize=True):
+        return lambda z, p: ops.vn_entropy_grad(z, p, normalize, method, 1e-12)
+
+    with launch.launching_by(counting):
+        check(grad("poles"), randn(2, 17, 50), weights(2, 17))
+        check(grad("poles", False), randn(2, 50, 18), weights(2, 50))
+        check(grad("eigh"), randn(2, 40, 2100), None)
+        views = randn(2, 18, 300), randn(2, 18, 300)
+        check(lambda z1, z2: ops.doe_loss_grad(z1, z2, "eigh", 1e-12), *views)
+        check(lambda z, p: [ops.density(z, p, True, 1e-12)], randn(2, 50, 40), weights(2, 50))
+
+        # Panels, and their sum, by two poles: all of them take the interpreter a minute.
+        matrices = spd(2, 130)
+        swept = matrices.clone()
+        norms = torch.linalg.matrix_norm(matrices)
+        blocked.sweep_matrices(swept, norms[:1], 2)
+        wanted = -torch.linalg.inv(matrices.double())
+        assert (swept.tril() - wanted.tril()).norm() <= 1e-5 * wanted.norm()
+        blocked.COUNT = {torch.float32: 2}
+        a = spd(2, 40)
+        w = blocked.log_by_blocked_poles(a)
+        poles_of = [(t, w_k) for t, w_k in POLE_TABLE[torch.float32][1:3]]
+        wanted = -sum(
+            w_k * torch.linalg.inv(a.double() + t * torch.eye(40)) for t, w_k in poles_of
+        )
+        assert (w.terms.sum(1) - wanted).norm() <= 1e-5 * wanted.norm()
+        torch.testing.assert_close(w.inner.sum(1), (a * wanted).sum((1, 2)), rtol=1e-5, atol=0)
+
+    alone = {name for name, programs in launches.items() if programs == 1}
+    assert not alone, alone
+
+    # A batch that is taken in parts.
+    a = spd(3, 20)
+    whole = poles.log_by_poles(a)
+    poles.WORKSPACE_BYTES = 2 * whole.terms[0].numel() * 4
+    parts = poles.log_by_poles(a)
+    assert parts.terms.shape[1] == 1 and whole.terms.shape[1] > 1
+    torch.testing.assert_close(parts.terms.sum(1), whole.terms.sum(1))
+    assert torch.equal(parts.inner, whole.inner)
+    print("done")
+"""
+
+
+def test_blocks_of_the_size_that_a_gpu_takes() -> None:
+    """The interpreter gives a sample's work to one program, to be fast; a GPU to many."""
+    done = run(GPU_SIZES, VNE_KERNELS_BACKEND="triton", TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr
+    assert "done" in done.stdout
+
+
 def test_an_install_without_nvcc_has_the_operators(tmp_path: Path) -> None:
     """Into a fresh environment; torch and triton, which are large, are those of this one."""
     subprocess.run(
@@ -264,6 +350,50 @@ def test_compiled_operators_dissolve_into_launches(pretended_gpu: None) -> None:
         ("multiply", "product"),
         ("project_rows", "grad_z"),
     ]
+
+
+def broken_guards(n: int, d: int, method: str, others: list[tuple[int, int]]) -> list[str]:
+    """What torch.compile holds to be true of z (n, d), both symbols, that other sizes are not."""
+    environment = ShapeEnv()
+    symbols = [
+        environment.create_symbol(size, LocalSource(name), dynamic_dim=DimDynamic.DYNAMIC)
+        for name, size in (("n", n), ("d", d))
+    ]
+    sizes = [
+        environment.create_symintnode(symbol, hint=hint)
+        for symbol, hint in zip(symbols, (n, d), strict=True)
+    ]
+
+    class Sized(torch.nn.Module):
+        def forward(self, z: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return torch.ops.vne_kernels.vn_entropy_grad(z, None, True, method, 1e-12)[:2]
+
+    with use_backend("triton"), FakeTensorMode(shape_env=environment):
+        launched(Sized(), torch.empty(*sizes, device="cuda"))
+    assert environment.guards
+    return [
+        str(guard.expr)
+        for guard in environment.guards
+        for other in [(n, d), *others]
+        if not guard.expr.subs(dict(zip(symbols, other, strict=True)))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("n", "d", "others", "method"),
+    [
+        (100, 512, [(65, 257), (128, 512)], "poles"),
+        (512, 100, [(257, 65)], "poles"),
+        (100, 512, [(65, 257)], "eigh"),
+        (300, 301, [(310, 320)], "poles"),
+    ],
+)
+def test_sizes_are_compiled_for_ranges(
+    pretended_gpu: None, n: int, d: int, others: list[tuple[int, int]], method: str
+) -> None:
+    """Not for one number each: a last batch that is smaller would be compiled again and again."""
+    assert broken_guards(n, d, method, others) == []
+    assert broken_guards(n, d, method, [(d, n)]) != []
 
 
 def test_exported_operators_stay_whole(pretended_gpu: None) -> None:

@@ -23,7 +23,14 @@ from torch import Tensor
 
 from vne_kernels.triton.launch import block_of, ceil_div, launch, new
 from vne_kernels.triton.normalize import load_tile
-from vne_kernels.triton.poles import CONSTANT, COUNT, pole_shift, pole_weight, rounding_of
+from vne_kernels.triton.poles import (
+    CONSTANT,
+    COUNT,
+    WORKSPACE_BYTES,
+    pole_shift,
+    pole_weight,
+    rounding_of,
+)
 from vne_kernels.triton.stages import MatrixFunction, with_unit_trace
 from vne_kernels.triton.sweep import bounded, indicator, sweep
 
@@ -39,9 +46,10 @@ def shift_matrices(
     BLOCK: tl.constexpr,
 ):
     dtype: tl.constexpr = a.dtype.element_ty
-    matrix = tl.program_id(1).to(tl.int64)
+    programs = tl.cdiv(m * m, BLOCK)  # of a matrix
+    matrix = (tl.program_id(0) // programs).to(tl.int64)
     t = tl.sum(pole_shift(matrix % POLES + tl.zeros([1], tl.int64), dtype), axis=0)
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    at = tl.program_id(0) % programs * BLOCK + tl.arange(0, BLOCK)
     inside = at < m * m
     x = tl.load(a + matrix // POLES * m * m + at, mask=inside, other=0.0)
     x += tl.where(at // m == at % m, t, 0.0)
@@ -106,9 +114,10 @@ def apply_panels(
     """A thread a row, its entries of the panel in registers: ROWS is the number of threads, for
     which Triton's layout is this one, and nothing passes between threads."""
     dtype: tl.constexpr = matrices.dtype.element_ty
-    matrix = tl.minimum(tl.program_id(1).to(tl.int64) * P + tl.arange(0, P), count - 1)
-    matrix = matrix[:, None, None]
-    rows = (tl.program_id(0) * ROWS + tl.arange(0, ROWS))[None, None, :]
+    programs = tl.cdiv(m, ROWS)  # of P matrices
+    matrix = (tl.program_id(0) // programs).to(tl.int64) * P + tl.arange(0, P)
+    matrix = tl.minimum(matrix, count - 1)[:, None, None]
+    rows = (tl.program_id(0) % programs * ROWS + tl.arange(0, ROWS))[None, None, :]
     places = tl.arange(0, PANEL)[None, :, None]
     size = tl.minimum(m - first, PANEL)
     in_panel = (rows >= first) & (rows < first + size)
@@ -150,9 +159,10 @@ def update_matrices(
     CHUNK: tl.constexpr,
     PANEL: tl.constexpr,
 ):
-    tile_row, tile_column = tl.program_id(0), tl.program_id(1)
+    tiles = tl.cdiv(m, TILE)  # on a side
+    tile_row, tile_column = tl.program_id(0) // tiles % tiles, tl.program_id(0) % tiles
     if tile_column <= tile_row:
-        matrix = tl.program_id(2).to(tl.int64)
+        matrix = (tl.program_id(0) // (tiles * tiles)).to(tl.int64)
         rows = tile_row * TILE + tl.arange(0, TILE)
         columns = tile_column * TILE + tl.arange(0, TILE)
         dtype: tl.constexpr = matrices.dtype.element_ty
@@ -178,8 +188,9 @@ def sum_poles(
     BLOCK: tl.constexpr,
 ):
     dtype: tl.constexpr = a.dtype.element_ty
-    sample = tl.program_id(1).to(tl.int64)
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    programs = tl.cdiv(m * m, BLOCK)  # of a sample
+    sample = (tl.program_id(0) // programs).to(tl.int64)
+    at = tl.program_id(0) % programs * BLOCK + tl.arange(0, BLOCK)
     row, column = at // m, at % m
     inside = (at < m * m) & (column <= row)
     total = tl.zeros([BLOCK], dtype)
@@ -192,7 +203,7 @@ def sum_poles(
     product = total * tl.load(a + sample * m * m + at, mask=inside, other=0.0)
     product *= tl.where(row == column, 1.0, 2.0)
     part = tl.sum(product.to(tl.float64), axis=0)
-    tl.store(inner + sample * tl.num_programs(0) + tl.program_id(0), part)
+    tl.store(inner + tl.program_id(0), part)
 
 
 def sweep_matrices(matrices: Tensor, norms: Tensor, poles: int) -> None:
@@ -207,10 +218,11 @@ def sweep_matrices(matrices: Tensor, norms: Tensor, poles: int) -> None:
     rows = block_of(m, 128, 128)
     tile = block_of(m, 32, 64 if matrices.dtype == torch.float32 else 32)
     tiles = ceil_div(m, tile)
-    for first in range(0, m, PANEL):
+    first = 0
+    while first < m:  # not a range, for which torch.compile would take m for a constant
         launch(
             sweep_panels,
-            (ceil_div(count, of_program),),
+            ceil_div(count, of_program),
             matrices,
             norms,
             columns,
@@ -225,7 +237,7 @@ def sweep_matrices(matrices: Tensor, norms: Tensor, poles: int) -> None:
         )
         launch(
             apply_panels,
-            (ceil_div(m, rows), ceil_div(count, of_program)),
+            ceil_div(count, of_program) * ceil_div(m, rows),
             matrices,
             columns,
             inverses,
@@ -241,7 +253,7 @@ def sweep_matrices(matrices: Tensor, norms: Tensor, poles: int) -> None:
         )
         launch(
             update_matrices,
-            (tiles, tiles, count),
+            count * tiles * tiles,
             matrices,
             c,
             y,
@@ -251,14 +263,11 @@ def sweep_matrices(matrices: Tensor, norms: Tensor, poles: int) -> None:
             CHUNK=block_of(PANEL, 16, 16, interpreted=PANEL),
             PANEL=PANEL,
         )
+        first += PANEL
 
 
-WORKSPACE_BYTES = 2**30
-"""Of the matrices that are swept at the same time; a larger batch is taken in parts."""
-
-
-def log_by_blocked_poles(a: Tensor, shift: float) -> MatrixFunction:
-    """log A^ + shift I of matrices [batch, m, m] of trace one but for rounding."""
+def log_by_blocked_poles(a: Tensor) -> MatrixFunction:
+    """log A^ + log(m) I of matrices [batch, m, m] of trace one but for rounding."""
     a = with_unit_trace(a)
     batch, m, _ = a.shape
     poles = COUNT[a.dtype]
@@ -273,9 +282,10 @@ def log_by_blocked_poles(a: Tensor, shift: float) -> MatrixFunction:
         part = slice(first, min(first + wave, batch))
         samples = part.stop - part.start
         own = matrices[: samples * poles]
-        grid = (programs, samples * poles)
-        launch(shift_matrices, grid, a[part], own, m, POLES=poles, BLOCK=block)
+        launch(
+            shift_matrices, samples * poles * programs, a[part], own, m, POLES=poles, BLOCK=block
+        )
         sweep_matrices(own, norms[part], poles)
-        grid = (programs, samples)
-        launch(sum_poles, grid, a[part], own, terms[part], inner[part], m, POLES=poles, BLOCK=block)
-    return MatrixFunction(terms, inner, CONSTANT[a.dtype] + shift)
+        out = terms[part], inner[part]
+        launch(sum_poles, samples * programs, a[part], own, *out, m, POLES=poles, BLOCK=block)
+    return MatrixFunction(terms, inner, CONSTANT[a.dtype])

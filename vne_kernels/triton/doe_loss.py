@@ -60,7 +60,7 @@ def cosine_terms(z1: Tensor, z2: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     row_stats = new(z1, batch, ROW_STATS, n, dtype=dtype)
     launch(
         measure_views,
-        (programs,),
+        programs,
         z1,
         z2,
         cosines,
@@ -131,7 +131,7 @@ def cosine_gradients(
     grad_z2 = torch.empty_like(entropy_grad)
     launch(
         add_gradients,
-        (programs,),
+        programs,
         grad_entropy,
         grad_cosine,
         z1,

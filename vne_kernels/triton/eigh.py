@@ -19,8 +19,8 @@ def spectral_function(vectors: Tensor, values: Tensor) -> Tensor:
     return product(vectors * values.unsqueeze(-2), vectors.mT)
 
 
-def log_by_eigh(a: Tensor, shift: float) -> MatrixFunction:
-    """log A^ + shift I of matrices [batch, m, m] of trace one but for rounding.
+def log_by_eigh(a: Tensor) -> MatrixFunction:
+    """log A^ + log(m) I of matrices [batch, m, m] of trace one but for rounding.
 
     The smallest eigenvalue that is told from the rounding of the largest stands for all below: any
     finite logarithm gives the same gradient there.
@@ -29,7 +29,7 @@ def log_by_eigh(a: Tensor, shift: float) -> MatrixFunction:
     values, vectors = torch.linalg.eigh(a)
     info = torch.finfo(a.dtype)
     least = (info.eps * values[:, -1:]).clamp_min(info.tiny)
-    w = spectral_function(vectors, torch.maximum(values, least).log() + shift)
+    w = spectral_function(vectors, (a.shape[-1] * torch.maximum(values, least)).log())
     # Of A^ itself: sum_k lambda_k log lambda_k has the rounding of every eigenvalue to first order.
     inner = (a.double() * w).sum((-2, -1)).unsqueeze(-1)
-    return MatrixFunction(w.unsqueeze(1), inner, 0.0)
+    return MatrixFunction(w.unsqueeze(1), inner, None)

@@ -11,11 +11,12 @@ taken from h itself: sum_j W_ij A_ij differs by the rounding of A, which a large
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vne_kernels.triton.launch import block_of, ceil_div, launch, new
+from vne_kernels.triton.launch import block_of, ceil_div, launch, new, tile_of
 from vne_kernels.triton.normalize import (
     is_regular,
     load_rows,
@@ -23,7 +24,6 @@ from vne_kernels.triton.normalize import (
     root_weights,
     row_grid,
     store_rows,
-    tile_of,
 )
 from vne_kernels.triton.stages import MatrixFunction, Rows
 
@@ -32,15 +32,15 @@ from vne_kernels.triton.stages import MatrixFunction, Rows
 
 @triton.jit
 def write_entropy(
-    inner,  # [batch, parts]: their sum is <A^, W - identity I>
+    inner,  # [batch, parts]: their sum is <A^, sum of terms>
     traces,  # [batch]
     entropy,  # [batch] <- S
     parts,
     m,
-    IDENTITY: tl.constexpr,
+    CONSTANT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """S of W = log A^ + log(m) I."""
+    """S of `MatrixFunction`s: log m - <A^, W>, and <A^, I> is one."""
     sample = tl.program_id(0).to(tl.int64)
     sums = tl.zeros([BLOCK], tl.float64)
     for start in range(0, parts, BLOCK):
@@ -49,7 +49,11 @@ def write_entropy(
     one = tl.full([1], 1.0, tl.float64)
     trace = one * tl.load(traces + sample)
     log_m = tl.log(one * m)
-    value = log_m - tl.full([1], IDENTITY, tl.float64) - tl.sum(sums, axis=0)
+    value = -tl.sum(sums, axis=0)
+    if CONSTANT is None:
+        value += log_m
+    else:
+        value -= tl.full([1], CONSTANT, tl.float64)
     value = tl.minimum(tl.maximum(value, 0.0), log_m)
     # A trace that is one but for rounding is one.
     tolerance = 9.5367431640625e-07
@@ -62,18 +66,18 @@ def write_entropy(
 
 
 def entropy_of(w: MatrixFunction, traces: Tensor) -> Tensor:
-    """S [batch] of W = log A^ + log(m) I."""
+    """S [batch]."""
     batch, parts = w.inner.shape
     entropy = new(w.inner, batch, dtype=w.terms.dtype)
     launch(
         write_entropy,
-        (batch,),
+        batch,
         w.inner,
         traces,
         entropy,
         parts,
         w.terms.shape[-1],
-        IDENTITY=w.identity,
+        CONSTANT=w.constant,
         BLOCK=128,
     )
     return entropy
@@ -85,37 +89,39 @@ def entropy_of(w: MatrixFunction, traces: Tensor) -> Tensor:
 @triton.jit
 def sum_terms(
     terms,  # [batch, COUNT, m, m]
-    w,  # [batch, m, m] <- sum of terms + identity I
+    w,  # [batch, m, m] <- sum of terms + (CONSTANT + log m) I
     m,
-    IDENTITY: tl.constexpr,
+    CONSTANT: tl.constexpr,
     COUNT: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    sample = tl.program_id(1).to(tl.int64)
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    programs = tl.cdiv(m * m, BLOCK)  # of a sample
+    sample = (tl.program_id(0) // programs).to(tl.int64)
+    at = tl.program_id(0) % programs * BLOCK + tl.arange(0, BLOCK)
     inside = at < m * m
     total = tl.zeros([BLOCK], w.dtype.element_ty)
     for k in range(COUNT):
         total += tl.load(terms + (sample * COUNT + k) * m * m + at, mask=inside, other=0.0)
-    identity = tl.full([1], IDENTITY, w.dtype.element_ty)
-    total += tl.where(at // m == at % m, identity, 0.0)
+    identity = tl.full([1], CONSTANT, tl.float64)
+    identity += tl.log(tl.full([1], 1.0, tl.float64) * m)
+    total += tl.where(at // m == at % m, identity.to(w.dtype.element_ty), 0.0)
     tl.store(w + sample * m * m + at, total, mask=inside)
 
 
 def summed(w: MatrixFunction) -> Tensor:
     """W [batch, m, m]."""
     batch, count, m, _ = w.terms.shape
-    if count == 1 and w.identity == 0:
+    if w.constant is None:
         return w.terms[:, 0]
     result = new(w.terms, batch, m, m, dtype=w.terms.dtype)
     block = block_of(m * m, 512, 512)
     launch(
         sum_terms,
-        (ceil_div(m * m, block), batch),
+        batch * ceil_div(m * m, block),
         w.terms,
         result,
         m,
-        IDENTITY=w.identity,
+        CONSTANT=w.constant,
         COUNT=count,
         BLOCK=block,
     )
@@ -140,11 +146,12 @@ def multiply(
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    sample = tl.program_id(2).to(tl.int64)
+    tile_rows, tile_columns = tl.cdiv(row_count, TILE), tl.cdiv(column_count, TILE)
+    sample = (tl.program_id(0) // tile_columns // tile_rows).to(tl.int64)
     left += sample * row_count * depth
     right += sample * depth * column_count
-    rows = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    columns = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    rows = tl.program_id(0) // tile_columns % tile_rows * TILE + tl.arange(0, TILE)
+    columns = tl.program_id(0) % tile_columns * TILE + tl.arange(0, TILE)
     total = tl.zeros([TILE, TILE], product.dtype.element_ty)
     for start in range(0, depth, CHUNK):
         k = start + tl.arange(0, CHUNK)
@@ -168,7 +175,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     tile = tile_of(tiles, left.dtype)
     launch(
         multiply,
-        (ceil_div(row_count, tile), ceil_div(column_count, tile), batch),
+        tiles(tile),
         left,
         right,
         result,
@@ -188,8 +195,9 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 @triton.jit
 def project_rows(
-    grad_z,  # [batch n, d], holding h <- the gradient
-    grad_weights,  # [batch n] or None
+    h,  # [batch n, d]
+    grad_z,  # [batch n, d] <- ; not h, as threads that share a number would read what one wrote
+    grad_weights,  # [batch n] <- or None
     x,  # [batch n, d]: X^
     weights,
     inverse_norms,
@@ -198,10 +206,9 @@ def project_rows(
     row_count,
     n,
     d,
+    m,
     FACTOR: tl.constexpr,
-    IDENTITY: tl.constexpr,
-    ADDS_LOG_TRACE: tl.constexpr,  # to IDENTITY
-    IS_NUMBER: tl.constexpr,  # m = 1
+    OF_ENTROPY: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -211,9 +218,9 @@ def project_rows(
     radial = tl.zeros([ROWS], dtype)
     square = tl.zeros([ROWS], dtype)
     for start in range(0, d, BLOCK):
-        h = load_rows(grad_z, rows, row_count, start, d, BLOCK)
+        h_part = load_rows(h, rows, row_count, start, d, BLOCK)
         own = load_rows(x, rows, row_count, start, d, BLOCK)
-        radial += tl.sum(h * own, axis=1)
+        radial += tl.sum(h_part * own, axis=1)
         square += tl.sum(own * own, axis=1)
 
     trace = tl.load(traces + rows // n, mask=inside, other=0.0)
@@ -223,19 +230,18 @@ def project_rows(
     inverse = tl.load(inverse_norms + rows, mask=inside, other=0.0)
     on_sphere = tl.load(projected + rows, mask=inside, other=0) != 0
     absent = (root == 0) | (inverse == 0)
-    identity = tl.full([1], IDENTITY, tl.float64)
-    if ADDS_LOG_TRACE:
-        identity = identity + tl.log(trace)
+    identity = tl.zeros_like(trace)
+    if OF_ENTROPY:
+        identity = 1 + tl.log(trace / m)
     factor = tl.full([1], FACTOR, tl.float64)
     outer = factor * root * tl.sqrt(trace) * inverse
     own_part = tl.where(on_sphere, -radial / square, identity.to(dtype))
-    is_zero = absent
-    if IS_NUMBER:  # W is a number: exactly 0, without the rounding of the projection
-        is_zero = absent | on_sphere
+    # Where W is a number it is exactly 0, without the rounding of the projection.
+    is_zero = absent | (on_sphere & (m == 1))
     for start in range(0, d, BLOCK):
-        h = load_rows(grad_z, rows, row_count, start, d, BLOCK)
+        h_part = load_rows(h, rows, row_count, start, d, BLOCK)
         own = load_rows(x, rows, row_count, start, d, BLOCK)
-        tangent = (h + own_part[:, None] * own).to(tl.float64)
+        tangent = (h_part + own_part[:, None] * own).to(tl.float64)
         gradient = tl.where(is_zero[:, None], 0.0, outer[:, None] * tangent).to(dtype)
         gradient = tl.where(regular[:, None], gradient, irregular[:, None])
         store_rows(grad_z, rows, row_count, start, d, gradient, BLOCK)
@@ -248,20 +254,22 @@ def project_rows(
 
 
 def gradient(
-    rows: Rows, w: Tensor, factor: float, identity: float = 0.0, *, adds_log_trace: bool = False
+    rows: Rows, w: Tensor, factor: float, *, of_entropy: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """dS/dz [batch, n, d] and dS/dp [batch, n] of a scalar S whose dS/dX is
-    factor (W + (identity + log tau) I) X, log tau only if asked for.
+    """dS/dz [batch, n, d] and dS/dp [batch, n] of a scalar S whose dS/dX is factor W X;
+    `of_entropy`, factor (log A + I) X by W = log A^ + log(m) I.
     """
     samples = rows.samples
     batch, n, d = rows.x.shape
-    grad_z = product(w, rows.x) if samples.gram_side else product(rows.x, w)
+    h = product(w, rows.x) if samples.gram_side else product(rows.x, w)
+    grad_z = torch.empty_like(h)
     weights = samples.weights
     grad_weights = None if weights is None else new(rows.x, batch, n, dtype=samples.dtype)
     programs, own_rows, block = row_grid(rows.x)
     launch(
         project_rows,
-        (programs,),
+        programs,
+        h,
         grad_z,
         grad_weights,
         rows.x,
@@ -272,10 +280,9 @@ def gradient(
         batch * n,
         n,
         d,
+        samples.m,
         FACTOR=factor,
-        IDENTITY=identity,
-        ADDS_LOG_TRACE=adds_log_trace,
-        IS_NUMBER=samples.m == 1,
+        OF_ENTROPY=of_entropy,
         ROWS=own_rows,
         BLOCK=block,
     )

@@ -52,25 +52,52 @@ def tracing() -> Any:
     return launching_by(_launch_traced)
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Runs `kernel` for every index of the grid; `options` as Triton takes them."""
-    if 0 not in grid:
-        _launch.get()(kernel, grid, *args, **options)
+def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
+    """Runs that many programs of `kernel`; `options` as Triton takes them.
+
+    A grid has one axis here: along the others a GPU takes 65,535 programs only.
+    """
+    if programs != 0:
+        _launch.get()(kernel, (programs,), *args, **options)
 
 
 def ceil_div(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def power_of_2(n: int) -> int:
-    """The least power of two that is not below n."""
-    return 1 << (n - 1).bit_length()
+def power_of_2(n: int, least: int = 1, most: int = 2**62) -> int:
+    """The least power of two that is not below n, within bounds that are powers themselves.
+
+    Found by comparing, so that torch.compile, where n is a symbol, keeps a range and not a number.
+    """
+    power = least
+    while power < most and power < n:
+        power *= 2
+    return power
+
+
+blocks_are_large: bool = is_interpreted
+"""Whether few programs have all the work: the interpreter takes its time by the operations of a
+program, not by their numbers."""
 
 
 def block_of(n: int, least: int, most: int, *, interpreted: int = 2**18) -> int:
-    """A power of two that covers n, within bounds. In the interpreter a program costs by its
-    operations, not by its numbers: there the upper bound is another."""
-    return min(max(power_of_2(n), least), interpreted if is_interpreted else most)
+    """A power of two that covers n, within bounds; where blocks are large the upper one is
+    another."""
+    return power_of_2(n, least, interpreted if blocks_are_large else most)
+
+
+PROGRAMS = 256
+"""Programs wanted of a product: they fill any GPU, and few enough parts have to be added."""
+
+
+def tile_of(tiles: Callable[[int], int], dtype: torch.dtype) -> int:
+    """The side of the tiles of a product, given how many there are of each size: large ones read
+    each number less often, small ones are many. float64 has twice the registers to fill."""
+    if blocks_are_large:
+        return 512
+    largest = 64 if dtype == torch.float32 else 32
+    return next((tile for tile in (largest, 32) if tiles(tile) >= PROGRAMS), 16)
 
 
 def new(like: Tensor, *sizes: int, dtype: torch.dtype) -> Tensor:

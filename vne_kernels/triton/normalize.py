@@ -10,14 +10,12 @@ The product is float32 FMA ("ieee"), whatever the user's TF32 switch says: TF32 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vne_kernels.triton.launch import block_of, ceil_div, is_interpreted, launch, new
+from vne_kernels.triton.launch import PROGRAMS, block_of, ceil_div, launch, new, tile_of
 from vne_kernels.triton.stages import Rows, Samples
 
 # ---- rows ----------------------------------------------------------------------------------------
@@ -127,23 +125,24 @@ def scale_rows(
     row_traces,
     x,  # [batch n, d] <- X^; zeros if the sample is not regular
     traces,  # [batch] <- tau
-    row_count,
     n,
     d,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     TRACE_BLOCK: tl.constexpr,
 ):
-    sample = tl.program_id(1).to(tl.int64)
+    programs = tl.cdiv(n, ROWS)  # of a sample
+    sample = (tl.program_id(0) // programs).to(tl.int64)
+    program = tl.program_id(0) % programs
     parts = tl.zeros([TRACE_BLOCK], tl.float64)
     for start in range(0, n, TRACE_BLOCK):
         at = start + tl.arange(0, TRACE_BLOCK)
         parts += tl.load(row_traces + sample * n + at, mask=at < n, other=0.0)
     trace = tl.sum(parts, axis=0)
-    if tl.program_id(0) == 0:
+    if program == 0:
         tl.store(traces + sample, trace)
 
-    own = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    own = program * ROWS + tl.arange(0, ROWS)
     rows = sample * n + own
     end = (sample + 1) * n
     regular = is_regular(trace + tl.zeros([ROWS], tl.float64))
@@ -181,13 +180,15 @@ def gram(
     CHUNK: tl.constexpr,
 ):
     """A symmetric product: only tiles of the lower triangle are computed, and written twice."""
-    tile_row, tile_column = tl.program_id(0), tl.program_id(1)
+    tiles = tl.cdiv(m, TILE)  # on a side
+    tile_row, tile_column = tl.program_id(0) // tiles % tiles, tl.program_id(0) % tiles
     if tile_column <= tile_row:
-        part = tl.program_id(2).to(tl.int64)
-        x += part % batch * sample_stride
+        part = tl.program_id(0) // (tiles * tiles)
+        x += (part % batch).to(tl.int64) * sample_stride
+        parts += part.to(tl.int64) * m * m
         rows = tile_row * TILE + tl.arange(0, TILE)
         columns = tile_column * TILE + tl.arange(0, TILE)
-        first = (part // batch * split_size).to(tl.int32)
+        first = part // batch * split_size
         end = tl.minimum(first + split_size, depth)
         dtype: tl.constexpr = parts.dtype.element_ty
         total = tl.zeros([TILE, TILE], dtype)
@@ -206,7 +207,6 @@ def gram(
         if tile_row == tile_column:  # equal but for rounding
             total = tl.where(rows[:, None] >= columns[None, :], total, turned)
             turned = tl.trans(total)
-        parts += part * m * m
         inside = (rows < m)[:, None] & (columns < m)[None, :]
         tl.store(parts + rows[:, None] * m + columns[None, :], total, mask=inside)
         inside = (columns < m)[:, None] & (rows < m)[None, :]
@@ -237,7 +237,7 @@ def normalize_rows(samples: Samples) -> Rows:
     projected = new(z, batch, n, dtype=torch.int8)
     launch(
         measure_rows,
-        (programs,),
+        programs,
         z,
         weights,
         inverse_norms,
@@ -256,14 +256,13 @@ def normalize_rows(samples: Samples) -> Rows:
     rows = block_of(n, 1, ROWS)
     launch(
         scale_rows,
-        (ceil_div(n, rows), batch),
+        batch * ceil_div(n, rows),
         z,
         weights,
         inverse_norms,
         row_traces,
         x,
         traces,
-        batch * n,
         n,
         d,
         ROWS=rows,
@@ -271,19 +270,6 @@ def normalize_rows(samples: Samples) -> Rows:
         TRACE_BLOCK=block_of(n, 16, 1024),
     )
     return Rows(samples, x, inverse_norms, projected, traces)
-
-
-PROGRAMS = 256
-"""Programs wanted of a product: they fill any GPU, and few enough parts have to be added."""
-
-
-def tile_of(tiles: Callable[[int], int], dtype: torch.dtype) -> int:
-    """The side of the tiles of a product, given how many there are of each size: large ones read
-    each number less often, small ones are many. float64 has twice the registers to fill."""
-    if is_interpreted:
-        return 512
-    largest = 64 if dtype == torch.float32 else 32
-    return next((tile for tile in (largest, 32) if tiles(tile) >= PROGRAMS), 16)
 
 
 def matrix_of(rows: Rows) -> Tensor:
@@ -305,7 +291,7 @@ def matrix_of(rows: Rows) -> Tensor:
     side = ceil_div(m, tile)
     launch(
         gram,
-        (side, side, splits * batch),
+        splits * batch * side * side,
         x,
         parts,
         batch,

@@ -71,29 +71,28 @@ def shaped_gradients(
 # ---- S -------------------------------------------------------------------------------------------
 
 
-def log_of(a: Tensor, method: str, shift: float) -> MatrixFunction:
-    """log A^ + shift I by the method. "auto" takes poles for float32: an eigensolver takes
+def log_of(a: Tensor, method: str) -> MatrixFunction:
+    """log A^ + log(m) I by the method. "auto" takes poles for float32: an eigensolver takes
     milliseconds on a GPU, and of float64 there are 50 poles, at 1/64 of the rate on RTX cards.
     """
     m = a.shape[-1]
     if method == "auto":
         method = "eigh" if a.dtype == torch.float64 else "poles"
     if method == "eigh" or m > LARGEST_POLES:
-        return log_by_eigh(a, shift)
-    return log_by_poles(a, shift) if m <= LARGEST else log_by_blocked_poles(a, shift)
+        return log_by_eigh(a)
+    return log_by_poles(a) if m <= LARGEST else log_by_blocked_poles(a)
 
 
 def entropy_and_rows(samples: Samples, method: str) -> tuple[Tensor, Rows, MatrixFunction]:
     """S [batch], and what its gradient is made of."""
     rows = normalize_rows(samples)
-    # log A of a flat spectrum is -log m I: with this added it is 0, and little is left to cancel.
-    w = log_of(matrix_of(rows), method, math.log(samples.m))
+    w = log_of(matrix_of(rows), method)
     return entropy_of(w, rows.traces), rows, w
 
 
 def entropy_gradients(rows: Rows, w: MatrixFunction) -> tuple[Tensor, Tensor | None]:
-    """(3): dS/dX = -2 (log A + I) X with log A = W - log(m) I + log(tau) I."""
-    return gradient(rows, summed(w), -2.0, 1 - math.log(rows.samples.m), adds_log_trace=True)
+    """(3): dS/dX = -2 (log A + I) X."""
+    return gradient(rows, summed(w), -2.0, of_entropy=True)
 
 
 def vn_entropy(
@@ -265,7 +264,7 @@ def density_log(rho: Tensor, method: str) -> tuple[Tensor, MatrixFunction]:
     a = (wide + wide.mT) / (2 * traces)[:, None, None]
     regular = (traces > 0) & traces.isfinite()
     a = torch.where(regular[:, None, None], a, 0).to(rho.dtype)
-    return traces, log_of(a, method, math.log(rho.shape[-1]))
+    return traces, log_of(a, method)
 
 
 def density_entropy(rho: Tensor, method: str) -> Tensor:
@@ -277,7 +276,7 @@ def density_entropy_grad(rho: Tensor, method: str) -> tuple[Tensor, Tensor]:
     """dS/drho = -(log rho + I)."""
     traces, w = density_log(flat(rho, 2), method)
     m = rho.shape[-1]
-    identity = (1 - math.log(m) + traces.log()).to(rho.dtype)
+    identity = (1 + (traces / m).log()).to(rho.dtype)
     grad = -summed(w) - torch.diag_embed(identity[:, None].expand(-1, m))
     entropy = entropy_of(w, traces).reshape(rho.shape[:-2])
     return entropy, regular_or(traces, grad).reshape(rho.shape)

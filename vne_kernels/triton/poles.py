@@ -102,6 +102,9 @@ def sweep_poles(
     tl.store(inner + matrix, product, mask=matrix < count)
 
 
+WORKSPACE_BYTES = 2**30
+"""Of one matrix a pole and sample; a larger batch is taken in parts."""
+
 LARGEST = 128
 """The largest m of which a program holds the matrix in registers."""
 
@@ -121,18 +124,21 @@ def tuned_sweep(size: int, dtype: torch.dtype) -> Any:
     return triton.autotune(configs, key=[], cache_results=True)(sweep_poles)
 
 
-def log_by_poles(a: Tensor, shift: float) -> MatrixFunction:
-    """log A^ + shift I of matrices [batch, m, m] of trace one but for rounding."""
+def log_by_poles(a: Tensor) -> MatrixFunction:
+    """log A^ + log(m) I of matrices [batch, m, m] of trace one but for rounding."""
     batch, m, _ = a.shape
     poles = COUNT[a.dtype]
-    size = max(power_of_2(m), 16)
+    wave = WORKSPACE_BYTES // (poles * m * m * a.element_size())
+    if batch > wave:
+        return in_waves(a, wave)
+    size = power_of_2(m, 16)
     count = batch * poles
     of_program = block_of(count, 1, 1, interpreted=max(2**20 // size**2, 1))
     terms = new(a, batch, poles, m, m, dtype=a.dtype)
     inner = new(a, batch, poles, dtype=torch.float64)
     launch(
         tuned_sweep(size, a.dtype),
-        (ceil_div(count, of_program),),
+        ceil_div(count, of_program),
         a,
         terms,
         inner,
@@ -142,4 +148,14 @@ def log_by_poles(a: Tensor, shift: float) -> MatrixFunction:
         P=of_program,
         SIZE=size,
     )
-    return MatrixFunction(terms, inner, CONSTANT[a.dtype] + shift)
+    return MatrixFunction(terms, inner, CONSTANT[a.dtype])
+
+
+def in_waves(a: Tensor, wave: int) -> MatrixFunction:
+    """The same, with the terms of `wave` samples at a time, added up."""
+    terms, inner = [], []
+    for part in a.split(wave):
+        w = log_by_poles(part)
+        terms.append(w.terms.sum(1, keepdim=True))
+        inner.append(w.inner)
+    return MatrixFunction(torch.cat(terms), torch.cat(inner), CONSTANT[a.dtype])

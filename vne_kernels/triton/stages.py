@@ -54,11 +54,15 @@ class Rows:
 
 @dataclass(frozen=True)
 class MatrixFunction:
-    """A symmetric W = sum of terms + identity I for each sample, and <A^, sum of terms>."""
+    """W = log A^ + log(m) I of each sample: the sum of terms, and where there is a constant
+    (constant + log m) I besides.
+
+    log A of a flat spectrum is -log m I: in W that is 0, and little is left to cancel.
+    """
 
     terms: Tensor  # [batch, count, m, m]
     inner: Tensor  # [batch, parts] float64: their sum is <A^, sum of terms>
-    identity: float
+    constant: float | None
 
 
 def with_unit_trace(a: Tensor) -> Tensor:
