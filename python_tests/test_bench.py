@@ -412,17 +412,32 @@ def test_looped_providers_see_one_sample_at_a_time(compare: ModuleType) -> None:
     torch.testing.assert_close(svd(z), torch.stack([svd(sample) for sample in z]))
 
 
-def test_slow_and_fast_share_the_time(harness: ModuleType) -> None:
-    slow = harness.Contender("slow", lambda: time.sleep(0.02), lambda: None)
-    fast = harness.Contender("fast", lambda: time.sleep(0.0002), lambda: None)
+class Clock:
+    """Time that passes only when it is told to: what shares it does not depend on the machine."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_slow_and_fast_share_the_time(harness: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(harness, "time", clock)
+    slow = harness.Contender("slow", lambda: clock.sleep(0.02), lambda: None)
+    fast = harness.Contender("fast", lambda: clock.sleep(0.0002), lambda: None)
     failed = harness.Contender("failed", lambda: 1 / 0, lambda: None, error="no")
     known = harness.Contender("known", lambda: 1 / 0, lambda: None, calls=2, estimate_s=0.6)
-    # So long that a busy machine does not make the first call of the fast one look slow.
     harness.time_interleaved([slow, fast, failed, known], CPU, 1.5)
+    assert clock.now < 2 * 1.5
     assert 3 <= len(slow.samples_s) < len(fast.samples_s)
     assert failed.samples_s == []
     assert known.samples_s == [0.3]  # three calls are more than there is time for
-    assert slow.quantiles_ms()[1] >= 20
+    assert slow.quantiles_ms()[1] == pytest.approx(20)
     assert all(math.isnan(q) for q in failed.quantiles_ms())
 
 
