@@ -710,7 +710,7 @@ def memory(rows: Sequence[Row]) -> Figure:
     axes.set_ylim(min(resident) - 5, max(resident) + 5)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     axes.set_xlabel("calls (grey: left out of the slope)", fontsize=FONT)
-    axes.set_ylabel("resident memory in MiB, mapped files aside", fontsize=FONT)
+    axes.set_ylabel("MiB, mapped files aside", fontsize=FONT)
     slope = f"{results.growth(rows):+.2f} MiB over 100,000 calls"
     _title(figure, rows, f"Memory of value, gradient and errors in turn: {slope}")
     return figure

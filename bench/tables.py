@@ -542,7 +542,8 @@ def reliability(folder: Path) -> str:
             ),
             "",
             _sentences(
-                f"Memory, mapped files aside, over {int(last['calls']):,} calls of value, gradient and errors:"
+                f"Memory, mapped files aside, over {int(last['calls']):,} calls of value,"
+                f" gradient and errors:"
                 f" {number(first, 'rss_mib'):.1f} MiB after the warm-up,"
                 f" {number(last, 'rss_mib'):.1f} MiB at the end, a slope of"
                 f" **{results.growth(memory):+.2f} MiB per 100,000 calls**; Python objects:"
