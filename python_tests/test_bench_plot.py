@@ -485,7 +485,7 @@ def test_reliability(tables: ModuleType, tmp_path: Path) -> None:
     text = tables.reliability(tmp_path)
     assert text.startswith("INVENTED, torch 0.0; 2000-01-02, commit 0123456789:")
     assert "| 1,234, 7 s | **1 failure** |" in text
-    assert "Memory over 10,000 calls" in text
+    assert "Memory, mapped files aside, over 10,000 calls" in text
     assert "210.0 MiB after the warm-up, 217.0 MiB at the end" in " ".join(text.split())
     assert "**+100.00 MiB per 100,000 calls**" in " ".join(text.split())
 
