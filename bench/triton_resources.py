@@ -1,21 +1,21 @@
 """What each Triton kernel takes of a multiprocessor, compiled for five GPUs. No GPU is needed.
 
     python bench/triton_resources.py             registers, shared and local memory of each kernel
-    python bench/triton_resources.py --check     fail if a kernel spills however many warps share it
+    python bench/triton_resources.py --check     fail if a kernel spills
     python bench/triton_resources.py --out F     the same figures as CSV
 
 Operators are traced on fake CUDA tensors of the shapes below, and every launch is compiled for the
 architectures of ARCHITECTURES with the types, constants and divisibilities that it has there, as
 Triton would at the first call. Local memory is memory of the GPU: a kernel has it where registers
-did not suffice. Seconds are those of this machine, of one process and with an empty cache, which
-only --check does without: it takes what Triton has compiled before.
+did not suffice; spills are the instructions within loops that use it. Seconds are those of this
+machine, of one process and with an empty cache, which only --check does without: it takes what
+Triton has compiled before.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import fnmatch
 import os
 import re
 import subprocess
@@ -41,19 +41,6 @@ from vne_kernels.triton import operators
 from vne_kernels.triton.launch import launching_by
 
 ARCHITECTURES = (80, 86, 89, 90, 120)
-
-COLD = ("apply_panels*",)
-"""Kernels that may use local memory: names as printed, * for any part.
-
-apply_panels keeps addresses there from before its loop to behind it, and none within.
-"""
-
-OF_A_CALL = 8
-"""Bytes of local memory that the call of a double-precision division keeps its registers in."""
-
-OUTSIDE_OF_LOOPS = 32
-"""Bytes that the assembler may keep there though registers are left, to have more programs at a
-time: what is written before a loop and read behind it, as the code of gram for sm_90 shows."""
 
 SHAPES = ((24, 512), (64, 128), (128, 512), (512, 128), (300, 301), (4096, 256))
 """(n, d): every size of matrix that a program sweeps, both sides, a panel, a depth in parts."""
@@ -89,6 +76,7 @@ class Usage:
     registers: int  # of a thread
     shared: int  # bytes of a program
     local: int  # bytes of a thread
+    spills: int  # instructions within loops that read or write them
     seconds: float  # to compile
 
 
@@ -167,24 +155,56 @@ def compile_for(arch: int, launch: Launch) -> Usage:
         source, target=GPUTarget("cuda", arch, 32), options={"num_warps": launch.warps}
     )
     seconds = time.perf_counter() - begin
-    registers, local = resources_of(compiled.asm["cubin"])
     return Usage(
-        launch.name, arch, launch.warps, registers, compiled.metadata.shared, local, seconds
+        launch.name,
+        arch,
+        launch.warps,
+        shared=compiled.metadata.shared,
+        **resources_of(compiled.asm["cubin"]),
+        seconds=seconds,
     )
 
 
-def resources_of(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of local memory of a thread."""
+def cuobjdump(cubin: bytes, option: str) -> str:
     program = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(program), "-res-usage", file.name]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", done.stdout)
-    assert found, done.stdout
+        command = [str(program), option, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def resources_of(cubin: bytes) -> dict[str, int]:
+    """Registers, local memory and spills."""
+    printed = cuobjdump(cubin, "-res-usage")
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", printed)
+    assert found, printed
     registers, stack, local = map(int, found.groups())
-    return registers, stack + local
+    bytes_of_thread = stack + local
+    spills = spills_of(cuobjdump(cubin, "-sass")) if bytes_of_thread else 0
+    return {"registers": registers, "local": bytes_of_thread, "spills": spills}
+
+
+def spills_of(code: str) -> int:
+    """Accesses to local memory between a branch back and where it goes. What is written before a
+    loop and read behind it costs next to nothing: a call keeps registers so, and the assembler does
+    it of its own accord, to have more programs at a time.
+    """
+    instructions = [
+        (int(address, 16), text)
+        for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);", code)
+    ]
+    assert instructions, code
+    loops = [
+        (int(to[1], 16), address)
+        for address, text in instructions
+        if (to := re.search(r"\bBRA\b.* 0x([0-9a-f]+)", text)) and int(to[1], 16) < address
+    ]
+    return sum(
+        any(first <= address <= last for first, last in loops)
+        for address, text in instructions
+        if re.search(r"\b(LDL|STL)\b", text)
+    )
 
 
 def usages(architectures: list[int], dtypes: tuple[torch.dtype, ...]) -> Iterator[Usage]:
@@ -217,11 +237,11 @@ def main() -> None:
 
 def measure(architectures: list[int], dtypes: tuple[torch.dtype, ...]) -> list[Usage]:
     found: list[Usage] = []
-    print("registers  shared  local  warps   arch  seconds  kernel")
+    print("registers  shared  local  spills  warps   arch  seconds  kernel")
     for usage in usages(architectures, dtypes):
         found.append(usage)
         print(
-            f"{usage.registers:9} {usage.shared:7} {usage.local:6} {usage.warps:6}"
+            f"{usage.registers:9} {usage.shared:7} {usage.local:6} {usage.spills:7} {usage.warps:6}"
             f"  sm_{usage.arch:<3} {usage.seconds:8.2f}  {usage.kernel}",
             flush=True,
         )
@@ -239,25 +259,13 @@ def seconds_of_first_call(arch: int) -> float:
     return sum(compile_for(arch, launch).seconds for launch in found)
 
 
-def spills(usage: Usage) -> bool:
-    registers = min(255, 2**16 // (32 * usage.warps))
-    return usage.local > (OUTSIDE_OF_LOOPS if usage.registers < registers else OF_A_CALL)
-
-
 def check(found: list[Usage]) -> None:
-    """Of a kernel whose number of warps is tuned, one that does not spill is enough."""
-    good, bad = set(), {}
-    for usage in found:
-        key = usage.kernel, usage.arch
-        if not spills(usage) or any(fnmatch.fnmatchcase(usage.kernel, cold) for cold in COLD):
-            good.add(key)
-        else:
-            bad[key] = usage.local
-    spilling = [key for key in bad if key not in good]
-    for kernel, arch in spilling:
-        print(f"{kernel} on sm_{arch}: {bad[kernel, arch]} bytes of local memory")
-    if spilling or not good:
-        sys.exit(f"{len(spilling)} of {len(good | bad.keys())} kernels use local memory")
+    spilling = [usage for usage in found if usage.spills]
+    for usage in spilling:
+        where = f"{usage.kernel} of {usage.warps} warps on sm_{usage.arch}"
+        print(f"{where}: {usage.spills} accesses to local memory within loops")
+    if spilling or not found:
+        sys.exit(f"{len(spilling)} of {len(found)} kernels spill")
 
 
 def write_rows(path: Path, found: list[Usage]) -> None:
