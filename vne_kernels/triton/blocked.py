@@ -26,10 +26,11 @@ from vne_kernels.triton.normalize import load_tile
 from vne_kernels.triton.poles import (
     CONSTANT,
     COUNT,
-    WORKSPACE_BYTES,
+    in_waves,
     pole_shift,
     pole_weight,
     rounding_of,
+    wave_of,
 )
 from vne_kernels.triton.stages import MatrixFunction, with_unit_trace
 from vne_kernels.triton.sweep import bounded, indicator, sweep
@@ -268,24 +269,17 @@ def sweep_matrices(matrices: Tensor, norms: Tensor, poles: int) -> None:
 
 def log_by_blocked_poles(a: Tensor) -> MatrixFunction:
     """log A^ + log(m) I of matrices [batch, m, m] of trace one but for rounding."""
+    if a.shape[0] > (wave := wave_of(a)):
+        return in_waves(log_by_blocked_poles, a, wave)
     a = with_unit_trace(a)
     batch, m, _ = a.shape
     poles = COUNT[a.dtype]
     block = block_of(m * m, 1024, 1024)
     programs = ceil_div(m * m, block)
+    matrices = new(a, batch * poles, m, m, dtype=a.dtype)
+    launch(shift_matrices, batch * poles * programs, a, matrices, m, POLES=poles, BLOCK=block)
+    sweep_matrices(matrices, torch.linalg.vector_norm(a, dim=(1, 2)), poles)
     terms = new(a, batch, 1, m, m, dtype=a.dtype)
     inner = new(a, batch, programs, dtype=torch.float64)
-    norms = torch.linalg.vector_norm(a, dim=(1, 2))
-    wave = min(max(WORKSPACE_BYTES // (poles * m * m * a.element_size()), 1), batch)
-    matrices = new(a, wave * poles, m, m, dtype=a.dtype)
-    for first in range(0, batch, wave):
-        part = slice(first, min(first + wave, batch))
-        samples = part.stop - part.start
-        own = matrices[: samples * poles]
-        launch(
-            shift_matrices, samples * poles * programs, a[part], own, m, POLES=poles, BLOCK=block
-        )
-        sweep_matrices(own, norms[part], poles)
-        out = terms[part], inner[part]
-        launch(sum_poles, samples * programs, a[part], own, *out, m, POLES=poles, BLOCK=block)
+    launch(sum_poles, batch * programs, a, matrices, terms, inner, m, POLES=poles, BLOCK=block)
     return MatrixFunction(terms, inner, CONSTANT[a.dtype])

@@ -7,6 +7,7 @@ the next stage. A program holds its matrix in registers from the load to the sto
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -105,6 +106,23 @@ def sweep_poles(
 WORKSPACE_BYTES = 2**30
 """Of one matrix a pole and sample; a larger batch is taken in parts."""
 
+
+def wave_of(a: Tensor) -> int:
+    """How many samples are worked on at a time."""
+    m = a.shape[-1]
+    return max(WORKSPACE_BYTES // (COUNT[a.dtype] * m * m * a.element_size()), 1)
+
+
+def in_waves(log_by: Callable[[Tensor], MatrixFunction], a: Tensor, wave: int) -> MatrixFunction:
+    """`log_by` of that many samples at a time, each wave's terms added up before the next."""
+    terms, inner = [], []
+    for part in a.split(wave):
+        w = log_by(part)
+        terms.append(w.terms.sum(1, keepdim=True))
+        inner.append(w.inner)
+    return MatrixFunction(torch.cat(terms), torch.cat(inner), CONSTANT[a.dtype])
+
+
 LARGEST = 128
 """The largest m of which a program holds the matrix in registers."""
 
@@ -126,11 +144,10 @@ def tuned_sweep(size: int, dtype: torch.dtype) -> Any:
 
 def log_by_poles(a: Tensor) -> MatrixFunction:
     """log A^ + log(m) I of matrices [batch, m, m] of trace one but for rounding."""
+    if a.shape[0] > (wave := wave_of(a)):
+        return in_waves(log_by_poles, a, wave)
     batch, m, _ = a.shape
     poles = COUNT[a.dtype]
-    wave = WORKSPACE_BYTES // (poles * m * m * a.element_size())
-    if batch > wave:
-        return in_waves(a, wave)
     size = power_of_2(m, 16)
     count = batch * poles
     of_program = block_of(count, 1, 1, interpreted=max(2**20 // size**2, 1))
@@ -149,13 +166,3 @@ def log_by_poles(a: Tensor) -> MatrixFunction:
         SIZE=size,
     )
     return MatrixFunction(terms, inner, CONSTANT[a.dtype])
-
-
-def in_waves(a: Tensor, wave: int) -> MatrixFunction:
-    """The same, with the terms of `wave` samples at a time, added up."""
-    terms, inner = [], []
-    for part in a.split(wave):
-        w = log_by_poles(part)
-        terms.append(w.terms.sum(1, keepdim=True))
-        inner.append(w.inner)
-    return MatrixFunction(torch.cat(terms), torch.cat(inner), CONSTANT[a.dtype])
