@@ -111,10 +111,8 @@ def _takes_the_interpreter_long(item: pytest.Item) -> bool:
     )
     dtype = torch.float64 if "float64" in item.name else params.get("dtype", torch.float32)
     if item.path.name in ("test_density.py", "test_losses.py") and name in SPECTRA:
-        return (
-            name not in ("iid", "rank3", "collapse")
-            or (m > 16 and dtype in (torch.bfloat16, torch.float16))
-            or (m > 64 and of_poles and name != "collapse")
+        return name not in ("iid", "rank3", "collapse") or (
+            m > 16 and dtype in (torch.bfloat16, torch.float16)
         )
     if dtype == torch.float32:
         return of_poles and m > 200 and item.path.name != "test_gradient.py" and name != "collapse"

@@ -222,12 +222,16 @@ GPU_SIZES = """
 
     # A batch that is taken in parts.
     a = spd(3, 20)
-    whole = poles.log_by_poles(a)
-    poles.WORKSPACE_BYTES = 2 * whole.terms[0].numel() * 4
-    parts = poles.log_by_poles(a)
-    assert parts.terms.shape[1] == 1 and whole.terms.shape[1] > 1
-    torch.testing.assert_close(parts.terms.sum(1), whole.terms.sum(1))
-    assert torch.equal(parts.inner, whole.inner)
+    blocked.PANEL = 16
+    for log_by in poles.log_by_poles, blocked.log_by_blocked_poles:
+        poles.WORKSPACE_BYTES = 2**30
+        whole = log_by(a)
+        poles.WORKSPACE_BYTES = 2 * 16 * 20 * 20 * 4
+        assert poles.wave_of(a) == 2
+        parts = log_by(a)
+        assert parts.terms.shape[1] == 1 and parts.constant == whole.constant
+        torch.testing.assert_close(parts.terms.sum(1), whole.terms.sum(1))
+        assert torch.equal(parts.inner, whole.inner)
     print("done")
 """
 
@@ -443,3 +447,27 @@ def test_the_sweep_compiles_without_spilling(resources: ModuleType, arch: int) -
     assert usage.arch == arch
     assert 0 < usage.registers <= 255
     assert usage.local == 0
+
+
+@pytest.mark.parametrize(
+    ("inside", "spills"),
+    [("IADD3 R1, R1, 0x1", 0), ("LDL.LU R0, [R1+0x4]", 1), ("STL [R1], R2", 1), ("LDG.E R0", 0)],
+)
+def test_a_spill_is_found_within_loops_alone(
+    resources: ModuleType, inside: str, spills: int
+) -> None:
+    code = ["STL [R1], R11", inside, "@!P4 BRA 0x0010", "LDL R11, [R1]", "@P0 BRA 0x0060", "EXIT"]
+    lines = [f"  /*{16 * i:04x}*/   {text} ;  /* 0x000fe2 */" for i, text in enumerate(code)]
+    assert resources.spills_of("\n".join(lines)) == spills
+
+
+def test_a_kernel_that_spills_fails_the_check(
+    resources: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = resources.Usage("good", 90, 4, 255, 0, 88, 0, 0.1)
+    resources.check([good])
+    with pytest.raises(SystemExit, match="1 of 2 kernels spill"):
+        resources.check([good, resources.Usage("bad", 86, 8, 255, 0, 8, 3, 0.1)])
+    assert "bad of 8 warps on sm_86: 3 accesses" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="0 of 0"):
+        resources.check([])
