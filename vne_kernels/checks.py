@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,10 +78,39 @@ def _demand(name: str, what: str, excess: Tensor, tolerance: Tensor | float, tol
     raise ValueError(f"{name} must be {what}, got {told.format(float(excess[sample]))}{of_sample}")
 
 
+def check_number(name: str, value: Any) -> float:
+    """value, a number of Python or of NumPy, as a float."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__}")
+    return float(value)
+
+
+def check_integer(name: str, value: Any, least: int) -> int:
+    """value, a whole number of Python or of NumPy, as an int."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be a whole number, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+    return int(value)
+
+
 def check_max_rows(max_rows: int | None) -> int | None:
-    if max_rows is not None and max_rows < 1:
-        raise ValueError(f"max_rows must be at least 1, got {max_rows}")
-    return max_rows
+    return None if max_rows is None else check_integer("max_rows", max_rows, 1)
+
+
+def check_base(base: float | None) -> float | None:
+    """log(base), the natural logarithm by which an entropy in nats is divided; None for nats."""
+    if base is None:
+        return None
+    value = check_number("base", base)
+    if not (0 < value < math.inf) or value == 1:
+        raise ValueError(f"base must be positive and finite and not 1, got {base}")
+    return math.log(value)
+
+
+def in_base(entropy: Tensor, log_base: float | None) -> Tensor:
+    """An entropy in nats as one to the base that `check_base` took."""
+    return entropy if log_base is None else entropy / log_base
 
 
 def check_method(method: str) -> None:
@@ -92,20 +123,20 @@ def check_normalize(normalize: bool) -> None:
         raise TypeError(f"normalize must be True or False, got {type(normalize).__name__}")
 
 
-def check_eps(eps: float) -> None:
-    if not isinstance(eps, int | float):
-        raise TypeError(f"eps must be a number, got {type(eps).__name__}")
-    if not 0 <= eps < math.inf:
+def check_eps(eps: float) -> float:
+    """eps as a float."""
+    value = check_number("eps", eps)
+    if not 0 <= value < math.inf:
         raise ValueError(f"eps must be finite and not negative, got {eps}")
+    return value
 
 
 def check_order(name: str, order: float) -> float:
     """order, of an entropy, as a float."""
-    if isinstance(order, bool) or not isinstance(order, int | float):
-        raise TypeError(f"{name} must be a number, got {type(order).__name__}")
-    if not order >= 0:  # NaN too
+    value = check_number(name, order)
+    if not value >= 0:  # NaN too
         raise ValueError(f"{name} must be at least 0, got {order}")
-    return float(order)
+    return value
 
 
 def check_weights(weights: Tensor | None, z: Tensor) -> Tensor | None:
