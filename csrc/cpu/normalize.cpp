@@ -2,7 +2,8 @@
 // (2).
 //
 // Norms are summed in double: for float32 input nothing can overflow or vanish. The rows are scaled
-// once, by sqrt(p_i / tau) / |z_i|, so that the matrix product needs no factor and has trace one.
+// once, by sqrt(p_i / tau) / |z_i|, so that the matrix product needs no factor and has trace one. A
+// row of weight 0 is absent: what it holds, a NaN for example, is not read.
 
 #include <algorithm>
 #include <cmath>
@@ -65,8 +66,9 @@ const T* Input::row(int64_t sample, int64_t i, T* buffer) const {
 
 template <typename T>
 Row measure(const Problem& problem, const T* z, double weight) {
-  const double length = norm(z, problem.d);
   Row row;
+  if (weight == 0) return row;
+  const double length = norm(z, problem.d);
   row.weight = weight;
   row.projected = problem.normalize && length > problem.eps;
   if (length != 0) row.inverse_norm = problem.normalize ? 1 / std::max(length, problem.eps) : 1.0;
@@ -100,6 +102,10 @@ Rows<T> normalize(const Problem& problem, const Input& z, int64_t sample, const 
     for (int64_t i = begin; i < end; ++i) {
       const Row& row = rows.row[i];
       T* x = &rows.x[i * d];
+      if (row.weight == 0) {
+        fill(x, d, 0);
+        continue;
+      }
       // A half-precision row was already converted into x.
       scale_row(z.is_half() ? x : z.row(sample, i, x), row.inverse_norm,
                 std::sqrt(row.weight / rows.trace), x, d);

@@ -64,7 +64,7 @@ struct Rows {
   bool empty() const { return trace == 0; }
 };
 
-// The norm of one row z [d], and what follows from it.
+// The norm of one row z [d], and what follows from it. A row of weight 0 counts as a zero row.
 template <typename T>
 Row measure(const Problem& problem, const T* z, double weight);
 

@@ -203,7 +203,7 @@ constexpr int kRows = 4;  // of the fused kernel's block
 template <typename T>
 struct FusedShared {
   alignas(16) T w[kLargestSweep<T>][kRows];  // times the rest of the scale of row j of z
-  T power[kLargestSweep<T>];                 // of that scale
+  T power[kLargestSweep<T>];                 // of that scale; 0 if it is 0
   T radial[kRows][kWarps], square[kRows][kWarps];
   RowRule<T> rule[kRows];
   double scratch[32];
@@ -264,7 +264,7 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
       const Scale<T> scale = unit_trace(args.scales[sample * n + j], known);
       s.w[j][i] = i < rows ? sum * scale.rest : T(0);
-      if (i == 0) s.power[j] = scale.power;
+      if (i == 0) s.power[j] = scale.is_zero() ? T(0) : scale.power;
     }
   }
   __syncthreads();
@@ -286,8 +286,8 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll 8
     for (int j = 0; j < m; ++j) {
       T x[2];
-      load_pair(z + j * d + col, d - col, args.vector, x);
       const T power = s.power[j];
+      load_pair(z + j * d + col, power == T(0) ? 0 : d - col, args.vector, x);
       const Quad<T> w = *reinterpret_cast<const Quad<T>*>(s.w[j]);
 #pragma unroll
       for (int q = 0; q < 2; ++q) {

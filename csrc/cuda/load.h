@@ -61,11 +61,12 @@ __device__ __forceinline__ bool is_safe_square(T square) {
 }
 
 // A factor beyond the range of float32 as a product of two that are not, to be multiplied with one
-// after the other.
+// after the other. The factor 0, of a row that is absent, makes 0 of a NaN and of an infinity too.
 template <typename T>
 struct Scale {
   T power, rest;
-  __device__ __forceinline__ T operator()(T x) const { return x * power * rest; }
+  __device__ __forceinline__ bool is_zero() const { return rest == T(0); }
+  __device__ __forceinline__ T operator()(T x) const { return is_zero() ? T(0) : x * power * rest; }
 };
 
 template <typename T>

@@ -18,7 +18,8 @@
 // squares has left the range of T is the tile done again with rows scaled beforehand. Meanwhile
 // further blocks of the same launch measure all rows for the gradient, and the cosines to a second
 // view. The covariance, weights and normalize=False need the norms before the product: then
-// measuring is a launch of its own.
+// measuring is a launch of its own. A row of weight 0 is absent, a NaN in it too: it is measured as
+// a zero row, and its scale is 0.
 
 #include <algorithm>
 #include <cmath>
@@ -73,10 +74,11 @@ __device__ void measure_row(const MeasureArgs<T, In>& args, int64_t index) {
   const int lane = threadIdx.x % 32;
   const int64_t d = args.d;
   const In* z1 = args.z1 + index * d;
-  const Norm norm1 = make_norm<T>(row_norm<T>(z1, d, args.vector), args.normalize, args.eps);
+  const double root_weight =
+      args.weights ? sqrt(static_cast<double>(args.weights[index])) : args.root_weight;
+  const double length1 = root_weight == 0 ? 0.0 : row_norm<T>(z1, d, args.vector);
+  const Norm norm1 = make_norm<T>(length1, args.normalize, args.eps);
   if (lane == 0) {
-    const double root_weight =
-        args.weights ? sqrt(static_cast<double>(args.weights[index])) : args.root_weight;
     const double u_norm = norm1.length * norm1.inverse;
     args.rows[index] = {norm1.inverse, root_weight, norm1.projected ? 1.0 : u_norm * u_norm,
                         norm1.projected};

@@ -3,7 +3,8 @@
 X^ = diag(sqrt(p)) U / sqrt(tau), tau the trace of A, is written out once in the dtype of the
 computation, and every later stage reads it: a pass over n d numbers more than reading z each time,
 for kernels that need not know of norms, weights and half precisions. Norms and factors are float64,
-in which no float32 row is too long or too short; per element that is one multiplication.
+in which no float32 row is too long or too short; per element that is one multiplication. A row of
+weight 0 is absent, a NaN in it too: it is measured as a zero row, and its X^ is zero.
 
 The product is float32 FMA ("ieee"), whatever the user's TF32 switch says: TF32 alone ruins A.
 """
@@ -95,7 +96,8 @@ def measure_rows(
     BLOCK: tl.constexpr,
 ):
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    norm = row_norms(z, rows, row_count, d, ROWS, BLOCK)
+    root = root_weights(weights, rows, row_count, n)
+    norm = tl.where(root == 0, 0.0, row_norms(z, rows, row_count, d, ROWS, BLOCK))
     on_sphere = norm > tl.full([1], EPS, tl.float64)
     inverse = unit_factor(norm, EPS)
     length = norm * inverse
@@ -104,7 +106,6 @@ def measure_rows(
         inverse = tl.where(norm == 0, 0.0, 1.0)
         length = norm
     square = tl.where(on_sphere, 1.0, length * length)
-    root = root_weights(weights, rows, row_count, n)
     inside = rows < row_count
     tl.store(inverse_norms + rows, inverse, mask=inside)
     tl.store(traces + rows, tl.where(norm < float("inf"), root * root * square, norm), mask=inside)
@@ -151,7 +152,7 @@ def scale_rows(
     factor = tl.where(regular, factor / tl.sqrt(trace), 0.0)[:, None]
     for start in range(0, d, BLOCK):
         entries = load_rows(z, rows, end, start, d, BLOCK).to(tl.float64)
-        entries = tl.where(regular[:, None], entries * factor, 0.0)
+        entries = tl.where(factor == 0, 0.0, entries * factor)
         store_rows(x, rows, end, start, d, entries, BLOCK)
 
 
