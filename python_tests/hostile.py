@@ -1,11 +1,15 @@
 """Hostile use of the operators in the long form, with figures.
 
     python python_tests/hostile.py --cases 10000 --out bench/results/reliability/cases.json
+    python python_tests/hostile.py --cases 2000 --backend emulated
+    python python_tests/hostile.py --cases 2000 --backend triton --largest 24
     python python_tests/hostile.py --memory 100000 --out bench/results/reliability/memory.csv
 
 The first draws random uses (`hostile_cases.py`) and holds each to what it must give
-(`hostile_contract.py`); a failure is printed as the smallest case that Hypothesis finds. The second
-calls value, gradient and errors in turn, and states how the memory of the process grows.
+(`hostile_contract.py`); a failure is printed as the smallest case that Hypothesis finds. The next
+two do the same to the CUDA kernels, emulated on the host, and to the Triton kernels in its
+interpreter, which takes a hundred times as long and gets smaller cases. The last calls value,
+gradient and errors in turn, and states how the memory of the process grows.
 """
 
 from __future__ import annotations
@@ -23,10 +27,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+if "triton" in [argument.rpartition("=")[2] for argument in sys.argv]:  # --backend triton
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when its kernels are defined
+
+import backends
 import hypothesis
+import numpy as np
 import torch
 from cases import generator
-from hostile_cases import Case, cases
+from hostile_cases import LARGEST, Case, cases
 from hostile_contract import Outcome, check
 from hypothesis import HealthCheck, Phase, given, settings
 from torch import Tensor
@@ -63,7 +72,7 @@ class Tally:
         self.counts["from_threads"] += case.call == "threads" and outcome.kind == "value"
 
 
-def run_cases(number: int, seed: int, tally: Tally) -> None:
+def run_cases(number: int, seed: int, tally: Tally, largest: int = LARGEST) -> None:
     """So many random cases; raises what the smallest failing one raises, and notes that case."""
 
     @hypothesis.seed(seed)
@@ -75,19 +84,19 @@ def run_cases(number: int, seed: int, tally: Tally) -> None:
         phases=[Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck),
     )
-    @given(cases())
+    @given(cases(largest))
     def run(case: Case) -> None:
         tally.add(case, check(case))
 
     run()
 
 
-def fuzz(number: int, seed: int) -> dict[str, object]:
+def fuzz(number: int, seed: int, largest: int = LARGEST) -> dict[str, object]:
     """Figures of `number` cases; each failure is told on stderr."""
     tally, failures, start = Tally(), 0, time.perf_counter()
     for chunk, first in enumerate(range(0, number, CHUNK)):
         try:
-            run_cases(min(CHUNK, number - first), seed * 100_000 + chunk, tally)
+            run_cases(min(CHUNK, number - first), seed * 100_000 + chunk, tally, largest)
         except Exception as error:
             failures += 1
             print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
@@ -231,8 +240,11 @@ def _write_json(path: Path, content: object) -> None:
     os.replace(temporary, path)
 
 
-def _run_cases(number: int, seed: int, out: Path | None) -> int:
-    figures = {**_environment(), **fuzz(number, seed)}
+def _run_cases(number: int, seed: int, backend: str, largest: int, out: Path | None) -> int:
+    kept = None if backend == "cpu" else backends.install(backend)  # noqa: F841
+    with np.errstate(all="ignore"):  # Triton's interpreter is NumPy
+        found = fuzz(number, seed, largest)
+    figures = {**_environment(), "backend": backend, "largest": largest, **found}
     print(json.dumps(figures, indent=2))
     if out is not None:
         _write_json(out, figures)
@@ -260,6 +272,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--memory", type=options.positive, metavar="N", help="calls, at least 5,000, to watch"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the cases; default 0")
+    parser.add_argument(
+        "--backend",
+        choices=("cpu", "emulated", "triton"),
+        default="cpu",
+        help="the kernels that the cases are for; default cpu",
+    )
+    parser.add_argument(
+        "--largest",
+        type=options.positive,
+        default=LARGEST,
+        metavar="N",
+        help=f"rows and features that a case has at most; default {LARGEST}",
+    )
     parser.add_argument("--out", type=Path, help="results file: JSON of cases, CSV of memory")
     given_options = parser.parse_args(argv)
     if given_options.memory is not None and given_options.memory < 5 * SAMPLE_EVERY:
@@ -267,7 +292,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.simplefilter("ignore")  # of torch about itself
     if given_options.memory is not None:
         return _run_memory(given_options.memory, given_options.out)
-    return _run_cases(given_options.cases, given_options.seed, given_options.out)
+    return _run_cases(
+        given_options.cases,
+        given_options.seed,
+        given_options.backend,
+        given_options.largest,
+        given_options.out,
+    )
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ REFUSED = (
     torch.float8_e4m3fn,
 )
 BATCHES = ((), (1,), (3,), (2, 2), (0,), (2, 0))
+LARGEST = 300
+"""Rows and features that a case has at most."""
 EPS = (1e-12, 0.0, 1e-30, 1e-6, 0.5, 1e10)
 
 
@@ -212,6 +214,11 @@ def _softmax(shape: tuple[int, ...], g: torch.Generator) -> Tensor:
     return torch.randn(shape, generator=g).softmax(-1)
 
 
+def _steep(shape: tuple[int, ...], g: torch.Generator) -> Tensor:
+    """Down to where a float32 is no normal number any more."""
+    return (40 * torch.randn(shape, generator=g)).softmax(-1)
+
+
 def _some_zero(shape: tuple[int, ...], g: torch.Generator) -> Tensor:
     weights = _softmax(shape, g)
     return weights * (torch.rand(shape, generator=g) < 0.6)
@@ -231,6 +238,7 @@ def _one_nan(shape: tuple[int, ...], g: torch.Generator) -> Tensor:
 
 WEIGHTS: dict[str, Callable[[tuple[int, ...], torch.Generator], Tensor]] = {
     "softmax": _softmax,
+    "steep": _steep,
     "float64": lambda shape, g: _softmax(shape, g).double(),
     "bfloat16": lambda shape, g: _softmax(shape, g).bfloat16(),
     "one_number": lambda shape, g: torch.full((1,), 1 / shape[-1]),
@@ -295,17 +303,15 @@ def applies(fault: str, function: str) -> bool:
 
 
 @st.composite
-def _sizes(draw: st.DrawFn) -> tuple[tuple[int, ...], int, int]:
+def _sizes(draw: st.DrawFn, largest: int) -> tuple[tuple[int, ...], int, int]:
     """(batch, n, d): small; now and then beyond the sizes where the kernels change their ways."""
     if draw(st.integers(0, 39)) == 39:
-        return (
-            draw(st.sampled_from(((), (2,)))),
-            draw(st.integers(130, 200)),
-            draw(st.integers(120, 300)),
-        )
-    largest = draw(st.sampled_from((4, 12, 40)))
-    sizes = st.integers(1, largest)
-    return draw(st.sampled_from(BATCHES)), draw(sizes), draw(sizes)
+        batch = draw(st.sampled_from(((), (2,))))
+        n, d = draw(st.integers(130, 200)), draw(st.integers(120, 300))
+    else:
+        sizes = st.integers(1, draw(st.sampled_from((4, 12, 40))))
+        batch, n, d = draw(st.sampled_from(BATCHES)), draw(sizes), draw(sizes)
+    return batch, min(n, largest), min(d, largest)
 
 
 def _consistent(case: Case) -> Case:
@@ -328,14 +334,16 @@ def _consistent(case: Case) -> Case:
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
+def cases(draw: st.DrawFn, largest: int = LARGEST) -> Case:
+    """A use whose samples have at most so many rows and features."""
+
     def one(values: tuple[object, ...] | dict[str, object]) -> object:
         return draw(st.sampled_from(tuple(values)))
 
     function = one(FUNCTIONS)
     wrong = draw(st.integers(0, 4)) == 4
     faults = tuple(fault for fault in FAULTS if applies(fault, function))
-    batch, n, d = draw(_sizes())
+    batch, n, d = draw(_sizes(largest))
     has_weights = draw(st.booleans())
     return _consistent(
         Case(

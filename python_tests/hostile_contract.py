@@ -202,6 +202,7 @@ def _rows(case: Case, z: Tensor, weights: Tensor | None) -> Rows:
     p = torch.full(z.shape[:-1], 1 / case.n, dtype=torch.float64)
     if weights is not None:
         p = weights.detach().to(result_dtype(case.dtype)).double().expand(z.shape[:-1])
+        z = torch.where((p == 0).unsqueeze(-1), 0, z)  # absent, whatever it holds
     largest = z.abs().amax(-1, keepdim=True)
     is_zero = largest == 0
     if not case.normalize:

@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import hostile
@@ -19,12 +20,13 @@ import pytest
 import torch
 from cases import GRADIENT_OF_EIGH, SINGLE_DRAW, absolute_error, eigh_error, gaussian, generator
 from hostile import growth
+from hostile_cases import Case
 from torch import Tensor
 
 import vne_kernels
 from vne_kernels import doe_loss, reference, vn_entropy
 
-pytestmark = pytest.mark.cpu_only("the fuzzer's tolerances and processes are those of the CPU")
+cpu_only = pytest.mark.cpu_only("memory, threads and processes of the CPU kernels")
 
 # ---------------------------------------------------------------------------------------------
 # What the fuzzer found
@@ -57,10 +59,13 @@ def gradients_of_the_loss(z1: Tensor, z2: Tensor) -> tuple[Tensor, ...]:
     return torch.autograd.grad(doe_loss(*views).sum(), views)
 
 
-@pytest.mark.parametrize("magnitude", [2.0**80, 2.0**110])
-def test_gradient_of_the_loss_at_huge_rows(magnitude: float) -> None:
+@pytest.mark.parametrize(
+    ("magnitude", "dtype"),
+    [(2.0**80, torch.float32), (2.0**110, torch.float32), (2.0**1010, torch.float64)],
+)
+def test_gradient_of_the_loss_at_huge_rows(magnitude: float, dtype: torch.dtype) -> None:
     """It vanished with the product of two inverse norms."""
-    z1, z2 = (gaussian(6, 9, generator(seed)).float() for seed in (0, 1))
+    z1, z2 = (gaussian(6, 9, generator(seed)).to(dtype) for seed in (0, 1))
     huge = gradients_of_the_loss(magnitude * z1, magnitude * z2)
     for own, expected in zip(huge, gradients_of_the_loss(z1, z2), strict=True):
         torch.testing.assert_close(magnitude * own, expected, rtol=1e-5, atol=1e-7)
@@ -92,9 +97,34 @@ def test_rows_shorter_than_a_normal_number(method: str) -> None:
     assert (z.grad[beyond] == math.inf * exact[beyond].sign()).all()
 
 
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(n=1, d=1, dtype=torch.float64),  # a scale of 2^1074
+        Case(n=2, d=1),  # the scale of X, and then that of A, beyond the range of float32
+        Case(n=3, d=3, dtype=torch.float64, weights="softmax", eps=0.0),  # 1 / eps and the trace
+    ],
+    ids=["scale", "two_scales", "weights"],
+)
+def test_subnormal_rows(case: Case) -> None:
+    """NaN in the CUDA and Triton kernels."""
+    hostile_contract.check(replace(case, content="subnormal"))
+
+
+@pytest.mark.parametrize("shape", [(6, 512), (30, 9)])
+def test_a_weight_that_is_no_normal_number(shape: tuple[int, int]) -> None:
+    """The square of a row of X, with nothing in it left, made NaN of its projection."""
+    n, d = shape
+    z = gaussian(n, d, generator(0)).float().requires_grad_()
+    weights = torch.full((n,), 1 / (n - 1)).index_fill(0, torch.tensor(2), 1e-45)
+    vn_entropy(z, weights=weights).backward()
+    exact = reference.oracle_grad(z.detach(), weights=weights.double())
+    torch.testing.assert_close(z.grad.double(), exact, rtol=0, atol=1e-6)
+
+
 def test_a_matrix_of_rank_one_that_lapack_gives_nan_for() -> None:
     """MKL's float32 eigenvectors of it hold NaN, without an error."""
-    case = hostile_contract.Case(
+    case = Case(
         n=130, d=294, batch=(2,), layout="expanded_columns", content="some_rows_zero", seed=145
     )
     z = hostile_contract.make_samples(case)[1].clone().requires_grad_()
@@ -117,13 +147,17 @@ def test_second_derivative_at_zero_rows_without_eps() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_random_cases() -> None:
+def test_random_cases(backend: str) -> None:
     tally = hostile.Tally()
-    hostile.run_cases(300, 1, tally)
+    if backend == "triton":  # the interpreter takes half a second a case
+        hostile.run_cases(60, 1, tally, largest=12)
+    else:
+        hostile.run_cases(300, 1, tally)
     kinds = ("values", "errors", "shapes", "nan_samples", "gradients", "from_threads")
     assert all(tally.counts[kind] > 0 for kind in kinds), tally.counts
 
 
+@cpu_only
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("name", "broken"),
@@ -143,6 +177,7 @@ def test_a_broken_operator_is_found(
         hostile.run_cases(200, 1, hostile.Tally())
 
 
+@cpu_only
 @pytest.mark.filterwarnings("ignore")
 def test_figures_are_written(tmp_path: Path) -> None:
     out = tmp_path / "results" / "cases.json"
@@ -160,6 +195,7 @@ SHORT_BOUND = 60.0
 """MiB over 10^5 calls: a page that the allocator keeps weighs more in 3,000 calls than in 10^5."""
 
 
+@cpu_only
 @pytest.mark.filterwarnings("ignore")
 def test_memory_is_flat() -> None:
     hostile.watch_memory(1000, progress=False)
@@ -168,6 +204,7 @@ def test_memory_is_flat() -> None:
     assert growth(rows, "objects") <= 500  # of 5,000, were one left behind by one kind
 
 
+@cpu_only
 def test_a_leak_is_found() -> None:
     """In a process of its own: one with a large heap has room for a leak before it grows."""
     code = """if True:
@@ -183,6 +220,7 @@ def test_a_leak_is_found() -> None:
     assert float(done.stdout) > 10 * SHORT_BOUND
 
 
+@cpu_only
 def test_too_few_calls_to_see_growth(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         hostile.main(["--memory", "10"])
@@ -201,6 +239,7 @@ def value_and_gradient(z: Tensor) -> tuple[Tensor, Tensor]:
     return entropy.detach(), torch.autograd.grad(entropy.sum(), leaf)[0]
 
 
+@cpu_only
 def test_many_threads_give_what_one_gives() -> None:
     """Same and different inputs at once, bit for bit."""
     inputs = [gaussian(n, 40, generator(n)).float() for n in (8, 30, 64, 8, 90, 30)] * 8
@@ -216,6 +255,7 @@ def call_until_alarm(z: Tensor, seconds: float) -> None:
         value_and_gradient(z)
 
 
+@cpu_only
 def test_an_interrupt_leaves_nothing_broken() -> None:
     """Ctrl-C at forty moments of a loop of calls, some of them within one."""
 
@@ -236,6 +276,7 @@ def test_an_interrupt_leaves_nothing_broken() -> None:
         signal.signal(signal.SIGALRM, before)
 
 
+@cpu_only
 def test_reload_of_the_package() -> None:
     reloaded = importlib.reload(vne_kernels)
     assert reloaded.vn_entropy(torch.eye(4)) == vn_entropy(torch.eye(4))
@@ -258,6 +299,7 @@ def assert_quiet(done: subprocess.CompletedProcess[str], output: str) -> None:
     assert (done.returncode, done.stderr, done.stdout) == (0, "", output)
 
 
+@cpu_only
 def test_fork_after_use(tmp_path: Path) -> None:
     """With the parent's OpenMP threads in use; the child has none, and must not wait for them."""
     done = run_script(
@@ -288,6 +330,7 @@ def test_fork_after_use(tmp_path: Path) -> None:
     assert_quiet(done, "")
 
 
+@cpu_only
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_of_a_data_loader(start: str, tmp_path: Path) -> None:
     done = run_script(
@@ -316,6 +359,7 @@ def test_workers_of_a_data_loader(start: str, tmp_path: Path) -> None:
     assert_quiet(done, "True\n")
 
 
+@cpu_only
 def test_calls_while_the_interpreter_ends(tmp_path: Path) -> None:
     """In an exit handler, with the gradient; in __del__ of what the module's end deletes; with a
     thread still at work."""

@@ -23,9 +23,9 @@ __global__ void __launch_bounds__(kThreads)
   const double r1 = stats[kInverseNorm1 * n], r2 = stats[kInverseNorm2 * n];
   const double scale = grad_cosine[sample] / static_cast<double>(n);
   // scale r1 (r2 z2 - projection_1 r1 z1), and its mirror image. A zero row has r = 0.
-  const Scale<T> cross = make_scale<T>(scale * r1 * r2);
-  const Scale<T> own1 = make_scale<T>(-scale * r1 * r1 * stats[kProjection1 * n]);
-  const Scale<T> own2 = make_scale<T>(-scale * r2 * r2 * stats[kProjection2 * n]);
+  const Scale<T> cross = make_scale<T>(scale * r1, r2);
+  const Scale<T> own1 = make_scale<T>(-scale * r1 * stats[kProjection1 * n], r1);
+  const Scale<T> own2 = make_scale<T>(-scale * r2 * stats[kProjection2 * n], r2);
   const T of_entropy = grad_entropy[sample];
   for (int64_t j = 4 * threadIdx.x; j < d; j += 4 * kThreads) {
     const int64_t at = index * d + j;

@@ -173,7 +173,9 @@ __device__ RowRule<T> make_rule(const GradientArgs<T, In>& args, int64_t index, 
   const Row row = args.rows[index];
   const double identity = args.identity + (args.adds_log_trace ? known.log_trace : 0.0);
   RowRule<T> rule{};
-  const bool absent = row.root_weight == 0 || row.inverse_norm == 0;
+  // |x|^2 vanishes with a weight that is no normal number: there is nothing to project on.
+  const bool absent =
+      row.root_weight == 0 || row.inverse_norm == 0 || (row.projected && square == 0);
   // With m = 1, W is a number: exactly 0, without the rounding of the projection.
   rule.is_zero = absent || (args.m == 1 && row.projected);
   rule.outer = make_scale<T>(args.factor * row.root_weight * known.root_trace * row.inverse_norm);

@@ -60,8 +60,9 @@ __device__ __forceinline__ bool is_safe_square(T square) {
   return square > kTiny && square < 1 / kTiny;
 }
 
-// A factor beyond the range of float32 as a product of two that are not, to be multiplied with one
-// after the other. The factor 0, of a row that is absent, makes 0 of a NaN and of an infinity too.
+// A factor, possibly beyond the range of float32, as a product of a power of two and a rest of
+// ordinary size, to be multiplied with one after the other: the rest may be multiplied further.
+// The factor 0, of a row that is absent, makes 0 of a NaN and of an infinity too.
 template <typename T>
 struct Scale {
   T power, rest;
@@ -69,17 +70,18 @@ struct Scale {
   __device__ __forceinline__ T operator()(T x) const { return is_zero() ? T(0) : x * power * rest; }
 };
 
+// The scale by factor times other, whose product may be beyond the range of float64.
 template <typename T>
-__device__ Scale<T> make_scale(double factor) {
-  constexpr double kTiny = sizeof(T) == 8 ? 1e-300 : 1e-30;
-  const double size = fabs(factor);
-  if (size == 0 || (size > kTiny && size < 1 / kTiny) || !isfinite(size)) {
-    return {T(1), static_cast<T>(factor)};
+__device__ Scale<T> make_scale(double factor, double other = 1) {
+  if (factor == 0 || other == 0 || !isfinite(factor) || !isfinite(other)) {
+    return {T(1), static_cast<T>(factor * other)};
   }
-  constexpr int kLimit = sizeof(T) == 8 ? 1000 : 120;
-  const int exponent = min(max(ilogb(size), -kLimit), kLimit);
-  const double power = ldexp(1.0, exponent);
-  return {static_cast<T>(power), static_cast<T>(factor / power)};
+  constexpr int kLimit = sizeof(T) == 8 ? 1022 : 120;
+  const int factor_exponent = ilogb(factor), other_exponent = ilogb(other);
+  const int whole = factor_exponent + other_exponent;
+  const int exponent = min(max(whole, -kLimit), kLimit);
+  const double rest = ldexp(factor, -factor_exponent) * ldexp(other, -other_exponent);
+  return {static_cast<T>(ldexp(1.0, exponent)), static_cast<T>(ldexp(rest, whole - exponent))};
 }
 
 // |x| of a row x [d], computed by the 32 lanes of a warp.
@@ -107,7 +109,7 @@ __device__ double row_norm(const In* x, int64_t d, bool vector) {
   }
   largest = warp_max(largest);
   if (largest == 0 || isinf(largest)) return largest;
-  const int exponent = ilogb(static_cast<double>(largest));
+  const int exponent = max(ilogb(static_cast<double>(largest)), -1022);  // 2^1023 is the last
   const Scale<T> scale = make_scale<T>(ldexp(1.0, -exponent));
   sum = 0;
 #pragma unroll 1

@@ -82,7 +82,7 @@ __device__ void measure_row(const MeasureArgs<T, In>& args, int64_t index) {
     const double u_norm = norm1.length * norm1.inverse;
     args.rows[index] = {norm1.inverse, root_weight, norm1.projected ? 1.0 : u_norm * u_norm,
                         norm1.projected};
-    args.scales[index] = make_scale<T>(kStretch<T> * root_weight * norm1.inverse);
+    args.scales[index] = make_scale<T>(norm1.inverse, kStretch<T> * root_weight);
   }
   if (!args.z2) return;
 
@@ -138,8 +138,8 @@ __global__ void __launch_bounds__(kThreads)
   const double tau = block_sum(sum, scratch);
   for (int64_t i = threadIdx.x; i < n; i += kThreads) {
     const Row& row = rows[first + i];
-    const double factor = row.root_weight * row.inverse_norm / sqrt(tau);
-    scales[first + i] = make_scale<T>(tau == 0 ? 0.0 : isfinite(tau) ? factor : NAN);
+    const double share = tau == 0 ? 0.0 : isfinite(tau) ? row.root_weight / sqrt(tau) : NAN;
+    scales[first + i] = make_scale<T>(row.inverse_norm, share);
   }
   if (threadIdx.x == 0) trace[blockIdx.x] = tau;
 }
@@ -328,7 +328,7 @@ __global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
       const Norm norm = make_norm<T>(length, true, args.eps);
       if (threadIdx.x % 32 == 0)
         s.scale[i / kTile][i % kTile] =
-            make_scale<T>(kStretch<T> * norm.inverse * measure.root_weight);
+            make_scale<T>(norm.inverse, kStretch<T> * measure.root_weight);
     }
     __syncthreads();
     scaled = true;

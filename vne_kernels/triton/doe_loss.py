@@ -100,20 +100,19 @@ def add_gradients(
     stats = row_stats + rows // n * 4 * n + rows % n
     r1 = tl.load(stats, mask=inside, other=0.0).to(tl.float64)
     r2 = tl.load(stats + n, mask=inside, other=0.0).to(tl.float64)
-    projection1 = tl.load(stats + 2 * n, mask=inside, other=0.0)
-    projection2 = tl.load(stats + 3 * n, mask=inside, other=0.0)
+    projection1 = tl.load(stats + 2 * n, mask=inside, other=0.0)[:, None]
+    projection2 = tl.load(stats + 3 * n, mask=inside, other=0.0)[:, None]
     scale = tl.load(grad_cosine + rows // n, mask=inside, other=0.0).to(tl.float64) / n
-    cross = (scale * r1 * r2)[:, None]
-    own1 = (scale * r1 * r1 * projection1)[:, None]
-    own2 = (scale * r2 * r2 * projection2)[:, None]
+    outer1, outer2 = (scale * r1)[:, None], (scale * r2)[:, None]
     of_entropy = tl.load(grad_entropy + rows // n, mask=inside, other=0.0)[:, None]
     for start in range(0, d, BLOCK):
-        x1 = load_rows(z1, rows, row_count, start, d, BLOCK).to(tl.float64)
-        x2 = load_rows(z2, rows, row_count, start, d, BLOCK).to(tl.float64)
+        # Not z by the product of two factors, which may be below the range of float64.
+        u1 = load_rows(z1, rows, row_count, start, d, BLOCK).to(tl.float64) * r1[:, None]
+        u2 = load_rows(z2, rows, row_count, start, d, BLOCK).to(tl.float64) * r2[:, None]
         s = load_rows(entropy_grad, rows, row_count, start, d, BLOCK)
-        first = cross * x2 - own1 * x1 + of_entropy * s
-        store_rows(grad_z1, rows, row_count, start, d, first, BLOCK)
-        store_rows(grad_z2, rows, row_count, start, d, cross * x1 - own2 * x2, BLOCK)
+        of_z1 = outer1 * (u2 - projection1 * u1) + of_entropy * s
+        store_rows(grad_z1, rows, row_count, start, d, of_z1, BLOCK)
+        store_rows(grad_z2, rows, row_count, start, d, outer2 * (u1 - projection2 * u2), BLOCK)
 
 
 def cosine_gradients(

@@ -229,7 +229,8 @@ def project_rows(
     root = root_weights(weights, rows, row_count, n)
     inverse = tl.load(inverse_norms + rows, mask=inside, other=0.0)
     on_sphere = tl.load(projected + rows, mask=inside, other=0) != 0
-    absent = (root == 0) | (inverse == 0)
+    # |x|^2 vanishes with a weight that is no normal number: there is nothing to project on.
+    absent = (root == 0) | (inverse == 0) | (on_sphere & (square == 0))
     identity = tl.zeros_like(trace)
     if OF_ENTROPY:
         identity = 1 + tl.log(trace / m)

@@ -148,11 +148,16 @@ def scale_rows(
     end = (sample + 1) * n
     regular = is_regular(trace + tl.zeros([ROWS], tl.float64))
     inverse = tl.load(inverse_norms + rows, mask=own < n, other=0.0)
-    factor = inverse * root_weights(weights, rows, end, n)
-    factor = tl.where(regular, factor / tl.sqrt(trace), 0.0)[:, None]
+    share = tl.where(regular, root_weights(weights, rows, end, n) / tl.sqrt(trace), 0.0)
+    absent = ((inverse == 0) | (share == 0))[:, None]
+    factor = (inverse * share)[:, None]
     for start in range(0, d, BLOCK):
         entries = load_rows(z, rows, end, start, d, BLOCK).to(tl.float64)
-        entries = tl.where(factor == 0, 0.0, entries * factor)
+        if z.dtype.element_ty == tl.float64:  # the product of its factors may be out of range
+            entries = entries * inverse[:, None] * share[:, None]
+        else:
+            entries = entries * factor
+        entries = tl.where(absent, 0.0, entries)
         store_rows(x, rows, end, start, d, entries, BLOCK)
 
 
