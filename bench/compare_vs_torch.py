@@ -578,8 +578,6 @@ def draw(path: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    if arguments.device == "cpu":
-        memory.restart_with_counter()
     try:
         rows = run(arguments)
     except KeyboardInterrupt:

@@ -265,7 +265,7 @@ def _one_process_counts_as_several(world: int) -> Iterator[None]:
 
 
 def run(world: int, cases: Sequence[tuple[str, int, int]], seconds: float) -> list[Row]:
-    """A row of each case, on ``world`` processes forked from this one (for its malloc counter)."""
+    """A row of each case, on ``world`` processes forked from this one."""
     context = multiprocessing.get_context("fork")
     with tempfile.TemporaryDirectory() as folder:
         processes = [
@@ -442,7 +442,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         with arguments.out.open(newline="", encoding="utf-8") as file:
             rows: list[Row] = list(csv.DictReader(file))
     else:
-        memory.restart_with_counter()
         rows = measured(arguments)
         with replacing(arguments.out) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)

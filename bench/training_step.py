@@ -327,7 +327,7 @@ def _try(contender: harness.Contender, device: torch.device) -> float:
         contender.prepare()
         begin = time.perf_counter()
         contender.peak_bytes = memory.peak_bytes(contender.call, device)
-        if math.isnan(contender.peak_bytes):  # malloc is not counted, and it was not called
+        if math.isnan(contender.peak_bytes):  # it was not called
             contender.call()
         return time.perf_counter() - begin
     except Exception as error:
@@ -584,8 +584,6 @@ def run(arguments: argparse.Namespace) -> list[Row]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
-    if arguments.device == "cpu":
-        memory.restart_with_counter()
     try:
         run(arguments)
     except KeyboardInterrupt:
