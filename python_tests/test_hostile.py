@@ -24,7 +24,7 @@ from hostile_cases import Case
 from torch import Tensor
 
 import vne_kernels
-from vne_kernels import doe_loss, reference, vn_entropy
+from vne_kernels import doe_loss, reference, spectrum, vn_entropy
 
 cpu_only = pytest.mark.cpu_only("memory, threads and processes of the CPU kernels")
 
@@ -122,16 +122,34 @@ def test_a_weight_that_is_no_normal_number(shape: tuple[int, int]) -> None:
     torch.testing.assert_close(z.grad.double(), exact, rtol=0, atol=1e-6)
 
 
-def test_a_matrix_of_rank_one_that_lapack_gives_nan_for() -> None:
-    """MKL's float32 eigenvectors of it hold NaN, without an error."""
-    case = Case(
-        n=130, d=294, batch=(2,), layout="expanded_columns", content="some_rows_zero", seed=145
-    )
-    z = hostile_contract.make_samples(case)[1].clone().requires_grad_()
+@pytest.mark.parametrize(
+    ("shape", "seed"), [((130, 294), 145), ((64, 64), 1), ((100, 120), 0), ((200, 300), 5)]
+)
+def test_matrices_of_rank_one_that_lapack_fails_on(shape: tuple[int, int], seed: int) -> None:
+    """With rows of zeros, MKL's float32 eigenvectors hold NaN, or it does not converge."""
+    n, d = shape
+    case = Case(n=n, d=d, layout="expanded_columns", content="some_rows_zero", seed=seed)
+    z = hostile_contract.make_samples(case).contiguous().requires_grad_()
     entropy = vn_entropy(z, method="eigh")
     entropy.backward()
     torch.testing.assert_close(entropy.double(), reference.oracle(z.detach()), rtol=0, atol=3e-5)
     assert z.grad.isfinite().all()
+    spectrum(z).square().sum().backward()
+    assert z.grad.isfinite().all()
+
+
+def test_rows_of_zeros_are_eigenvectors() -> None:
+    """Whatever the kernels do with them apart, the decomposition is whole and in order."""
+    z = gaussian(12, 40, generator(0)).float()
+    z[[0, 5, 11]] = 0
+    z[7] = z[3]
+    values, vectors = torch.ops.vne_kernels.spectrum_eigh(z, None, True, 1e-12)
+    u = torch.nn.functional.normalize(z.double(), dim=-1)
+    torch.testing.assert_close(
+        (vectors * values.unsqueeze(-2)) @ vectors.mT, (u @ u.mT / 12).float()
+    )
+    torch.testing.assert_close(vectors.mT @ vectors, torch.eye(12))
+    assert (values.diff() <= 0).all()
 
 
 def test_second_derivative_at_zero_rows_without_eps() -> None:

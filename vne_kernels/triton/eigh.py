@@ -7,11 +7,29 @@ converges.
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import torch
 from torch import Tensor
 
 from vne_kernels.triton.gradient import product
 from vne_kernels.triton.stages import MatrixFunction, with_unit_trace
+
+
+def eigh(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues [batch, m], ascending, and eigenvectors [batch, m, m] as columns.
+
+    On the host, in the interpreter, MKL does not converge, or gives NaN, for some float32 matrices
+    of low rank that have rows of zeros.
+    """
+    if a.device.type != "cpu" or a.dtype == torch.float64:
+        return tuple(torch.linalg.eigh(a))
+    with suppress(RuntimeError):  # torch.linalg.LinAlgError is one
+        values, vectors = torch.linalg.eigh(a)
+        if vectors.isfinite().all():
+            return values, vectors
+    values, vectors = torch.linalg.eigh(a.double())
+    return values.to(a.dtype), vectors.to(a.dtype)
 
 
 def spectral_function(vectors: Tensor, values: Tensor) -> Tensor:
@@ -26,7 +44,7 @@ def log_by_eigh(a: Tensor) -> MatrixFunction:
     finite logarithm gives the same gradient there.
     """
     a = with_unit_trace(a)
-    values, vectors = torch.linalg.eigh(a)
+    values, vectors = eigh(a)
     info = torch.finfo(a.dtype)
     least = (info.eps * values[:, -1:]).clamp_min(info.tiny)
     w = spectral_function(vectors, (a.shape[-1] * torch.maximum(values, least)).log())

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vne_kernels.triton import doe_loss as doe
 from vne_kernels.triton.blocked import log_by_blocked_poles
-from vne_kernels.triton.eigh import log_by_eigh, spectral_function
+from vne_kernels.triton.eigh import eigh, log_by_eigh, spectral_function
 from vne_kernels.triton.gradient import entropy_of, gradient, summed
 from vne_kernels.triton.normalize import matrix_of, normalize_rows
 from vne_kernels.triton.poles import LARGEST, log_by_poles
@@ -117,7 +117,7 @@ def spectrum_eigh(
     z: Tensor, weights: Tensor | None, normalize: bool, eps: float
 ) -> tuple[Tensor, Tensor]:
     rows = normalize_rows(samples_of(z, weights, normalize, eps))
-    values, vectors = torch.linalg.eigh(matrix_of(rows))
+    values, vectors = eigh(matrix_of(rows))
     values = (rows.traces[:, None] * values.flip(-1).clamp_min(0)).to(values.dtype)
     vectors = vectors.flip(-1).contiguous()  # torch's lie column by column
     m = values.shape[-1]
