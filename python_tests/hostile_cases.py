@@ -25,6 +25,9 @@ REFUSED = (
     torch.complex128,
     torch.float8_e4m3fn,
 )
+REFUSED_WEIGHTS = tuple(
+    dtype for dtype in REFUSED if dtype.is_complex or dtype == torch.float8_e4m3fn
+)
 BATCHES = ((), (1,), (3,), (2, 2), (0,), (2, 0))
 LARGEST = 300
 """Rows and features that a case has at most."""
@@ -246,6 +249,9 @@ WEIGHTS: dict[str, Callable[[tuple[int, ...], torch.Generator], Tensor]] = {
     "ones_before": lambda shape, g: _softmax((*(1 for _ in shape[:-1]), shape[-1]), g),
     "sum_is_not_one": lambda shape, g: 3.7 * torch.rand(shape, generator=g),
     "some_zero": _some_zero,
+    "mask": lambda shape, g: torch.rand(shape, generator=g) < 0.6,
+    "attention_mask": lambda shape, g: (torch.rand(shape, generator=g) < 0.6).long(),
+    "counts": lambda shape, g: torch.randint(0, 5, shape, generator=g, dtype=torch.uint8),
     "all_zero": lambda shape, g: torch.zeros(shape),
     "tiny": lambda shape, g: 1e-38 * _softmax(shape, g),
     "one_negative": _one_negative,
@@ -293,7 +299,6 @@ OF_FUNCTION = {
     "method": ("vn_entropy", "doe_loss"),
     "eps": ("vn_entropy",),
     "normalize": ("vn_entropy", "spectrum"),
-    "weights": ("vn_entropy", "spectrum"),
     "other": ("doe_loss",),
 }
 
@@ -321,8 +326,8 @@ def _consistent(case: Case) -> Case:
     if case.function == "spectrum":
         case = replace(case, method="auto")
     if case.function == "doe_loss":
-        case = replace(case, weights="none", normalize=True)
-    if case.call in MODULE_CALLS and (case.function == "spectrum" or case.weights != "none"):
+        case = replace(case, normalize=True)
+    if case.call in MODULE_CALLS and case.function == "spectrum":
         case = replace(case, call="direct")
     if case.mode == "vmap" and (not case.batch or case.batch[0] == 0):
         case = replace(case, mode="plain")

@@ -21,7 +21,7 @@ from functools import cache, partial
 
 import torch
 from cases import ROUNDING, generator, result_dtype
-from hostile_cases import REFUSED, Case, make_samples, make_weights
+from hostile_cases import REFUSED, REFUSED_WEIGHTS, Case, make_samples, make_weights
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -75,7 +75,12 @@ def _call(case: Case, arguments: Arguments, **changed: object) -> object:
     z, weights = changed.pop("z", arguments.z), changed.pop("weights", arguments.weights)
     if case.function == "doe_loss":
         other = changed.pop("other", arguments.other if z is arguments.z else z)
-        options = {"beta": case.beta, "method": case.method, "return_components": True}
+        options = {
+            "beta": case.beta,
+            "weights": weights,
+            "method": case.method,
+            "return_components": True,
+        }
         return vne_kernels.doe_loss(z, other, **{**options, **changed})
     options = {"normalize": case.normalize, "weights": weights}
     if case.function == "vn_entropy":
@@ -98,9 +103,9 @@ def _faults(case: Case) -> dict[str, Fault]:
         wanted = re.escape(f"must be (..., n, d) with n, d >= 1, got {shape}")
         return changed(z=torch.zeros(shape, dtype=case.dtype)), ValueError, f"^z1? {wanted}$"
 
-    no_weights = {} if case.function == "doe_loss" else {"weights": None}
     refused = torch.zeros(case.shape).to(_refused_dtype(case))
     named = re.escape(str(refused.dtype))
+    refused_weights = REFUSED_WEIGHTS[case.seed % len(REFUSED_WEIGHTS)]
     another = torch.float64 if case.dtype != torch.float64 else torch.float32
     return {
         "no_rows": shaped(*batch, 0, d),
@@ -110,7 +115,7 @@ def _faults(case: Case) -> dict[str, Fault]:
         "dtype": (changed(z=refused), TypeError, f"^z1? must be float16.*got {named}$"),
         "not_a_tensor": (changed(z=[[1.0]]), TypeError, r"^z1? must be a torch\.Tensor, got list$"),
         "sparse": (
-            changed(z=torch.ones(n, d).to_sparse(), **no_weights),
+            changed(z=torch.ones(n, d).to_sparse(), weights=None),
             TypeError,
             r"^z1? must be a dense tensor, got layout torch\.sparse_coo$",
         ),
@@ -129,9 +134,9 @@ def _faults(case: Case) -> dict[str, Fault]:
             r"^weights must broadcast to .*, got ",
         ),
         "weights_dtype": (
-            changed(weights=torch.zeros(n).to(_refused_dtype(case))),
+            changed(weights=torch.zeros(n).to(refused_weights)),
             TypeError,
-            f"^weights must be float16.*got {named}$",
+            f"^weights must be .*float16.*got {re.escape(str(refused_weights))}$",
         ),
         "weights_type": (
             changed(weights=[1.0]),
@@ -197,11 +202,22 @@ class Rows:
         return torch.where(self.valid[..., None, None], self.u, 0)
 
 
+def _shares(case: Case, weights: Tensor) -> Tensor:
+    """p (..., n): the weights over their sum where rows are normalized, otherwise as given."""
+    dtype = result_dtype(case.dtype)
+    given = weights.detach().to(dtype).double().expand(case.shape[:-1])
+    if not case.normalize:
+        return given
+    total = given.sum(-1, keepdim=True)
+    relative = torch.where((given >= 0).all(-1, keepdim=True), given / total, torch.nan)
+    return torch.where(total == 0, given, relative).to(dtype).double()
+
+
 def _rows(case: Case, z: Tensor, weights: Tensor | None) -> Rows:
     z = z.detach().as_subclass(Tensor).clone().double()
     p = torch.full(z.shape[:-1], 1 / case.n, dtype=torch.float64)
     if weights is not None:
-        p = weights.detach().to(result_dtype(case.dtype)).double().expand(z.shape[:-1])
+        p = _shares(case, weights)
         z = torch.where((p == 0).unsqueeze(-1), 0, z)  # absent, whatever it holds
     largest = z.abs().amax(-1, keepdim=True)
     is_zero = largest == 0
@@ -229,8 +245,8 @@ def _eigenvalues(rows: Rows) -> Tensor:
 
 
 def _cosine(rows1: Rows, rows2: Rows) -> Tensor:
-    """Mean over the rows, NaN where a view is not valid."""
-    exact = (rows1.masked * rows2.masked).sum(-1).mean(-1)
+    """Mean over the rows, weighted, NaN where a view is not valid."""
+    exact = (rows1.p * (rows1.masked * rows2.masked).sum(-1)).sum(-1)
     return torch.where(rows1.valid & rows2.valid, exact, torch.nan)
 
 
@@ -261,7 +277,7 @@ def _exact_gradients(case: Case, rows: Rows, others: Rows | None) -> list[Tensor
     if others is None:
         return [torch.where(valid, _of_lengths(rows, of_entropy), torch.nan)]
     valid = valid & others.valid[..., None, None]
-    slope = case.beta / case.n
+    slope = case.beta * torch.where(rows.valid[..., None], rows.p, 0).unsqueeze(-1)
     of_z1 = _of_lengths(rows, -of_entropy - slope * others.masked)
     of_z2 = _of_lengths(others, -slope * rows.masked)
     return [torch.where(valid, of_z, torch.nan) for of_z in (of_z1, of_z2)]
@@ -275,7 +291,7 @@ def _gradient_scale(case: Case, rows: Rows) -> Tensor:
         return 4 * size * trace
     log_trace = trace.clamp_min(1e-300).log().abs()
     scale = 2 * size * (1 + math.log(case.m) + log_trace)
-    return scale + abs(case.beta) / math.sqrt(case.n) if case.function == "doe_loss" else scale
+    return scale + abs(case.beta) * size if case.function == "doe_loss" else scale
 
 
 # ---------------------------------------------------------------------------------------------
@@ -321,10 +337,11 @@ def _invoke(case: Case, arguments: Arguments) -> object:
     with _mode(case):
         if case.call in COPIES:
             module = COPIES[case.call](_module(case))
-            views = tuple(t for t in (arguments.z, arguments.other) if t is not None)
-            if case.call == "functional_call":
-                return torch.func.functional_call(module, {}, views)
-            return module(*views)
+            return (
+                torch.func.functional_call(module, {}, tuple(arguments.tensors))
+                if case.call == "functional_call"
+                else module(*arguments.tensors)
+            )
         if case.mode == "vmap":
             return _mapped(case, arguments)
         return _call(case, arguments)
@@ -377,7 +394,8 @@ def _leaf(case: Case, tensor: Tensor | None) -> Tensor | None:
     if tensor is None:
         return None
     leaf = tensor.detach()
-    return leaf.requires_grad_(case.requires_grad and not leaf.is_inference())
+    may_require = leaf.is_floating_point() and not leaf.is_inference()
+    return leaf.requires_grad_(case.requires_grad and may_require)
 
 
 def _make_arguments(case: Case) -> Arguments:
@@ -478,7 +496,8 @@ def _backward(case: Case, arguments: Arguments, result: object) -> list[Tensor |
     if case.function == "spectrum":
         value = value.square().sum(-1)
     grad_output = _coefficients(case).to(value.device)
-    return list(torch.autograd.grad(value, arguments.tensors, grad_output, allow_unused=True))
+    leaves = [tensor for tensor in arguments.tensors if tensor.requires_grad]
+    return list(torch.autograd.grad(value, leaves, grad_output, allow_unused=True))
 
 
 def _check_gradients(
@@ -492,12 +511,12 @@ def _check_gradients(
         assert own is not None
         of_z = of_z * coefficients[..., None, None]
         _check_gradient(case, own, grads[index], of_z, scale, f"gradient of z{index + 1}")
-    if arguments.weights is not None:
-        _check_weights_gradient(arguments.weights, grads[-1], rows)
+    if arguments.weights is not None and arguments.weights.requires_grad:
+        _check_weights_gradient(case, arguments.weights, grads[-1], rows)
     return len(grads)
 
 
-def _check_weights_gradient(weights: Tensor, grad: Tensor | None, rows: Rows) -> None:
+def _check_weights_gradient(case: Case, weights: Tensor, grad: Tensor | None, rows: Rows) -> None:
     assert grad is not None
     assert grad.shape == weights.shape
     assert grad.dtype == weights.dtype
@@ -506,6 +525,11 @@ def _check_weights_gradient(weights: Tensor, grad: Tensor | None, rows: Rows) ->
     if weights.shape == rows.p.shape:
         assert grad[~rows.valid].isnan().all(), f"gradient of weights: {grad}"
         assert not grad[rows.valid].isnan().any(), f"gradient of weights: {grad}"
+        if case.normalize and weights.dtype == torch.float32 and grad.isfinite().all():
+            # A factor that all weights have in common changes nothing.
+            along = (weights.detach().double() * grad.double()).sum(-1).abs()
+            allowed = GRADIENT[torch.float32] * (1 + math.log(case.m)) * _coefficients(case).abs()
+            assert (along <= allowed).all(), f"gradient of weights: {grad}, along them {along}"
 
 
 def _without_data(case: Case, arguments: Arguments) -> Outcome:
@@ -517,7 +541,8 @@ def _without_data(case: Case, arguments: Arguments) -> Outcome:
     def moved(tensor: Tensor | None) -> Tensor | None:
         if tensor is None:
             return None
-        return move(tensor.detach().as_subclass(Tensor)).requires_grad_(case.requires_grad)
+        requires_grad = case.requires_grad and tensor.is_floating_point()
+        return move(tensor.detach().as_subclass(Tensor)).requires_grad_(requires_grad)
 
     own = Arguments(*(moved(t) for t in vars(arguments).values()))
     with fake if case.mode == "fake" else nullcontext():
@@ -530,7 +555,8 @@ def _without_data(case: Case, arguments: Arguments) -> Outcome:
         if not case.requires_grad:
             return Outcome("shape")
         grads = _backward(case, own, result)
-        for tensor, grad in zip(own.tensors, grads, strict=True):
+        leaves = [tensor for tensor in own.tensors if tensor.requires_grad]
+        for tensor, grad in zip(leaves, grads, strict=True):
             assert grad is not None
             assert (grad.shape, grad.dtype) == (tensor.shape, tensor.dtype)
     return Outcome("shape", gradients=len(grads))
@@ -553,7 +579,7 @@ def check(case: Case) -> Outcome:
         return Outcome("error")
     result = _invoke(case, arguments)
     rows = _rows(case, arguments.z, arguments.weights)
-    others = None if arguments.other is None else _rows(case, arguments.other, None)
+    others = None if arguments.other is None else _rows(case, arguments.other, arguments.weights)
     _check_value(case, rows, others, result)
     value, _ = _loss_and_entropy(result)
     assert value.requires_grad == is_needed
