@@ -329,6 +329,10 @@ def _consistent(case: Case) -> Case:
         case = replace(case, normalize=True)
     if case.call in MODULE_CALLS and case.function == "spectrum":
         case = replace(case, call="direct")
+    if case.function == "doe_loss" and case.weights != "none" and case.mode == "after_inference":
+        case = replace(
+            case, mode="plain"
+        )  # whether z is kept for a backward depends on the weights
     if case.mode == "vmap" and (not case.batch or case.batch[0] == 0):
         case = replace(case, mode="plain")
     if case.mode in ("no_grad", "inference"):
