@@ -291,7 +291,9 @@ def _gradient_scale(case: Case, rows: Rows) -> Tensor:
         return 4 * size * trace
     log_trace = trace.clamp_min(1e-300).log().abs()
     scale = 2 * size * (1 + math.log(case.m) + log_trace)
-    return scale + abs(case.beta) * size if case.function == "doe_loss" else scale
+    if case.function == "doe_loss":
+        scale = scale + abs(case.beta) * torch.where(rows.valid[..., None], rows.p, 0).norm(dim=-1)
+    return scale
 
 
 # ---------------------------------------------------------------------------------------------
