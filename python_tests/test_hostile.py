@@ -192,7 +192,7 @@ def test_a_broken_operator_is_found(
 ) -> None:
     monkeypatch.setattr(hostile_contract.vne_kernels, name, broken)
     with pytest.raises(Exception, match=r"entropy:|NaN|grad|descending|distinct"):
-        hostile.run_cases(200, 1, hostile.Tally())
+        hostile.run_cases(600, 1, hostile.Tally())
 
 
 @cpu_only
