@@ -9,8 +9,16 @@ from torch import Tensor
 
 from vne_kernels import ops as _registered  # noqa: F401  (fake kernels and autograd of the operators)
 from vne_kernels import spectra
-from vne_kernels.checks import check_eps, check_normalize, check_samples, check_weights
-from vne_kernels.density import eigenvalues, vn_entropy_from_density
+from vne_kernels.checks import (
+    check_base,
+    check_eps,
+    check_integer,
+    check_normalize,
+    check_samples,
+    check_weights,
+    in_base,
+)
+from vne_kernels.density import eigenvalues
 from vne_kernels.ops import compute_dtype
 
 if TYPE_CHECKING:
@@ -56,8 +64,8 @@ class DensityAccumulator:
         device: where the matrix is kept and the chunks have to be; default: torch's.
 
     Raises:
-        ValueError: d is no whole number from 1 on; eps is negative or not finite.
-        TypeError: normalize is not a bool; eps is not a number.
+        ValueError: d is less than 1; eps is negative or not finite.
+        TypeError: d is no whole number; normalize is not a bool; eps is not a number.
 
     Example:
         >>> sums = DensityAccumulator(4)
@@ -82,10 +90,10 @@ class DensityAccumulator:
         self.normalize, self.eps, self.double = normalize, eps, double
         self._rows = 0
         with torch.inference_mode(False):  # later chunks may come outside of it
-            self._total = torch.zeros(d, d, dtype=torch.float64, device=device)
+            self._total = torch.zeros(self.d, self.d, dtype=torch.float64, device=device)
             self._weight = torch.zeros((), dtype=torch.float64, device=device)
         self.device = self._total.device
-        self._pending = _Pending.empty(d, torch.float32, self.device)
+        self._pending = _Pending.empty(self.d, torch.float32, self.device)
 
     @property
     def rows(self) -> int:
@@ -178,21 +186,26 @@ class DensityAccumulator:
         """
         return eigenvalues(self.density())[: min(self._rows, self.d)]
 
-    def entropy(self) -> Tensor:
-        """S = -tr(rho log rho), (1), () float64, in nats: `vne_kernels.vn_entropy` of all rows.
+    def entropy(self, *, base: float | None = None) -> Tensor:
+        """S = -tr(rho log rho), (1), () float64: `vne_kernels.vn_entropy` of all rows.
+
+        Args:
+            base: the base of the logarithm, positive and not 1: 2 for bits. Default: e, nats.
 
         Raises:
-            ValueError: no row has come.
+            ValueError: no row has come; base is not positive and finite, or 1.
+            TypeError: base is not a number.
         """
-        return vn_entropy_from_density(self.density())
+        log_base = check_base(base)
+        return in_base(spectra.vn_entropy(self.eigenvalues()), log_base)
 
     def scores(self) -> dict[str, Tensor]:
         """What the spectrum says, from one eigendecomposition: each () float64.
 
-        All but the last two are of rho over its trace, which is 1 for normalised rows:
-        ``entropy`` (nats), ``effective_rank`` (its exp, the Vendi score), ``renyi_2`` (nats),
-        ``participation_ratio`` (its exp), ``min_entropy`` (nats; Rényi's of order infinity),
-        ``largest_eigenvalue`` and ``trace`` of rho.
+        ``entropy`` (nats) is `entropy` of normalized rows; of others, with ``normalize=False``, it
+        is that of rho over its trace, as are ``effective_rank`` (exp of an entropy, the Vendi
+        score), ``renyi_2`` (nats), ``participation_ratio`` (its exp) and ``min_entropy`` (nats;
+        Rényi's of order infinity). ``largest_eigenvalue`` and ``trace`` are those of rho.
 
         Raises:
             ValueError: no row has come.
@@ -207,7 +220,7 @@ class DensityAccumulator:
             spectra.renyi_entropy(values, alpha) for alpha in (1, 2, float("inf"))
         )
         return {
-            "entropy": entropy,
+            "entropy": spectra.vn_entropy(values) if self.normalize else entropy,
             "effective_rank": entropy.exp(),
             "renyi_2": renyi_2,
             "participation_ratio": renyi_2.exp(),
@@ -317,9 +330,7 @@ class _Pending:
 
 
 def check_features(name: str, d: int) -> int:
-    if not isinstance(d, int) or d < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {d!r}")
-    return d
+    return check_integer(name, d, 1)
 
 
 def check_rows(z: Tensor, d: int, device: torch.device) -> None:

@@ -1,92 +1,121 @@
 """Entropies of matrices: for those who have a density matrix, not the samples it is made of.
 
-Equation (15) of csrc/README.md. Real matrices go to the operators that serve a batch spread over
-processes; complex ones, and orders that need eigenvalues, to ``torch.linalg.eigvalsh`` in double
-precision. Their Hermitian part counts, (rho + rho^H) / 2.
+Equation (15) of csrc/README.md. Every entropy is a function of the eigenvalues that
+``torch.linalg.eigvalsh`` computes in double precision, whatever the dtype. Two shorter ways are
+open to a real matrix that a Cholesky factorization proves positive definite: see `_is_positive`.
+
+The Hermitian part counts, (rho + rho^H) / 2, and of it the positive part: eigenvalues below 0, as
+rounding, tomography or similarities that are no kernel leave them, count as 0.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from vne_kernels import spectra
-from vne_kernels.checks import check_density, check_matrices, check_method, check_order
+from vne_kernels.checks import (
+    check_base,
+    check_density,
+    check_matrices,
+    check_method,
+    check_order,
+    in_base,
+)
 from vne_kernels.ops import compute_dtype, to_float64
 
 _ops = torch.ops.vne_kernels
 
 
 def vn_entropy_from_density(
-    rho: Tensor, *, method: str = "auto", normalize_trace: bool = False, check: bool = False
+    rho: Tensor,
+    *,
+    method: str = "auto",
+    normalize_trace: bool = False,
+    check: bool = False,
+    base: float | None = None,
 ) -> Tensor:
-    """Von Neumann entropy -tr(rho log rho) of density matrices, in nats: equation (15).
+    """Von Neumann entropy -tr(rho log rho) of density matrices: equation (15).
 
     Args:
-        rho: (..., d, d), symmetric or Hermitian, positive semidefinite; float16, bfloat16, float32,
-            float64, complex64 or complex128. Leading dimensions are a batch. Its Hermitian part
-            counts; eigenvalues that rounding made negative count as 0.
-        method: as for `vne_kernels.vn_entropy`; of a complex rho "auto" and "eigh" alone.
-        normalize_trace: S of rho / tr(rho). Otherwise of rho as given: -sum(l log l) whatever its
-            trace, which is 1 of a density matrix.
+        rho: (..., d, d), symmetric or Hermitian; float16, bfloat16, float32, float64, complex64 or
+            complex128. Leading dimensions are a batch. Its Hermitian part counts. Eigenvalues below
+            0 count as 0, however large: S is the sum of -l log l over those above 0.
+        method: "eigh", by the eigenvalues in float64, whatever the dtype; "poles", by the logarithm
+            as a sum of inverses where the whole batch is found positive definite, which the host
+            waits for, and by the eigenvalues elsewhere; "auto", the faster one on a CPU, and "eigh"
+            on other devices. Of a complex rho "auto" and "eigh" alone.
+        normalize_trace: S of the positive part of rho over its own trace, the sum of the
+            eigenvalues above 0. Otherwise of rho as given: -sum(l log l) whatever its trace, which
+            is 1 of a density matrix.
         check: refuse what is no density matrix. It looks at the numbers, which the host waits for.
+        base: the base of the logarithm, positive and not 1: 2 for bits. Default: e, nats.
 
     Returns:
         (...), float64 for float64 and complex128, otherwise float32. NaN for a matrix with a NaN or
         an infinity, or a negative trace; the other matrices of the batch are not touched by it.
-        Differentiable once: the gradient -(log rho + I) is Hermitian, and finite where rho lacks
-        rank.
+        Differentiable once, in reverse and forward mode: the gradient -(log rho + I) is Hermitian,
+        finite where rho lacks rank, and 0 in the directions of eigenvalues below 0.
 
     Raises:
         ValueError: rho is not (..., d, d) with d >= 1; method is unknown, or "poles" with a complex
-            rho; with ``check``, rho is not finite, not Hermitian, has an eigenvalue below 0 by more
-            than eps^(3/4) of its largest entry, or (unless ``normalize_trace``) not the trace 1
-            within eps^(1/2), eps that of its dtype.
-        TypeError: rho is not a dense tensor of one of these dtypes.
+            rho; base is not positive and finite, or 1; with ``check``, rho is not finite, not
+            Hermitian, has an eigenvalue below 0 by more than eps^(3/4) of its largest entry, or
+            (unless ``normalize_trace``) not the trace 1 within eps^(1/2), eps that of its dtype.
+        TypeError: rho is not a dense tensor of one of these dtypes; base is not a number.
+        NotImplementedError: a second derivative is asked for, in eager mode.
 
     Source: von Neumann, "Mathematische Grundlagen der Quantenmechanik", 1932.
 
     Example:
         >>> vn_entropy_from_density(torch.eye(4) / 4)  # log 4
         tensor(1.3863)
+        >>> vn_entropy_from_density(torch.eye(4) / 4, base=2)
+        tensor(2.)
     """
     check_matrices("rho", rho)
     check_method(method)
     if rho.is_complex() and method == "poles":
         raise ValueError("method must be 'auto' or 'eigh' for a complex rho, got 'poles'")
+    log_base = check_base(base)
     if check:
         check_density("rho", rho, unit_trace=not normalize_trace)
-    if rho.is_complex():
-        return _of_hermitian(rho, normalize_trace)
-    unit = _over_trace(to_float64(rho)).to(rho.device) if normalize_trace else rho
-    rho = unit.to(compute_dtype(rho.dtype))
-    if torch.is_grad_enabled() and rho.requires_grad:
-        entropy: Tensor = _ops.density_entropy_grad(rho, method)[0]
+    if _suits_operator(rho, method):
+        entropy = _by_operator(rho, method, normalize_trace)
     else:
-        entropy = _ops.density_entropy(rho, method)
-    return entropy
+        values = eigenvalues(rho)
+        entropy = (
+            spectra.renyi_entropy(values, 1) if normalize_trace else spectra.vn_entropy(values)
+        )
+    return in_base(entropy.to(rho.device, result_dtype(rho)), log_base)
 
 
-def renyi_entropy_from_density(rho: Tensor, alpha: float, *, check: bool = False) -> Tensor:
-    """Rényi entropy of density matrices, in nats; see `vne_kernels.renyi_entropy`.
+def renyi_entropy_from_density(
+    rho: Tensor, alpha: float, *, check: bool = False, base: float | None = None
+) -> Tensor:
+    """Rényi entropy of density matrices; see `vne_kernels.renyi_entropy`.
 
-    R_alpha = log(tr(rho^alpha)) / (1 - alpha) of rho / tr(rho), equation (13).
+    R_alpha = log(tr(rho^alpha)) / (1 - alpha), equation (13), of the positive part of rho over its
+    own trace.
 
     Args:
         rho: (..., d, d), as for `vn_entropy_from_density`, of any trace.
         alpha: the order, at least 0; ``math.inf`` too.
-        check: as for `vn_entropy_from_density`.
+        check, base: as for `vn_entropy_from_density`.
 
     Returns:
-        (...), between 0 and log d, as `vn_entropy_from_density`; 0 of a matrix of zeros. Order 2
-        takes no eigenvalue; the others but 1 are computed in float64. Orders below 1 take
-        eigenvalues below d times the rounding of the largest for 0, the rounding that of the dtype
-        of the result.
+        (...), between 0 and log d, as `vn_entropy_from_density`; 0 of a matrix of zeros. Computed
+        in float64, of order 2 without eigenvalues where a real rho is found positive definite.
+        Orders below 1 take eigenvalues below d times the rounding of the largest for 0, the
+        rounding that of the dtype of the result.
 
     Raises:
-        ValueError, TypeError: as `vn_entropy_from_density` and `vne_kernels.renyi_entropy`.
+        ValueError, TypeError, NotImplementedError: as `vn_entropy_from_density` and
+            `vne_kernels.renyi_entropy`.
 
     Source: as `vne_kernels.renyi_entropy`.
 
@@ -94,13 +123,15 @@ def renyi_entropy_from_density(rho: Tensor, alpha: float, *, check: bool = False
         >>> renyi_entropy_from_density(torch.diag(torch.tensor([0.5, 0.5, 0.0])), 0)  # log 2
         tensor(0.6931)
     """
-    return _entropy("alpha", alpha, spectra.renyi_of_purity, spectra.renyi_entropy, rho, check)
+    log_base = check_base(base)
+    functions = spectra.renyi_of_purity, spectra.renyi_entropy
+    return in_base(_entropy("alpha", alpha, *functions, rho, check), log_base)
 
 
 def tsallis_entropy_from_density(rho: Tensor, q: float, *, check: bool = False) -> Tensor:
     """Tsallis entropy of density matrices, in nats; see `vne_kernels.tsallis_entropy`.
 
-    T_q = (1 - tr(rho^q)) / (q - 1) of rho / tr(rho), equation (13).
+    T_q = (1 - tr(rho^q)) / (q - 1), equation (13), of the positive part of rho over its own trace.
 
     Args:
         rho, check: as for `renyi_entropy_from_density`.
@@ -110,7 +141,7 @@ def tsallis_entropy_from_density(rho: Tensor, q: float, *, check: bool = False) 
         (...), from 0 on; otherwise as `renyi_entropy_from_density`.
 
     Raises:
-        ValueError, TypeError: as `renyi_entropy_from_density`, naming q.
+        ValueError, TypeError, NotImplementedError: as `renyi_entropy_from_density`, naming q.
 
     Source: as `vne_kernels.tsallis_entropy`.
 
@@ -122,23 +153,21 @@ def tsallis_entropy_from_density(rho: Tensor, q: float, *, check: bool = False) 
 
 
 def eigenvalues(rho: Tensor) -> Tensor:
-    """The eigenvalues of Hermitian matrices, none below 0, in float64 whatever the dtype of rho.
+    """The eigenvalues of Hermitian matrices in float64, those below 0 as 0.
 
     Args:
         rho: (..., d, d), real or complex; its Hermitian part counts.
 
     Returns:
-        (..., d), descending, float64; NaN for a matrix that is not finite. Differentiable: the
-        gradient is V diag(grad) V^H.
+        (..., d), descending, float64; NaN for a matrix that is not finite or has a negative trace.
+        Differentiable once, in reverse and forward mode: the gradient is V diag(grad) V^H.
     """
-    precise = to_float64(rho)
-    hermitian = (precise + precise.mH) / 2
+    hermitian = _hermitian(rho)
     finite = hermitian.isfinite().all(-1).all(-1)
-    eye = torch.eye(rho.shape[-1], dtype=precise.dtype, device=precise.device)
-    # LAPACK raises on a NaN, for the whole batch.
-    values = torch.linalg.eigvalsh(torch.where(finite[..., None, None], hermitian, eye))
-    values = torch.where(finite[..., None], values.flip(-1).clamp_min(0), torch.nan)
-    # The gradient of a matrix that is not finite is NaN too, as 0 times NaN is, not a silent 0.
+    values = _eigvalsh(_where_finite(hermitian, finite))
+    valid = finite & (_trace(hermitian) >= 0)
+    values = torch.where(valid[..., None], values.flip(-1).clamp_min(0), torch.nan)
+    # The gradient of an invalid matrix is NaN too, as 0 times NaN is, not a silent 0.
     return values * (1 + (0 * hermitian).sum((-2, -1)).real[..., None])
 
 
@@ -162,44 +191,210 @@ def _entropy(
         check_density("rho", rho, unit_trace=False)
     if order == 1:
         return vn_entropy_from_density(rho, normalize_trace=True)
-    unit = _over_trace(to_float64(rho))
-    if order == 2:
-        entropy = of_purity(_purity(unit))
+    if order == 2 and _suits_norm(rho):
+        entropy = of_purity(_purity(rho))
     else:
-        values = eigenvalues(unit)
+        values = eigenvalues(rho)
         if order < 1:  # what rounding rho to its dtype left of a 0 would count like any other
-            unresolved = spectra.resolved(values.to(result_dtype(rho))) == 0
-            values = torch.where(unresolved, 0, values)
+            values = spectra.resolved(values, result_dtype(rho))
         entropy = of_spectrum(values, order)
     return entropy.to(rho.device, result_dtype(rho))
 
 
-def _of_hermitian(rho: Tensor, normalize_trace: bool) -> Tensor:
-    precise = to_float64(rho)
-    entropy = spectra.renyi_entropy(eigenvalues(_over_trace(precise)), 1)
-    if not normalize_trace:  # equation (10)
+# ---- positive definite matrices: ways without eigenvalues ----------------------------------------
+
+_OPERATOR_FROM = {torch.float32: 64, torch.float64: 400}
+"""Sizes from which a factorization and the native operator are faster than eigenvalues on a CPU.
+
+One thread, milliseconds, factorization + operator against eigvalsh (eigh for a gradient):
+
+======  ===============  ==================  ================
+d       value, float32   gradient, float32   value, float64
+======  ===============  ==================  ================
+32      0.02 / 0.03      0.04 / 0.06         0.04 / 0.03
+64      0.05 / 0.10      0.11 / 0.24         0.13 / 0.10
+256     1.0 / 2.4        2.2 / 6.2           2.4 / 2.4
+500     5.9 / 14.7       14.7 / 29.7         11.3 / 14.7
+1000    38 / 107         137 / 247           63 / 107
+======  ===============  ==================  ================
+
+A gradient in float64 is slower by the operator at every size.
+"""
+_NORM_FROM = 16
+"""The same of a factorization and a norm, order 2."""
+
+
+def _suits_operator(rho: Tensor, method: str) -> bool:
+    """Whether the native operator is right, and for method "auto" faster than eigenvalues.
+
+    It takes the logarithm of an eigenvalue below 0 for that of a small positive one and leaves its
+    weight: a matrix has to be positive definite.
+    """
+    if rho.is_complex() or method == "eigh":
+        return False
+    if method == "auto":
+        dtype = compute_dtype(rho.dtype)
+        of_gradient = torch.is_grad_enabled() and rho.requires_grad
+        too_small = rho.shape[-1] < _OPERATOR_FROM[dtype]
+        if rho.device.type != "cpu" or too_small or (dtype == torch.float64 and of_gradient):
+            return False
+    return _is_positive(rho)
+
+
+def _suits_norm(rho: Tensor) -> bool:
+    """Whether tr(rho^2) is the square of the norm of rho, and that is faster than eigenvalues."""
+    return rho.device.type == "cpu" and rho.shape[-1] >= _NORM_FROM and _is_positive(rho)
+
+
+def _is_positive(rho: Tensor) -> bool:
+    """Whether all matrices are positive definite, by Cholesky's factorization: the host looks.
+
+    Above 4 eps of the trace, so that what is computed in the dtype of the result sees it as well.
+    Not finite ones count as such; the operators make them NaN. False where numbers cannot be seen,
+    or where derivatives are asked for that the operators lack.
+    """
+    if torch.compiler.is_compiling() or is_transformed(rho):
+        return False
+    with torch.no_grad():
+        hermitian = _hermitian(rho)
+        finite = hermitian.isfinite().all(-1).all(-1)
+        matrix = _where_finite(hermitian, finite)
+        margin = 4 * torch.finfo(result_dtype(rho)).eps * _trace(matrix)
+        shifted = matrix - margin[..., None, None] * _eye(matrix)
+        info = torch.linalg.cholesky_ex(shifted).info
+        try:
+            return not bool(info.any())
+        except RuntimeError:  # fake and meta tensors hold none
+            return False
+
+
+def _by_operator(rho: Tensor, method: str, normalize_trace: bool) -> Tensor:
+    if normalize_trace:
+        precise = to_float64(rho)
         trace = _trace(precise)
-        entropy = trace * (entropy - _divisor(trace).log())
-    return entropy.to(rho.device, result_dtype(rho))
+        unit = precise / torch.where(trace > 0, trace, torch.nan)[..., None, None]
+        rho = unit.to(rho.device)
+    rho = rho.to(compute_dtype(rho.dtype))
+    if torch.is_grad_enabled() and rho.requires_grad:
+        entropy: Tensor = _ops.density_entropy_grad(rho, method)[0]
+    else:
+        entropy = _ops.density_entropy(rho, method)
+    return entropy
 
 
-def _purity(unit: Tensor) -> Tensor:
-    """tr(rho^2) of a rho of trace 1, at most 1; 1 of a matrix of zeros, as its entropy is 0."""
-    hermitian = (unit + unit.mH) / 2
+def _purity(rho: Tensor) -> Tensor:
+    """tr(rho^2) / tr(rho)^2 of positive matrices, at most 1."""
+    hermitian = _hermitian(rho)
+    unit = hermitian / _trace(hermitian)[..., None, None]
     # By the norm, so that one NaN makes the whole gradient NaN.
-    purity = torch.linalg.vector_norm(hermitian, dim=(-2, -1)).square()
-    purity = purity - (purity - 1).clamp_min(0).detach()  # rounding alone brings it above
-    return torch.where(_trace(unit) == 0, 1, purity)
+    purity: Tensor = torch.linalg.vector_norm(unit, dim=(-2, -1)).square()
+    return purity - (purity - 1).clamp_min(0).detach()  # rounding alone brings it above
 
 
-def _over_trace(rho: Tensor) -> Tensor:
-    """rho / tr(rho); NaN where that is negative, and a matrix of zeros stays one."""
-    return rho / _divisor(_trace(rho))[..., None, None]
+# ---- eigenvalues and their derivatives -----------------------------------------------------------
+
+_ONCE = (
+    "entropies and scores of matrices (vn_entropy_from_density, renyi_entropy_from_density, "
+    "tsallis_entropy_from_density, conditional_entropy, mutual_information, "
+    "vendi_score(is_kernel=True)) are differentiable once; vn_entropy of rows z, with z^T z in the "
+    "place of the matrix, is differentiable twice"
+)
+
+
+def _eigvalsh(hermitian: Tensor) -> Tensor:
+    """``torch.linalg.eigvalsh``, whose second derivative is NaN at repeated eigenvalues: refused.
+
+    In a compiled graph it is torch's own, as dynamo takes no function with a jvp.
+    """
+    of_gradient = torch.is_grad_enabled() and hermitian.requires_grad
+    values: Tensor
+    if torch.compiler.is_compiling() or not (of_gradient or is_transformed(hermitian)):
+        values = torch.linalg.eigvalsh(hermitian)
+    else:
+        values, _ = _Eigenvalues.apply(hermitian)
+    return values
+
+
+class _Eigenvalues(torch.autograd.Function):
+    """Eigenvalues (..., d) and vectors (..., d, d); the former have a first derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(hermitian: Tensor) -> tuple[Tensor, Tensor]:
+        values, vectors = torch.linalg.eigh(hermitian)
+        return values, vectors
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1], *inputs)
+        ctx.save_for_forward(output[1], *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> Tensor:
+        v = once(_ONCE, *ctx.saved_tensors)
+        return (v * grad.unsqueeze(-2)) @ v.mH
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, None]:
+        v = once(_ONCE, *ctx.saved_tensors)
+        return (v.conj() * (tangent @ v)).sum(-2).real, None
+
+
+def once(message: str, tensor: Tensor, *of: Tensor) -> Tensor:
+    """tensor, which was computed of the tensors `of` and has no derivative in them: an error."""
+    result: Tensor = _Once.apply(message, tensor, *of)
+    return result
+
+
+class _Once(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(message: str, tensor: Tensor, *of: Tensor) -> Tensor:
+        return tensor.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.message = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise NotImplementedError(ctx.message)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Any:
+        raise NotImplementedError(ctx.message)
+
+
+def is_transformed(*tensors: Tensor) -> bool:
+    """Whether a transform of torch.func is active, or one of them has a forward-mode tangent."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch._C._are_functorch_transforms_active():
+        return True
+    duals = map(forward_ad.unpack_dual, tensors)
+    return any(dual.tangent is not None for dual in duals)
+
+
+# ---- small steps ---------------------------------------------------------------------------------
+
+
+def _hermitian(rho: Tensor) -> Tensor:
+    """(rho + rho^H) / 2 in float64 or complex128."""
+    precise = to_float64(rho)
+    return (precise + precise.mH) / 2
+
+
+def _where_finite(matrices: Tensor, finite: Tensor) -> Tensor:
+    """The matrices, I where they are not finite, as LAPACK raises on a NaN for the whole batch."""
+    return torch.where(finite[..., None, None], matrices, _eye(matrices))
+
+
+def _eye(matrices: Tensor) -> Tensor:
+    return torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
 
 
 def _trace(rho: Tensor) -> Tensor:
     return rho.diagonal(dim1=-2, dim2=-1).real.sum(-1)
-
-
-def _divisor(trace: Tensor) -> Tensor:
-    return torch.where(trace > 0, trace, torch.where(trace == 0, 1, torch.nan))

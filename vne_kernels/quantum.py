@@ -1,12 +1,14 @@
 """Quantum information in density matrices: the paper's Definition 3.2, and relative entropy.
 
 The entropies are those of `vne_kernels.density`; relative entropy is an operator of its own, (15).
+Eigenvalues below 0 count as 0, as there.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -14,8 +16,8 @@ from torch import Tensor
 
 from vne_kernels import ops as _registered
 from vne_kernels import spectra
-from vne_kernels.checks import check_density, check_matrices
-from vne_kernels.density import result_dtype, vn_entropy_from_density
+from vne_kernels.checks import check_base, check_density, check_matrices, in_base
+from vne_kernels.density import is_transformed, once, result_dtype, vn_entropy_from_density
 from vne_kernels.ops import scaled, to_float64
 
 _ops = torch.ops.vne_kernels
@@ -62,27 +64,36 @@ def partial_trace(rho: Tensor, dims: Sequence[int], keep: int | Sequence[int]) -
 
 
 def conditional_entropy(
-    rho_ab: Tensor, dims: Sequence[int], *, method: str = "auto", check: bool = False
+    rho_ab: Tensor,
+    dims: Sequence[int],
+    *,
+    method: str = "auto",
+    check: bool = False,
+    base: float | None = None,
 ) -> Tensor:
-    """Quantum conditional entropy S(A|B) = S(AB) - S(B), in nats: the paper's Definition 3.2.
+    """Quantum conditional entropy S(A|B) = S(AB) - S(B): the paper's Definition 3.2.
 
     From -log(min(d_A, d_B)) to log d_A; negative only where A and B are entangled.
 
     Args:
         rho_ab: (..., D, D), density matrices of the composite system AB, of trace 1: as ``rho`` of
-            `partial_trace`.
+            `partial_trace`. The states of A and B are parts of rho_ab as given; eigenvalues of all
+            three that are below 0 count as 0.
         dims: (d_A, d_B), D = d_A d_B. Each may be a group of subsystems: of a batch of states of A,
             B and C, ``(d_A, d_B * d_C)`` gives S(A|BC).
-        method, check: as for `vne_kernels.vn_entropy_from_density`.
+        method, check, base: as for `vne_kernels.vn_entropy_from_density`.
 
     Returns:
         (...), float64 for float64 and complex128, otherwise float32; NaN for a matrix with a NaN or
-        an infinity. Differentiable once.
+        an infinity. Differentiable once, in reverse and forward mode.
 
     Raises:
         ValueError: rho_ab is not (..., D, D); dims are not two sizes with the product D; method is
-            unknown, or "poles" with a complex rho_ab; with ``check``, rho_ab is no density matrix.
-        TypeError: rho_ab is not a dense tensor of one of these dtypes; dims are not integers.
+            unknown, or "poles" with a complex rho_ab; base is not positive and finite, or 1; with
+            ``check``, rho_ab is no density matrix.
+        TypeError: rho_ab is not a dense tensor of one of these dtypes; dims are not integers; base
+            is not a number.
+        NotImplementedError: as `vne_kernels.vn_entropy_from_density`.
 
     Source: "Formulating A Non-contrastive Loss As A Difference Of Entropies Using A Von Neumann
     Entropy Bound", Definition 3.2; Cerf and Adami, "Negative Entropy and Information in Quantum
@@ -90,29 +101,35 @@ def conditional_entropy(
 
     Example:
         >>> bell = torch.tensor([1.0, 0, 0, 1]) / 2**0.5
-        >>> conditional_entropy(torch.outer(bell, bell), (2, 2))  # -log 2
-        tensor(-0.6931)
+        >>> conditional_entropy(torch.outer(bell, bell), (2, 2), base=2)  # -1 bit
+        tensor(-1.)
     """
+    log_base = check_base(base)
     whole, _, b = _check_parts(rho_ab, dims, check)
     entropy_of_b = vn_entropy_from_density(b, method=method)
-    return vn_entropy_from_density(whole, method=method) - entropy_of_b
+    return in_base(vn_entropy_from_density(whole, method=method) - entropy_of_b, log_base)
 
 
 def mutual_information(
-    rho_ab: Tensor, dims: Sequence[int], *, method: str = "auto", check: bool = False
+    rho_ab: Tensor,
+    dims: Sequence[int],
+    *,
+    method: str = "auto",
+    check: bool = False,
+    base: float | None = None,
 ) -> Tensor:
-    """Quantum mutual information S(A;B) = S(A) + S(B) - S(AB), in nats: Definition 3.2.
+    """Quantum mutual information S(A;B) = S(A) + S(B) - S(AB): Definition 3.2.
 
     From 0, of independent A and B, to 2 log(min(d_A, d_B)).
 
     Args:
-        rho_ab, dims, method, check: as for `conditional_entropy`.
+        rho_ab, dims, method, check, base: as for `conditional_entropy`.
 
     Returns:
         (...), as `conditional_entropy`.
 
     Raises:
-        ValueError, TypeError: as `conditional_entropy`.
+        ValueError, TypeError, NotImplementedError: as `conditional_entropy`.
 
     Source: as `conditional_entropy`, S(A) - S(A|B) there.
 
@@ -121,9 +138,10 @@ def mutual_information(
         >>> mutual_information(torch.outer(bell, bell), (2, 2))  # 2 log 2
         tensor(1.3863)
     """
+    log_base = check_base(base)
     whole, a, b = _check_parts(rho_ab, dims, check)
     apart = vn_entropy_from_density(a, method=method) + vn_entropy_from_density(b, method=method)
-    return apart - vn_entropy_from_density(whole, method=method)
+    return in_base(apart - vn_entropy_from_density(whole, method=method), log_base)
 
 
 def _check_parts(rho: Tensor, dims: Sequence[int], check: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -149,47 +167,56 @@ def _check_dims(name: str, rho: Tensor, dims: Sequence[int]) -> list[int]:
 
 
 def _check_keep(keep: int | Sequence[int], count: int) -> list[int]:
-    parts = _integers("keep", [keep] if isinstance(keep, int) else keep)
+    parts = _integers("keep", [keep] if isinstance(keep, Integral) else keep)
     if not parts or len(set(parts)) < len(parts) or not all(0 <= p < count for p in parts):
         raise ValueError(f"keep must be different ones of 0 to {count - 1}, got {keep}")
     return sorted(parts)
 
 
-def _integers(name: str, values: Sequence[int]) -> list[int]:
-    if not isinstance(values, Sequence) or not all(type(value) is int for value in values):
+def _integers(name: str, values: Any) -> list[int]:
+    """Of Python or of NumPy, as ints."""
+    if not isinstance(values, Sequence) or not all(
+        isinstance(value, Integral) and not isinstance(value, bool) for value in values
+    ):
         raise TypeError(f"{name} must be integers, got {values!r}")
-    return list(values)
+    return [int(value) for value in values]
 
 
 # ---- relative entropy ----------------------------------------------------------------------------
 
 
-def relative_entropy(rho: Tensor, sigma: Tensor, *, check: bool = False) -> Tensor:
-    """Quantum relative entropy S(rho||sigma) = tr(rho (log rho - log sigma)), in nats: (15).
+def relative_entropy(
+    rho: Tensor, sigma: Tensor, *, check: bool = False, base: float | None = None
+) -> Tensor:
+    """Quantum relative entropy S(rho||sigma) = tr(rho (log rho - log sigma)): (15).
 
     Not negative, and 0 where rho = sigma alone (Klein's inequality).
 
     Args:
         rho: (..., d, d), density matrices, as for `vne_kernels.vn_entropy_from_density`.
         sigma: (..., d, d), as rho; leading dimensions broadcast. If the dtypes differ, both are
-            taken in the wider one, in which a complex one makes both complex.
+            taken in the wider one, in which a complex one makes both complex. Of rho and sigma
+            alike the positive part counts.
         check: refuse what is no density matrix; the host waits for the numbers.
+        base: the base of the logarithm, positive and not 1: 2 for bits. Default: e, nats.
 
     Returns:
         (...), float64 for float64 and complex128, otherwise float32; computed in float64.
         Infinite where the support of rho is not in that of sigma: where sigma has k eigenvalues
         below 4 eps of its trace, and rho more than 4 k eps of its own in their directions, eps the
         rounding of the dtype of the result (1.2e-7 or 2.2e-16). NaN where rho or sigma holds a NaN
-        or an infinity; the rest of the batch is not touched by it.
+        or an infinity, or has a negative trace; the rest of the batch is not touched by it.
 
-        Differentiable once, in rho and sigma. The gradients are finite and Hermitian; where sigma
-        counts as 0 they stay within its support.
+        Differentiable once, in rho and sigma, in reverse and forward mode. The gradients are finite
+        and Hermitian, and 0 in the directions of eigenvalues below 0; where sigma counts as 0 they
+        stay within its support.
 
     Raises:
         ValueError: rho or sigma is not (..., d, d) with d >= 1; their d differ; their leading
-            dimensions do not broadcast; they are on different devices; with ``check``, one of them
-            is no density matrix.
-        TypeError: one is not a dense tensor of one of the dtypes.
+            dimensions do not broadcast; they are on different devices; base is not positive and
+            finite, or 1; with ``check``, one of them is no density matrix.
+        TypeError: one is not a dense tensor of one of the dtypes; base is not a number.
+        NotImplementedError: a second derivative is asked for.
 
     Source: Umegaki, "Conditional expectation in an operator algebra, IV", 1962; Nielsen and
     Chuang, "Quantum Computation and Quantum Information", section 11.3.1.
@@ -202,6 +229,7 @@ def relative_entropy(rho: Tensor, sigma: Tensor, *, check: bool = False) -> Tens
         check_matrices(name, matrices)
         if check:
             check_density(name, matrices, unit_trace=True)
+    log_base = check_base(base)
     if rho.device != sigma.device:
         raise ValueError(
             f"rho and sigma must be on the same device, got {rho.device} and {sigma.device}"
@@ -214,8 +242,10 @@ def relative_entropy(rho: Tensor, sigma: Tensor, *, check: bool = False) -> Tens
     dtype = torch.promote_types(rho.dtype, sigma.dtype)
     shape = torch.broadcast_shapes(rho.shape, sigma.shape)  # type: ignore[no-untyped-call]
     rho, sigma = rho.to(dtype).expand(shape), sigma.to(dtype).expand(shape)
-    entropy: Tensor = _ops.relative_entropy_grad(rho, sigma)[0]
-    return entropy
+    transformed = is_transformed(rho, sigma)
+    operator = _RelativeEntropy.apply if transformed else _ops.relative_entropy_grad
+    entropy: Tensor = operator(rho, sigma)[0]
+    return in_base(entropy, log_base)
 
 
 def _broadcast(one: Sequence[int], other: Sequence[int]) -> bool:
@@ -232,52 +262,67 @@ torch.library.define(
 @torch.library.impl("vne_kernels::relative_entropy_grad", "CompositeExplicitAutograd")
 def _relative_entropy_grad(rho: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """In plain torch, for any device: two eigendecompositions take most of the time."""
-    device, result = rho.device, result_dtype(rho)
+    device, result, is_complex = rho.device, result_dtype(rho), rho.is_complex()
     resolution = 4 * torch.finfo(result).eps  # of the trace
-    rho, rho_finite = _finite_hermitian(to_float64(rho))
-    sigma, sigma_finite = _finite_hermitian(to_float64(sigma))
-    lam, v = torch.linalg.eigh(rho)
-    mu, w = torch.linalg.eigh(sigma)
-    log_rho = (v * _floored(lam, resolution).log().unsqueeze(-2)) @ _adjoint(v)
-    floored = _floored(mu, resolution)
+    lam, v, rho_valid = _eigh(rho)
+    mu, w, sigma_valid = _eigh(sigma)
+    lam_positive, mu_positive = lam.clamp_min(0), mu.clamp_min(0)
+    log_lam = _floored(lam_positive, resolution).log()
+    floored = _floored(mu_positive, resolution)
     log_mu = floored.log()
-    in_support = mu >= floored
+    in_support = mu_positive >= floored
 
-    inside = _adjoint(w) @ rho @ w  # rho in sigma's basis
+    overlap = _adjoint(w) @ v
+    inside = (overlap * lam_positive.unsqueeze(-2)) @ _adjoint(overlap)  # rho in sigma's basis
     weights = inside.diagonal(dim1=-2, dim2=-1).real  # of rho in the directions of sigma
     outside = torch.where(in_support, 0, weights).sum(-1)
-    allowed = resolution * (~in_support).sum(-1) * lam.sum(-1)
-    entropy = -(weights * log_mu).sum(-1) - torch.special.entr(lam.clamp_min(0)).sum(-1)
+    allowed = resolution * (~in_support).sum(-1) * lam_positive.sum(-1)
+    entropy = 0 - (weights * log_mu).sum(-1) - torch.special.entr(lam_positive).sum(-1)  # not -0.
     entropy = torch.where(outside > allowed, torch.inf, entropy)
 
-    eye = torch.eye(rho.shape[-1], dtype=rho.dtype, device=rho.device)
-    grad_rho = log_rho + eye - (w * log_mu.unsqueeze(-2)) @ _adjoint(w)
+    # In the positive part of rho, then, in rho's basis, in rho.
+    of_positive = torch.diag_embed(log_lam + 1) - _adjoint(overlap) @ (
+        log_mu.unsqueeze(-1) * overlap
+    )
+    grad_rho = v @ (_divided_differences_of_positive_part(lam) * of_positive) @ _adjoint(v)
     # Where sigma is 0 so is rho, and the derivative: computed, it would be rounding over rounding.
     supported = in_support.unsqueeze(-1) & in_support.unsqueeze(-2)
     gamma = torch.where(supported, spectra.divided_differences_of_log(floored), 0)
     grad_sigma = -(w @ (gamma * inside) @ _adjoint(w))
 
-    finite = rho_finite & sigma_finite
-    of_matrix = finite[..., None, None]
-    dtype = result.to_complex() if rho.is_complex() else result
+    valid = rho_valid & sigma_valid
+    of_matrix = valid[..., None, None]
+    dtype = result.to_complex() if is_complex else result
     return (
-        torch.where(finite, entropy, torch.nan).to(device, result),
+        torch.where(valid, entropy, torch.nan).to(device, result),
         torch.where(of_matrix, grad_rho, torch.nan).to(device, dtype).contiguous(),
         torch.where(of_matrix, grad_sigma, torch.nan).to(device, dtype).contiguous(),
     )
 
 
+def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eigenvalues and vectors in float64 of the Hermitian part; whether it is finite, of a trace
+    that is not negative. LAPACK raises on a NaN, so that a matrix that is not finite is I here."""
+    precise = to_float64(matrices)
+    hermitian = (precise + _adjoint(precise)) / 2
+    finite = hermitian.isfinite().all(-1).all(-1)
+    eye = torch.eye(matrices.shape[-1], dtype=hermitian.dtype, device=hermitian.device)
+    values, vectors = torch.linalg.eigh(torch.where(finite[..., None, None], hermitian, eye))
+    trace = hermitian.diagonal(dim1=-2, dim2=-1).real.sum(-1)
+    return values, vectors, finite & (trace >= 0)
+
+
+def _divided_differences_of_positive_part(values: Tensor) -> Tensor:
+    """(max(l_i, 0) - max(l_j, 0)) / (l_i - l_j), (..., m, m), and 1 or 0 where they meet."""
+    positive = values.clamp_min(0)
+    gap = values.unsqueeze(-1) - values.unsqueeze(-2)
+    quotient = (positive.unsqueeze(-1) - positive.unsqueeze(-2)) / torch.where(gap == 0, 1, gap)
+    return torch.where(gap == 0, (values > 0).to(values.dtype).unsqueeze(-1), quotient)
+
+
 def _adjoint(matrices: Tensor) -> Tensor:
     """Not ``mH``: its conjugation is put off, and lost where torch.compile calls the operator."""
     return torch.conj_physical(matrices.mT)
-
-
-def _finite_hermitian(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """The Hermitian part, I where that is not finite, as LAPACK raises on a NaN; where it is."""
-    hermitian = (matrices + _adjoint(matrices)) / 2
-    finite = hermitian.isfinite().all(-1).all(-1)
-    eye = torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
-    return torch.where(finite[..., None, None], hermitian, eye), finite
 
 
 def _floored(values: Tensor, resolution: float) -> Tensor:
@@ -294,6 +339,15 @@ def _(rho: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (rho.new_empty(rho.shape[:-2], dtype=result), *grads)
 
 
+_ONCE = "relative_entropy is differentiable once; take differences of its gradient"
+
+
+def _gradients(
+    grad: Tensor, rho: Tensor, sigma: Tensor, grad_rho: Tensor, grad_sigma: Tensor
+) -> tuple[Tensor, Tensor]:
+    return scaled(grad, grad_rho, rho), scaled(grad, grad_sigma, sigma)
+
+
 def _relative_entropy_setup(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
 ) -> None:
@@ -306,11 +360,8 @@ def _relative_entropy_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     # The gradients are outputs, so that what a second derivative asks of them arrives here.
     if any(of_gradient is not None for of_gradient in grads_of_gradients):
-        raise RuntimeError("relative_entropy is differentiable once")
-    rho, sigma, grad_rho, grad_sigma = ctx.saved_tensors
-    if grad is None:
-        return None, None
-    return scaled(grad, grad_rho, rho), scaled(grad, grad_sigma, sigma)
+        raise NotImplementedError(_ONCE)
+    return (None, None) if grad is None else _gradients(grad, *ctx.saved_tensors)
 
 
 torch.library.register_autograd(
@@ -319,3 +370,40 @@ torch.library.register_autograd(
     setup_context=_relative_entropy_setup,
 )
 _registered.register_vmap("relative_entropy_grad")
+
+
+class _RelativeEntropy(torch.autograd.Function):
+    """The operator for torch.func and forward mode, which registered formulas do not serve."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rho: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        result: tuple[Tensor, Tensor, Tensor] = _ops.relative_entropy_grad(rho, sigma)
+        return result
+
+    @staticmethod
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*inputs, *output[1:])
+        ctx.save_for_forward(*inputs, *output[1:])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
+        rho, sigma, *unit_grads = ctx.saved_tensors
+        of_rho, of_sigma = (once(_ONCE, unit_grad, rho, sigma) for unit_grad in unit_grads)
+        return _gradients(grad, rho, sigma, of_rho, of_sigma)
+
+    @staticmethod
+    def jvp(
+        ctx: Any, rho_tangent: Tensor | None, sigma_tangent: Tensor | None
+    ) -> tuple[Tensor, None, None]:
+        rho, sigma, *unit_grads = ctx.saved_tensors
+        total = torch.zeros(rho.shape[:-2], dtype=result_dtype(rho), device=rho.device)
+        for unit_grad, tangent in zip(unit_grads, (rho_tangent, sigma_tangent), strict=True):
+            if tangent is not None:
+                of_matrix = once(_ONCE, unit_grad, rho, sigma)
+                total = total + (of_matrix.conj() * tangent).real.sum((-2, -1))
+        return total.to(result_dtype(rho)), None, None

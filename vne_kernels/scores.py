@@ -20,7 +20,7 @@ from vne_kernels.checks import (
     check_samples,
     check_weights,
 )
-from vne_kernels.density import renyi_entropy_from_density, vn_entropy_from_density
+from vne_kernels.density import renyi_entropy_from_density, result_dtype
 from vne_kernels.functional import spectrum
 from vne_kernels.ops import compute_dtype, to_float64
 from vne_kernels.orders import renyi_entropy
@@ -63,8 +63,9 @@ def vendi_score(
     cosine similarity; otherwise any, given as the matrix K of k(x_i, x_j).
 
     Args:
-        z_or_kernel: (..., n, d), n samples of d features; with ``is_kernel`` (..., n, n), a
-            positive semidefinite K, real or complex.
+        z_or_kernel: (..., n, d), n samples of d features; with ``is_kernel`` (..., n, n), K, real
+            or complex. Of a K that is not positive semidefinite, such as similarities of strings,
+            eigenvalues below 0 count as 0, and the others are divided by their own sum.
         q: the order, at least 0, ``math.inf`` too. Small orders count rare samples, large ones
             common samples only.
         is_kernel: whether K is given. A square z could not be told from it.
@@ -74,7 +75,8 @@ def vendi_score(
             factor. Default: all alike.
 
     Returns:
-        (...), from 1 to n; differentiable; otherwise as `vne_kernels.renyi_entropy`.
+        (...), from 1 to n; differentiable; otherwise as `vne_kernels.renyi_entropy`, of a K as
+        `vne_kernels.renyi_entropy_from_density`.
 
     Raises:
         ValueError: with ``is_kernel``, z_or_kernel is not (..., n, n); otherwise as
@@ -96,13 +98,8 @@ def vendi_score(
         return renyi_entropy(z_or_kernel, q, normalize=normalize, weights=weights).exp()
     check_matrices("z_or_kernel", z_or_kernel)
     check_normalize(normalize)
-    similarities = _weighted_kernel(z_or_kernel, normalize, weights)
-    if q == 1 and normalize and not similarities.is_complex():
-        # The trace is of the size of n: equation (10) spares a division of the matrix.
-        trace = similarities.diagonal(dim1=-2, dim2=-1).sum(-1)
-        trace = torch.where(trace == 0, 1, trace)
-        return (vn_entropy_from_density(similarities) / trace + trace.log()).exp()
-    return renyi_entropy_from_density(similarities, q).exp()
+    kernel = z_or_kernel if z_or_kernel.is_complex() else z_or_kernel.to(result_dtype(z_or_kernel))
+    return renyi_entropy_from_density(_weighted_kernel(kernel, normalize, weights), q).exp()
 
 
 def _weighted_kernel(kernel: Tensor, normalize: bool, weights: Tensor | None) -> Tensor:

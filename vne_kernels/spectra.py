@@ -1,7 +1,8 @@
 """Functions of a spectrum: what scores, metrics and programs of the package have in common.
 
 Each takes eigenvalues of density matrices, (..., m), none below 0, in any order, and is
-differentiable in them. They are divided by their sum first: a density matrix counts up to a factor.
+differentiable in them. All but `vn_entropy` divide them by their sum first: a density matrix counts
+up to a factor.
 Imports torch alone; equation numbers are those of csrc/README.md.
 """
 
@@ -21,6 +22,7 @@ __all__ = [
     "resolved",
     "tsallis_entropy",
     "tsallis_of_purity",
+    "vn_entropy",
 ]
 
 _NEAR_ONE = 0.5
@@ -29,15 +31,27 @@ _SERIES = 0.05
 """Below it, eight terms of a series are exact to float64, and the quotient loses digits."""
 
 
-def resolved(eigenvalues: Tensor) -> Tensor:
+def resolved(eigenvalues: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """The eigenvalues, with 0 in place of those that cannot be told from rounding.
 
-    These are the ones below m * eps times the largest, eps that of their dtype: the threshold of
-    ``torch.linalg.matrix_rank``.
+    These are the ones below m * eps times the largest, eps that of `dtype`, by default their own:
+    the threshold of ``torch.linalg.matrix_rank``.
     """
-    m = eigenvalues.shape[-1]
-    floor = m * torch.finfo(eigenvalues.dtype).eps * eigenvalues.amax(-1, keepdim=True)
+    eps = torch.finfo(dtype or eigenvalues.dtype).eps
+    floor = eigenvalues.shape[-1] * eps * eigenvalues.amax(-1, keepdim=True)
     return torch.where(eigenvalues < floor, 0, eigenvalues)
+
+
+def vn_entropy(eigenvalues: Tensor) -> Tensor:
+    """S = -sum_k l_k log l_k, (1), of the eigenvalues as they are, not over their sum; in nats.
+
+    Args:
+        eigenvalues: (..., m), not negative.
+
+    Returns:
+        (...); a zero eigenvalue has the gradient 0.
+    """
+    return _tsallis(eigenvalues, 1)
 
 
 def tsallis_entropy(eigenvalues: Tensor, q: float) -> Tensor:
@@ -81,7 +95,10 @@ def renyi_entropy(eigenvalues: Tensor, alpha: float) -> Tensor:
         tsallis = _tsallis(p, alpha)  # sum p^alpha = 1 + (1 - alpha) tsallis
         return tsallis * _log1p_over((1 - alpha) * tsallis)
     powers = torch.where(p == 0, -math.inf, alpha * _log(p))
-    return (0 - powers.logsumexp(-1) / (alpha - 1)).clamp_min(0)  # neither -0. nor -1e-16
+    largest = powers.detach().amax(-1, keepdim=True)
+    # Not logsumexp: its derivative in forward mode has none in reverse mode.
+    log_sum = (powers - largest).exp().sum(-1).log() + largest.squeeze(-1)
+    return (0 - log_sum / (alpha - 1)).clamp_min(0)  # neither -0. nor -1e-16
 
 
 def renyi_of_purity(purity: Tensor) -> Tensor:
