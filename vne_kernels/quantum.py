@@ -102,7 +102,7 @@ def conditional_entropy(
     Example:
         >>> bell = torch.tensor([1.0, 0, 0, 1]) / 2**0.5
         >>> conditional_entropy(torch.outer(bell, bell), (2, 2), base=2)  # -1 bit
-        tensor(-1.)
+        tensor(-1.0000)
     """
     log_base = check_base(base)
     whole, _, b = _check_parts(rho_ab, dims, check)
