@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from functools import partial
 
 import mpmath
+import numpy as np
 import pytest
 import qutip
+import scipy.stats
 import torch
 from cases import (
     GRADIENT_FLOAT64,
@@ -140,8 +143,24 @@ def test_against_qutip() -> None:
     rho = random_density(12)
     state = qutip.Qobj(rho.numpy())
     assert float(vn_entropy_from_density(rho)) == pytest.approx(qutip.entropy_vn(state), abs=1e-12)
+    bits = vn_entropy_from_density(rho, base=2)
+    assert float(bits) == pytest.approx(qutip.entropy_vn(state, base=2), abs=1e-12)
     linear = qutip.entropy_linear(state)
     assert float(tsallis_entropy_from_density(rho, 2)) == pytest.approx(linear, abs=1e-12)
+
+
+def test_bases_against_scipy() -> None:
+    p = random_density(7).diagonal().real
+    for base in (2, 10, np.float32(3), 0.5):
+        expected = scipy.stats.entropy(p.numpy(), base=float(base))
+        for value in (
+            vn_entropy_from_density(p.diag(), base=base),
+            renyi_entropy_from_density(p.diag(), 1, base=base),
+        ):
+            assert float(value) == pytest.approx(expected, abs=1e-12)
+    of_order_3 = math.log2(float((p**3).sum())) / (1 - 3)
+    bits = renyi_entropy_from_density(p.diag(), 3, base=2)
+    assert float(bits) == pytest.approx(of_order_3, abs=1e-12)
 
 
 @pytest.mark.parametrize("dtype", REAL + COMPLEX)
@@ -216,7 +235,7 @@ def test_gradient_is_minus_log_rho_minus_one(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("name", [name for name in ENTROPIES if not name.endswith("_0")])
 def test_gradcheck(name: str, dtype: torch.dtype) -> None:
     rho = (2 * random_density(4, dtype=dtype)).requires_grad_()
-    assert torch.autograd.gradcheck(ENTROPIES[name], (rho,))
+    assert torch.autograd.gradcheck(ENTROPIES[name], (rho,), check_forward_ad=True)
 
 
 @pytest.mark.parametrize("dtype", REAL + COMPLEX)
@@ -235,11 +254,75 @@ def test_gradients_are_finite_and_reach_the_rows(name: str, dtype: torch.dtype) 
         assert relative_error(grad, reference.oracle_grad(z)) <= 1e-9
 
 
-def test_differentiable_once() -> None:
-    rho = random_density(4, dtype=torch.float64).requires_grad_()
-    (grad,) = torch.autograd.grad(vn_entropy_from_density(rho), rho, create_graph=True)
-    with pytest.raises(RuntimeError, match="differentiable once"):
-        grad.sum().backward()
+SECOND_DERIVATIVES = {
+    "hessian": torch.func.hessian,
+    "twice reverse": lambda f: torch.func.jacrev(torch.func.jacrev(f)),
+    "twice forward": lambda f: torch.func.jacfwd(torch.func.jacfwd(f)),
+    "reverse of forward": lambda f: torch.func.jacrev(torch.func.jacfwd(f)),
+}
+
+
+def assert_differentiable_once(function: Callable[[Tensor], Tensor], rho: Tensor) -> None:
+    """What is asked for beyond it is an error that names a public function."""
+    names = "vn_entropy_from_density|relative_entropy"
+    leaf = rho.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(function(leaf), leaf, create_graph=True)
+    with pytest.raises(NotImplementedError, match=names):
+        grad.abs().sum().backward()
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(leaf, rho)
+        tangent = torch.autograd.forward_ad.unpack_dual(function(dual)).tangent
+        with pytest.raises(NotImplementedError, match=names):
+            tangent.backward()
+        with pytest.raises(NotImplementedError, match=names):
+            torch.autograd.grad(function(dual), dual, create_graph=True)
+    if not rho.is_complex():
+        for second in SECOND_DERIVATIVES.values():
+            with pytest.raises(NotImplementedError, match=names):
+                second(function)(rho)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+@pytest.mark.parametrize("name", ENTROPIES)
+def test_differentiable_once(name: str, dtype: torch.dtype) -> None:
+    if name not in ("renyi_0", "tsallis_0", "tsallis_inf"):  # these are constant
+        assert_differentiable_once(ENTROPIES[name], random_density(4, dtype=dtype))
+
+
+def assert_transforms(function: Callable[[Tensor], Tensor], rho: Tensor, rtol: float) -> None:
+    """Of torch.func, one in another too, and forward mode, against plain reverse mode."""
+    grad = gradient(function, rho)
+    direction = random_density(rho.shape[-1], 8, rho.dtype)
+    along = (grad.conj() * direction).real.sum()
+    close = partial(torch.testing.assert_close, rtol=rtol, atol=rtol)
+    value, pull_back = torch.func.vjp(function, rho)
+    close(value, function(rho))
+    close(pull_back(torch.ones_like(value))[0], grad)
+
+    def tangent(x: Tensor, t: Tensor) -> Tensor:
+        return torch.func.jvp(function, (x,), (t,))[1]
+
+    close(tangent(rho, direction), along)
+    batch = torch.stack([rho, rho]), torch.stack([direction, -direction])
+    close(torch.func.vmap(tangent)(*batch), torch.stack([along, -along]))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(rho, direction)
+        close(torch.autograd.forward_ad.unpack_dual(function(dual)).tangent, along)
+    if not rho.is_complex():
+        for transform in (torch.func.grad, torch.func.jacrev, torch.func.jacfwd):
+            close(transform(function)(rho), grad)
+        close(torch.func.vmap(torch.func.grad(function))(batch[0]), torch.stack([grad, grad]))
+
+
+@pytest.mark.parametrize("dtype", REAL + COMPLEX)
+@pytest.mark.parametrize("name", ENTROPIES)
+def test_transforms(name: str, dtype: torch.dtype) -> None:
+    """Of matrices that the operators take as well, which have no forward mode."""
+    rtol = 1e-11 if dtype.to_real() == torch.float64 else GRADIENT_WELL_CONDITIONED
+    for d in (5, 70) if dtype == torch.float32 and name.startswith("vn") else (5,):
+        rho = (random_density(d, dtype=dtype) + torch.eye(d) / d) / 2
+        if name not in ("renyi_0", "tsallis_0"):
+            assert_transforms(ENTROPIES[name], rho, rtol)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -283,6 +366,11 @@ def test_methods_and_orders_are_checked() -> None:
         renyi_entropy_from_density(torch.eye(2), -1)
     with pytest.raises(TypeError, match="q must be a number, got str"):
         tsallis_entropy_from_density(torch.eye(2), "2")
+    for base in (0, 1, -2, math.inf, math.nan):
+        with pytest.raises(ValueError, match="base"):
+            vn_entropy_from_density(torch.eye(2), base=base)
+    with pytest.raises(TypeError, match="base"):
+        renyi_entropy_from_density(torch.eye(2), 2, base="2")
 
 
 @pytest.mark.parametrize(

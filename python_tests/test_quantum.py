@@ -4,16 +4,33 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 
 import mpmath
+import numpy as np
 import pennylane as qml
 import pytest
 import qutip
 import torch
-from cases import VALUE_DEFICIENT, assert_value, generator, gradient, relative_error
+from cases import (
+    GRADIENT_WELL_CONDITIONED,
+    VALUE_DEFICIENT,
+    assert_value,
+    generator,
+    gradient,
+    relative_error,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_from_density import COMPLEX, REAL, SPECTRA, density_case, random_density
+from test_from_density import (
+    COMPLEX,
+    REAL,
+    SPECTRA,
+    assert_differentiable_once,
+    assert_transforms,
+    density_case,
+    random_density,
+)
 from torch import Tensor
 
 from vne_kernels import (
@@ -68,7 +85,12 @@ def test_partial_trace_of_a_product() -> None:
     whole = torch.kron(torch.kron(parts[0], parts[1]), parts[2])
     for keep, part in enumerate(parts):
         torch.testing.assert_close(partial_trace(whole, DIMS, keep), part)
+    integers = np.array(DIMS), np.array([2, 0])
+    torch.testing.assert_close(
+        partial_trace(whole, list(integers[0]), np.int64(1)), partial_trace(whole, DIMS, 1)
+    )
     pair = torch.kron(parts[0], parts[2])
+    torch.testing.assert_close(partial_trace(whole, list(integers[0]), list(integers[1])), pair)
     torch.testing.assert_close(partial_trace(whole, DIMS, (2, 0)), pair)  # in the order of dims
 
 
@@ -91,6 +113,7 @@ def test_partial_trace_keeps_the_dtype_and_has_a_gradient() -> None:
         (ValueError, (2, 3), (), "keep must be different ones of 0 to 1, got ()"),
         (TypeError, (2.0, 3), 0, "dims must be integers, got (2.0, 3)"),
         (TypeError, 6, 0, "dims must be integers, got 6"),
+        (TypeError, (True, 6), 0, "dims must be integers"),
         (TypeError, (2, 3), 0.5, "keep must be integers, got 0.5"),
     ],
 )
@@ -118,6 +141,8 @@ def test_bell_state_and_its_like(dtype: torch.dtype) -> None:
         s = function(states, (2, 2))
         assert s.dtype == (torch.float64 if tolerance == EXACT else torch.float32)
         torch.testing.assert_close(s.double(), values, rtol=0, atol=tolerance)
+        bits = function(states, (2, 2), base=2)  # -1, 0, 1, 0 and 2, 0, 0, 1
+        torch.testing.assert_close(bits.double(), values / log2, rtol=0, atol=2 * tolerance)
         assert gradient(lambda rho, f=function: f(rho, (2, 2)), states).isfinite().all()
 
 
@@ -132,6 +157,9 @@ def test_against_qutip_and_pennylane(seed: int) -> None:
         assert float(s) == pytest.approx(float(qml.math.vn_entropy(array, [0, 1])), abs=1e-11)
         theirs = float(qml.math.mutual_info(array, [0], [1]))
         assert float(mutual) == pytest.approx(theirs, abs=1e-11)
+        theirs = float(qml.math.mutual_info(array, [0], [1], base=2))
+        bits = mutual_information(rho, (2, 2), base=2)
+        assert float(bits) == pytest.approx(theirs, abs=1e-11)
 
 
 def test_subsystems_of_other_sizes() -> None:
@@ -147,7 +175,10 @@ def test_subsystems_of_other_sizes() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
 def test_gradcheck_of_pairs(function: object, dtype: torch.dtype) -> None:
     rho = random_density(6, dtype=dtype).requires_grad_()
-    assert torch.autograd.gradcheck(lambda rho: function(rho, (2, 3)), (rho,))
+    of_pair = partial(function, dims=(2, 3))
+    assert torch.autograd.gradcheck(of_pair, (rho,), check_forward_ad=True)
+    assert_transforms(of_pair, rho.detach(), 1e-11)
+    assert_differentiable_once(of_pair, rho.detach())
 
 
 @pytest.mark.parametrize("function", OF_PAIR)
@@ -194,6 +225,8 @@ def test_relative_entropy_against_mpmath_qutip_and_pennylane(dtype: torch.dtype)
     assert value == pytest.approx(qutip.entropy_relative(*states), abs=1e-11)
     theirs = float(qml.math.relative_entropy(rho.numpy(), sigma.numpy()))
     assert value == pytest.approx(theirs, abs=1e-11)
+    bits = float(relative_entropy(rho, sigma, base=2))
+    assert bits == pytest.approx(qutip.entropy_relative(*states, base=2), abs=1e-11)
 
 
 @pytest.mark.parametrize("dtype", REAL + COMPLEX)
@@ -243,7 +276,12 @@ def test_relative_entropy_of_zeros_and_pure_states() -> None:
     assert relative_entropy(up, down) == math.inf
     assert relative_entropy(up, up) == 0
     assert relative_entropy(up, zero.double()) == math.inf
-    assert relative_entropy(zero, zero) == 0
+    for state in (zero, up, torch.eye(4) / 4):
+        value = relative_entropy(state, state)
+        assert value == 0
+        assert math.copysign(1, float(value)) == 1  # not -0.
+    assert relative_entropy(-up, down).isnan()
+    assert relative_entropy(up, -down).isnan()
     for argument in (zero, up):
         assert gradient(lambda x, a=argument: relative_entropy(a, x), argument).isfinite().all()
 
@@ -266,7 +304,8 @@ def test_gradcheck_of_relative_entropy(dtype: torch.dtype) -> None:
     rho = torch.stack([random_density(4, seed, dtype) for seed in (0, 1)]).requires_grad_()
     repeated = torch.diag(torch.tensor([0.3, 0.3, 0.2, 0.2])).to(dtype)
     for sigma in (random_density(4, 2, dtype), repeated):
-        assert torch.autograd.gradcheck(relative_entropy, (rho, sigma.requires_grad_()))
+        states = rho, sigma.requires_grad_()
+        assert torch.autograd.gradcheck(relative_entropy, states, check_forward_ad=True)
 
 
 def test_dtypes_meet_in_the_wider_one() -> None:
@@ -345,12 +384,18 @@ def test_compile_and_vmap() -> None:
     torch.testing.assert_close(torch.func.vmap(loss)(batch), torch.stack([loss(rho), loss(sigma)]))
 
 
-def test_differentiable_once() -> None:
-    rho = random_density(3).requires_grad_()
-    value = relative_entropy(rho, random_density(3, 1))
-    (grad,) = torch.autograd.grad(value, rho, create_graph=True)
-    with pytest.raises(RuntimeError, match="relative_entropy is differentiable once"):
-        grad.real.sum().backward()
+@pytest.mark.parametrize("dtype", REAL + COMPLEX)
+def test_transforms_of_relative_entropy(dtype: torch.dtype) -> None:
+    """Both states constant, and both of one matrix."""
+    other = random_density(3, 1, dtype)
+    for function in (
+        lambda x: relative_entropy(x, other),
+        lambda x: relative_entropy(other, x),
+        lambda x: relative_entropy(x, (x + other) / 2),
+    ):
+        rtol = 1e-11 if dtype.to_real() == torch.float64 else GRADIENT_WELL_CONDITIONED
+        assert_transforms(function, random_density(3, 0, dtype), rtol)
+        assert_differentiable_once(function, random_density(3, 0, dtype))
 
 
 # ---------------------------------------------------------------------------------------------

@@ -87,7 +87,7 @@ def vn_entropy_from_density(
     if _suits_operator(rho, method):
         entropy = _by_operator(rho, method, normalize_trace)
     else:
-        values = eigenvalues(rho)
+        values = positive_part(rho)
         entropy = (
             spectra.renyi_entropy(values, 1) if normalize_trace else spectra.vn_entropy(values)
         )
@@ -162,13 +162,19 @@ def eigenvalues(rho: Tensor) -> Tensor:
         (..., d), descending, float64; NaN for a matrix that is not finite or has a negative trace.
         Differentiable once, in reverse and forward mode: the gradient is V diag(grad) V^H.
     """
+    return positive_part(rho).flip(-1)
+
+
+def positive_part(rho: Tensor) -> Tensor:
+    """As `eigenvalues`, in no order that is promised."""
     hermitian = _hermitian(rho)
-    finite = hermitian.isfinite().all(-1).all(-1)
-    values = _eigvalsh(_where_finite(hermitian, finite))
-    valid = finite & (_trace(hermitian) >= 0)
-    values = torch.where(valid[..., None], values.flip(-1).clamp_min(0), torch.nan)
+    zero = _zero_or_nan(hermitian)
+    # LAPACK raises on a NaN, for the whole batch.
+    values = _eigvalsh(torch.where(zero[..., None, None] == 0, hermitian, 0)).clamp_min(0)
+    valid = _trace(hermitian) + zero >= 0
+    values = torch.where(valid.unsqueeze(-1), values, torch.nan)
     # The gradient of an invalid matrix is NaN too, as 0 times NaN is, not a silent 0.
-    return values * (1 + (0 * hermitian).sum((-2, -1)).real[..., None])
+    return values * (1 + zero.unsqueeze(-1))
 
 
 def result_dtype(rho: Tensor) -> torch.dtype:
@@ -194,7 +200,7 @@ def _entropy(
     if order == 2 and _suits_norm(rho):
         entropy = of_purity(_purity(rho))
     else:
-        values = eigenvalues(rho)
+        values = positive_part(rho)
         if order < 1:  # what rounding rho to its dtype left of a 0 would count like any other
             values = spectra.resolved(values, result_dtype(rho))
         entropy = of_spectrum(values, order)
@@ -249,21 +255,17 @@ def _suits_norm(rho: Tensor) -> bool:
 def _is_positive(rho: Tensor) -> bool:
     """Whether all matrices are positive definite, by Cholesky's factorization: the host looks.
 
-    Above 4 eps of the trace, so that what is computed in the dtype of the result sees it as well.
-    Not finite ones count as such; the operators make them NaN. False where numbers cannot be seen,
-    or where derivatives are asked for that the operators lack.
+    Those that are not finite do not count; whoever computes with them makes them NaN. False where
+    numbers cannot be seen, or where derivatives are asked for that the operators lack.
     """
     if torch.compiler.is_compiling() or is_transformed(rho):
         return False
     with torch.no_grad():
         hermitian = _hermitian(rho)
-        finite = hermitian.isfinite().all(-1).all(-1)
-        matrix = _where_finite(hermitian, finite)
-        margin = 4 * torch.finfo(result_dtype(rho)).eps * _trace(matrix)
-        shifted = matrix - margin[..., None, None] * _eye(matrix)
-        info = torch.linalg.cholesky_ex(shifted).info
+        is_finite = _zero_or_nan(hermitian) == 0
+        failed = torch.linalg.cholesky_ex(hermitian).info != 0
         try:
-            return not bool(info.any())
+            return not bool((failed & is_finite).any())
         except RuntimeError:  # fake and meta tensors hold none
             return False
 
@@ -387,13 +389,9 @@ def _hermitian(rho: Tensor) -> Tensor:
     return (precise + precise.mH) / 2
 
 
-def _where_finite(matrices: Tensor, finite: Tensor) -> Tensor:
-    """The matrices, I where they are not finite, as LAPACK raises on a NaN for the whole batch."""
-    return torch.where(finite[..., None, None], matrices, _eye(matrices))
-
-
-def _eye(matrices: Tensor) -> Tensor:
-    return torch.eye(matrices.shape[-1], dtype=matrices.dtype, device=matrices.device)
+def _zero_or_nan(matrices: Tensor) -> Tensor:
+    """(...), 0, and NaN of a matrix that is not finite."""
+    return (0 * matrices).sum((-2, -1)).real
 
 
 def _trace(rho: Tensor) -> Tensor:
