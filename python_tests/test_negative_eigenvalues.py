@@ -197,6 +197,22 @@ def test_positive_matrices_that_the_operators_take(d: int, dtype: torch.dtype) -
         assert_exact(*functions(dtype)[name], mixed, name)
 
 
+@pytest.mark.cpu_only("which way is taken")
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_an_invalid_matrix_leaves_the_way_of_the_others(bad: float) -> None:
+    values = over_sum(torch.linspace(0.1, 1, 70, dtype=torch.float64))
+    clean = torch.stack([with_spectrum(values, seed, torch.float32) for seed in range(3)])
+    batch = clean.clone()
+    batch[1, 2, 3] = bad
+    for name in ("auto", "poles", "unit trace", "Renyi 2", "Vendi 1"):
+        function, _ = functions(torch.float32)[name]
+        s, grad = function(batch), gradient(function, batch)
+        assert s.isnan().tolist() == [False, True, False]
+        assert grad.isnan().flatten(1).all(1).tolist() == [False, True, False]
+        assert torch.equal(s[::2], function(clean)[::2])
+        assert torch.equal(grad[::2], gradient(function, clean)[::2])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_smallest_eigenvalue_passes_through_0(dtype: torch.dtype) -> None:
     """A batch from 1e-3 below to 1e-3 above, through what the dtype does not resolve."""

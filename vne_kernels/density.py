@@ -2,7 +2,7 @@
 
 Equation (15) of csrc/README.md. Every entropy is a function of the eigenvalues that
 ``torch.linalg.eigvalsh`` computes in double precision, whatever the dtype. Two shorter ways are
-open to a real matrix that a Cholesky factorization proves positive definite: see `_is_positive`.
+open to matrices that a Cholesky factorization proves positive definite: see `_is_positive`.
 
 The Hermitian part counts, (rho + rho^H) / 2, and of it the positive part: eigenvalues below 0, as
 rounding, tomography or similarities that are no kernel leave them, count as 0.
@@ -109,7 +109,7 @@ def renyi_entropy_from_density(
 
     Returns:
         (...), between 0 and log d, as `vn_entropy_from_density`; 0 of a matrix of zeros. Computed
-        in float64, of order 2 without eigenvalues where a real rho is found positive definite.
+        in float64, of order 2 without eigenvalues where rho is found positive definite.
         Orders below 1 take eigenvalues below d times the rounding of the largest for 0, the
         rounding that of the dtype of the result.
 
@@ -271,12 +271,11 @@ def _is_positive(rho: Tensor) -> bool:
 
 
 def _by_operator(rho: Tensor, method: str, normalize_trace: bool) -> Tensor:
-    if normalize_trace:
-        precise = to_float64(rho)
-        trace = _trace(precise)
-        unit = precise / torch.where(trace > 0, trace, torch.nan)[..., None, None]
-        rho = unit.to(rho.device)
+    """S of positive definite matrices; NaN of those that are not finite."""
+    inverse_trace = 1 / _trace(rho)  # in float64, as it may leave the range of float32
     rho = rho.to(compute_dtype(rho.dtype))
+    if normalize_trace:
+        rho = rho * inverse_trace.to(rho)[..., None, None]
     if torch.is_grad_enabled() and rho.requires_grad:
         entropy: Tensor = _ops.density_entropy_grad(rho, method)[0]
     else:
@@ -298,8 +297,8 @@ def _purity(rho: Tensor) -> Tensor:
 _ONCE = (
     "entropies and scores of matrices (vn_entropy_from_density, renyi_entropy_from_density, "
     "tsallis_entropy_from_density, conditional_entropy, mutual_information, "
-    "vendi_score(is_kernel=True)) are differentiable once; vn_entropy of rows z, with z^T z in the "
-    "place of the matrix, is differentiable twice"
+    "vendi_score(is_kernel=True)) are differentiable once; vn_entropy(z, normalize=False) of n "
+    "rows, with z^T z / n the matrix, is differentiable twice"
 )
 
 
@@ -395,4 +394,5 @@ def _zero_or_nan(matrices: Tensor) -> Tensor:
 
 
 def _trace(rho: Tensor) -> Tensor:
-    return rho.diagonal(dim1=-2, dim2=-1).real.sum(-1)
+    """In float64."""
+    return to_float64(rho.diagonal(dim1=-2, dim2=-1)).real.sum(-1)
