@@ -261,12 +261,11 @@ def _is_positive(rho: Tensor) -> bool:
     if torch.compiler.is_compiling() or is_transformed(rho):
         return False
     with torch.no_grad():
-        hermitian = _hermitian(rho)
-        is_finite = _zero_or_nan(hermitian) == 0
-        failed = torch.linalg.cholesky_ex(hermitian).info != 0
+        precise = to_float64(rho)
+        failed = torch.linalg.cholesky_ex(precise + precise.mH).info != 0
         try:
-            return not bool((failed & is_finite).any())
-        except RuntimeError:  # fake and meta tensors hold none
+            return not failed.any() or not (failed & (_zero_or_nan(precise) == 0)).any()
+        except RuntimeError:  # fake and meta tensors hold no numbers
             return False
 
 
