@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from types import TracebackType
@@ -40,6 +41,8 @@ def is_interpreted() -> bool:
     """Whether Triton kernels are run by its interpreter, on the host."""
     if importlib.util.find_spec("triton") is None:
         return False
+    if "triton" not in sys.modules and "TRITON_INTERPRET" not in os.environ:
+        return False  # without importing Triton, which takes 75 MB
     from vne_kernels.triton import launch
 
     return launch.is_interpreted

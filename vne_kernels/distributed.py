@@ -19,7 +19,7 @@ The collectives are torch's functional ones, which torch.compile traces.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -95,14 +95,14 @@ def make_share(z: Tensor, weights: Tensor | None, group: Any, max_rows: int | No
         if n > max_rows:
             raise ValueError(f"z must have at most max_rows = {max_rows} rows, got {n}")
         return Share(name, rank, world, None, max_rows)
-    sizes = _exchanged_sizes(z, weights is not None, name, world)
+    exchanged: Callable[..., list[int]] = exchanged_sizes
+    if torch.compiler.is_compiling():  # the others do not load the compiler
+        from vne_kernels._untraced import exchanged_sizes as exchanged
+    sizes = exchanged(z, weights is not None, name, world)
     return Share(name, rank, world, sizes, max(sizes))
 
 
-@torch.compiler.disable(  # type: ignore[no-untyped-call, untyped-decorator]
-    reason="the sizes are read by the host; give max_rows, and they need not be"
-)
-def _exchanged_sizes(z: Tensor, weighted: bool, name: str, world: int) -> list[int]:
+def exchanged_sizes(z: Tensor, weighted: bool, name: str, world: int) -> list[int]:
     """The rows of every process, after a look that their tensors go together."""
     batch = z.shape[:-2]
     # what must agree: it stops every process, where a collective of other sizes would hang

@@ -1,0 +1,113 @@
+"""What importing the package costs, in fresh interpreters."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+#: What takes tens of megabytes and tenths of a second, and is for compilers or processes alone.
+HEAVY = (
+    "torch._dynamo",
+    "torch._inductor",
+    "torch.distributed._functional_collectives",
+    "torch.distributed.tensor",
+    "torch.fx.experimental.symbolic_shapes",
+    "torch.onnx",
+    "numpy.testing",
+    "scipy",
+    "sympy",
+    "triton",
+)
+#: Beyond `import torch`.
+CPU_SECONDS, MEGABYTES = 0.15, 15
+CHOICES = ("TRITON_INTERPRET", "VNE_KERNELS_BACKEND")
+
+IMPORT = """
+import json, sys, time
+import torch
+
+def peak():
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmHWM"))
+
+modules, seconds, kilobytes = set(sys.modules), time.process_time(), peak()
+import vne_kernels
+seconds, kilobytes = time.process_time() - seconds, peak() - kilobytes
+"""
+
+CALLS = """
+from vne_kernels import *
+
+z, rho = torch.randn(8, 4, requires_grad=True), torch.eye(4) / 4
+with torch.no_grad():
+    vn_entropy(z)
+vn_entropy(z).backward()
+doe_loss(z, z).backward()
+spectrum(z).sum().backward()
+vn_entropy_from_density(rho)
+effective_rank(z)
+rankme(z)
+vendi_score(z)
+renyi_entropy(z, 2)
+mutual_information(rho, (2, 2))
+VNEntropy(gather_distributed=True)(z)
+DoELoss(gather_distributed=True)(z, z)
+DensityAccumulator(4).update(z.detach())
+estimate_vn_entropy(z.detach())
+available_backends()
+vne_kernels.distributed.gather(z)
+"""
+
+PROCESSES = """
+import torch.distributed as dist
+from vne_kernels import distributed
+
+def entropy(z):
+    share = distributed.make_share(z, None, dist.group.WORLD, None)
+    return distributed.vn_entropy(z, None, share, normalize=True, method="auto", eps=1e-12)
+
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+z = torch.eye(4, requires_grad=True)
+entropy(z).backward()
+assert "torch._dynamo" not in sys.modules
+found = torch.compile(entropy, backend="aot_eager")(z)
+torch.testing.assert_close(found, torch.tensor(4).log())
+assert list(torch._dynamo.utils.counters["graph_break"]), "the sizes are read by the host"
+"""
+
+TELL = """
+print(json.dumps([seconds, kilobytes / 1024, sorted(set(sys.modules) - modules)]))
+"""
+
+
+def in_a_fresh_interpreter(script: str, folder: Path) -> tuple[float, float, list[str]]:
+    """CPU seconds and megabytes that the package takes beyond torch, and the new modules."""
+    kept = {key: value for key, value in os.environ.items() if key not in CHOICES}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=kept)
+    assert done.returncode == 0, done.stderr
+    seconds, megabytes, modules = json.loads(done.stdout)
+    return seconds, megabytes, modules
+
+
+def test_importing_costs_little(tmp_path: Path) -> None:
+    """The least of several, as the machine may be busy."""
+    costs = [in_a_fresh_interpreter(IMPORT + TELL, tmp_path)[:2] for _ in range(3)]
+    assert min(seconds for seconds, _ in costs) <= CPU_SECONDS
+    assert min(megabytes for _, megabytes in costs) <= MEGABYTES
+
+
+@pytest.mark.parametrize("calls", ["", CALLS], ids=["import", "calls"])
+def test_neither_import_nor_calls_load_what_is_heavy(calls: str, tmp_path: Path) -> None:
+    *_, modules = in_a_fresh_interpreter(IMPORT + calls + TELL, tmp_path)
+    assert "vne_kernels" in modules
+    assert [name for name in modules if name.startswith(HEAVY)] == []
+
+
+def test_sizes_are_exchanged_without_the_compiler_and_under_it(tmp_path: Path) -> None:
+    in_a_fresh_interpreter(IMPORT + PROCESSES + TELL, tmp_path)
