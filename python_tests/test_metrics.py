@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
+import lightning.pytorch as pl
 import metrics_worker as worker
+import numpy as np
 import pytest
 import ranks
 import torch
@@ -114,6 +117,34 @@ def test_no_rows_are_nan() -> None:
     assert all(math.isnan(x) for x in numbers(collected.compute()).values())
 
 
+def test_rows_of_weight_zero_do_not_count() -> None:
+    """RankMe takes min(n, d) singular values; without any row there is no score."""
+    z = spectrum_case("relu", (53, 12), torch.float64)
+    w = torch.zeros(53, dtype=torch.float64)
+    collected = worker.collection()
+    collected.update(z, w)
+    assert all(math.isnan(x) for x in numbers(collected.compute()).values())
+    w[4:9] = 3
+    collected.update(z, w)
+    assert numbers(collected.compute()) == pytest.approx(scores(z[4:9]), rel=EXACT)
+    assert int(collected["rankme"].rows) == 5
+
+
+def test_numbers_of_numpy_and_other_logarithms() -> None:
+    z = spectrum_case("relu", (53, 12), torch.float64)
+    metrics: dict[Metric, Metric] = {
+        VendiScore(np.int64(12), np.float32(0.5), eps=np.float64(1e-12)): VendiScore(12, 0.5),
+        EffectiveRank(np.int32(12)): EffectiveRank(12),
+        RankMe(np.int64(12), eps=np.float64(1e-7)): RankMe(12),
+    }
+    for one, other in metrics.items():
+        assert float(one(z)) == float(other(z))
+    expected = float(vne_kernels.vn_entropy(z))
+    for base in (2, np.int64(10), 0.5):
+        found = float(VonNeumannEntropy(12, base=base)(z))
+        assert found == pytest.approx(expected / math.log(base), rel=EXACT)
+
+
 # ---------------------------------------------------------------------------------------------
 # What torchmetrics does
 # ---------------------------------------------------------------------------------------------
@@ -180,6 +211,64 @@ def test_a_reset_in_inference_mode_is_no_trap_for_later_batches() -> None:
     assert float(metric.compute()) == pytest.approx(float(vne_kernels.vn_entropy(z)), rel=EXACT)
 
 
+CASTS: dict[str, Callable[[torch.nn.Module], object]] = {
+    "half": lambda module: module.half(),
+    "to float16": lambda module: module.to(torch.float16),
+    "to float16 and a device": lambda module: module.to("cpu", torch.float16),
+    "to bfloat16": lambda module: module.to(torch.bfloat16),
+    "bfloat16": lambda module: module.bfloat16(),
+    "float": lambda module: module.float(),
+    "type": lambda module: module.type(torch.float16),
+    "set_dtype": lambda module: [
+        child.set_dtype(torch.float16) for child in module.modules() if isinstance(child, Metric)
+    ],
+}
+
+
+@pytest.mark.parametrize("cast", CASTS.values(), ids=CASTS)
+@pytest.mark.parametrize("parent", ["metric", "collection", "model"])
+def test_casts_leave_the_sums_in_float64(
+    parent: str, cast: Callable[[torch.nn.Module], object]
+) -> None:
+    """Half precision counts to 65,504, bfloat16 to 256; a cast may come at any time."""
+    metrics = {"effective_rank": EffectiveRank(12), "rankme": RankMe(12)}
+    modules: list[torch.nn.Module] = list(metrics.values())
+    if parent != "metric":
+        modules = [MetricCollection(metrics)]
+    if parent == "model":
+        model = pl.LightningModule()
+        model.layer, model.metrics = torch.nn.Linear(2, 2), modules[0]
+        modules = [model]
+    z = spectrum_case("relu", (35_000, 12), torch.float32)
+    for _ in range(2):
+        for module in modules:
+            cast(module)
+        for metric in metrics.values():
+            metric.update(z)
+    for name, expected in scores(torch.cat([z, z])).items():
+        if name in metrics:
+            metric = metrics[name]
+            assert float(metric.compute()) == pytest.approx(expected, rel=SINGLE)
+            assert int(metric.rows) == 70_000
+            metric.reset()
+            states = {name: getattr(metric, name).dtype for name in metric._defaults}
+            assert states.pop("rows") == torch.int64
+            assert set(states.values()) == {torch.float64}
+
+
+def test_a_device_is_taken() -> None:
+    metric = EffectiveRank(12).to("meta", torch.float16)
+    assert metric.device.type == "meta"
+    assert metric.rows.device.type == metric.weight.device.type == "meta"
+
+
+def test_rows_may_be_in_half_precision() -> None:
+    z = spectrum_case("relu", (53, 12), torch.float16)
+    collected = worker.collection().to(torch.float16)
+    collected.update(z)
+    assert numbers(collected.compute()) == pytest.approx(scores(z), rel=SINGLE)
+
+
 def test_plot() -> None:
     metric = EffectiveRank(12)
     values = [metric(z) for z in spectrum_case("relu", (3, 20, 12), torch.float64)]
@@ -190,8 +279,12 @@ def test_plot() -> None:
 
 
 def test_wrong_arguments() -> None:
-    with pytest.raises(ValueError, match="num_features must be a whole number of at least 1, got"):
+    with pytest.raises(ValueError, match="num_features must be at least 1, got 0"):
         VonNeumannEntropy(0)
+    with pytest.raises(TypeError, match="num_features must be a whole number, got float"):
+        VonNeumannEntropy(4.0)
+    with pytest.raises(ValueError, match="base must be positive and finite and not 1, got 1"):
+        VonNeumannEntropy(4, base=1)
     with pytest.raises(ValueError, match="q must be at least 0, got -1"):
         VendiScore(4, -1)
     with pytest.raises(ValueError, match="eps must be finite and not negative, got -1"):

@@ -1,11 +1,13 @@
 """Entropy, effective rank, Vendi score and RankMe of a data set as torchmetrics metrics.
 
 Their states are the sums of equation (16), so that batches of any sizes, on any number of
-processes, give what all rows at once would. For ``pip install "vne_kernels[metrics]"``.
+processes, give what all rows at once would. They stay in float64 whatever the metric, or a model
+that holds it, is cast to. For ``pip install "vne_kernels[metrics]"``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,8 +15,15 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from vne_kernels import spectra
-from vne_kernels.accumulate import add_rows, check_features, check_rows, density_of, row_weights
-from vne_kernels.checks import check_eps, check_normalize, check_order
+from vne_kernels.accumulate import add_rows, check_rows, density_of, row_weights
+from vne_kernels.checks import (
+    check_base,
+    check_eps,
+    check_integer,
+    check_normalize,
+    check_order,
+    in_base,
+)
 from vne_kernels.density import eigenvalues, renyi_entropy_from_density, vn_entropy_from_density
 
 __all__ = ["EffectiveRank", "RankMe", "VendiScore", "VonNeumannEntropy"]
@@ -34,16 +43,15 @@ class _OfDensity(Metric):
         self, num_features: int, *, normalize: bool, eps: float, double: bool, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.num_features = check_features("num_features", num_features)
+        self.num_features = d = check_integer("num_features", num_features, 1)
         check_normalize(normalize)
-        check_eps(eps)
-        self.normalize, self.eps, self._double = normalize, eps, double
+        self.normalize, self.eps, self._double = normalize, check_eps(eps), double
         # A MetricCollection shares states of the same names and, in the first batch, about the same
         # numbers; sums that are made in another way have another name.
-        rows = f"unit{eps:g}" if normalize else "raw"
+        rows = f"unit{self.eps:g}" if normalize else "raw"
         self._total = f"total_{rows}_{'double' if double else 'single'}"
         zero = torch.zeros((), dtype=torch.float64)
-        self.add_state(self._total, zero.new_zeros(num_features, num_features), "sum")
+        self.add_state(self._total, zero.new_zeros(d, d), "sum")
         self.add_state("weight", zero, "sum")
         self.add_state("rows", torch.zeros((), dtype=torch.int64), "sum")
 
@@ -53,7 +61,8 @@ class _OfDensity(Metric):
         Args:
             z: (..., n, d) with d = num_features, all leading dimensions are rows; n may be 0.
                 float16, bfloat16, float32 or float64, on the metric's device.
-            weights: w, broadcastable to (..., n), not negative, up to a common factor. Default: 1.
+            weights: w, broadcastable to (..., n), not negative, up to a common factor. A row of
+                weight 0 counts as absent. Default: 1.
 
         Raises:
             ValueError: z is not (..., n, d), or on another device; weights do not broadcast.
@@ -68,12 +77,21 @@ class _OfDensity(Metric):
             setattr(self, self._total, total)
         add_rows(total, x, w, normalize=self.normalize, eps=self.eps, double=self._double)
         self.weight = self.weight + (len(x) if w is None else w.sum())
-        self.rows = self.rows + len(x)
+        self.rows = self.rows + (len(x) if w is None else (w != 0).sum())
 
     def compute(self) -> Tensor:
         """The score of all rows so far, () float64; NaN before the first."""
         score = self._score(density_of(getattr(self, self._total), self.weight))
         return torch.where(self.rows == 0, torch.nan, score)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Moves the states to a device. Their dtypes stay: half precision cannot hold such sums."""
+
+        def moved(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor.to(result.device)
+
+        return super()._apply(moved, *args, **kwargs)
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Draw a value, or several, of ``forward`` or ``compute``; by default of ``compute``.
@@ -88,21 +106,24 @@ class _OfDensity(Metric):
 
 
 class VonNeumannEntropy(_OfDensity):
-    """Von Neumann entropy of a data set, in nats: `vne_kernels.vn_entropy` of all its rows.
+    """Von Neumann entropy of a data set: `vne_kernels.vn_entropy` of all its rows.
 
     Equations (1) and (16) of csrc/README.md.
 
     Args:
         num_features: d of the rows, at least 1.
         normalize, eps, double: as for `vne_kernels.DensityAccumulator`.
+        base: of the logarithm, such as 2; positive, and not 1. Default: e, an entropy in nats.
         kwargs: of ``torchmetrics.Metric``, such as ``sync_on_compute``.
 
     Shape:
         update: z (..., n, d), weights broadcastable to (..., n). compute: () float64.
 
     Raises:
-        ValueError: num_features is no whole number from 1 on; eps is negative or not finite.
-        TypeError: normalize is not a bool; eps is not a number.
+        ValueError: num_features is below 1; eps is negative or not finite; base is not positive
+            and finite, or 1.
+        TypeError: num_features is no whole number; normalize is not a bool; eps or base is not a
+            number.
 
     Source: Kim et al., "VNE: An Effective Method for Improving Deep Representation by Manipulating
     Eigenvalue Distribution", CVPR 2023.
@@ -124,12 +145,14 @@ class VonNeumannEntropy(_OfDensity):
         normalize: bool = True,
         eps: float = 1e-12,
         double: bool = False,
+        base: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(num_features, normalize=normalize, eps=eps, double=double, **kwargs)
+        self._log_base = check_base(base)
 
     def _score(self, rho: Tensor) -> Tensor:
-        return vn_entropy_from_density(rho)
+        return in_base(vn_entropy_from_density(rho), self._log_base)
 
 
 class VendiScore(_OfDensity):
@@ -150,9 +173,9 @@ class VendiScore(_OfDensity):
         min(n, d).
 
     Raises:
-        ValueError: num_features is no whole number from 1 on; q is below 0; eps is negative or not
-            finite.
-        TypeError: normalize is not a bool; q or eps is not a number.
+        ValueError: num_features is below 1; q is below 0; eps is negative or not finite.
+        TypeError: num_features is no whole number; normalize is not a bool; q or eps is not a
+            number.
 
     Source: Friedman and Dieng, "The Vendi Score: A Diversity Evaluation Metric for Machine
     Learning", TMLR 2023; of order q, Pasarkar and Dieng, AISTATS 2024.
@@ -175,7 +198,7 @@ class VendiScore(_OfDensity):
         **kwargs: Any,
     ) -> None:
         self.q = check_order("q", q)
-        super().__init__(num_features, normalize=normalize, eps=eps, double=q < 1, **kwargs)
+        super().__init__(num_features, normalize=normalize, eps=eps, double=self.q < 1, **kwargs)
 
     def _score(self, rho: Tensor) -> Tensor:
         return renyi_entropy_from_density(rho, self.q).exp()
@@ -220,8 +243,8 @@ class RankMe(_OfDensity):
         min(n, d), but for eps.
 
     Raises:
-        ValueError: num_features is no whole number from 1 on; eps is negative or not finite.
-        TypeError: eps is not a number.
+        ValueError: num_features is below 1; eps is negative or not finite.
+        TypeError: num_features is no whole number; eps is not a number.
 
     Source: Garrido et al., "RankMe: Assessing the Downstream Performance of Pretrained
     Self-Supervised Representations by Their Rank", ICML 2023.
@@ -235,9 +258,8 @@ class RankMe(_OfDensity):
     plot_lower_bound = 1.0
 
     def __init__(self, num_features: int, eps: float = 1e-7, **kwargs: Any) -> None:
-        check_eps(eps)
         super().__init__(num_features, normalize=False, eps=0.0, double=True, **kwargs)
-        self.added = eps
+        self.added = check_eps(eps)
 
     def _score(self, rho: Tensor) -> Tensor:
         count = min(max(int(self.rows), 1), self.num_features)
