@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -119,6 +120,8 @@ def test_a_collapse_is_told_once_and_so_is_its_end(
         "step 1: the representation collapses: the entropy of the output of 'projector' is "
     )
     assert message.endswith(" of 16 rows (warned below 0.405 nats)")
+    (silent,) = [str(w.message) for w in told if "backbone" in str(w.message)]
+    assert silent.startswith("step 0: ")
     recovered = [r.getMessage() for r in caplog.records if "no longer collapsed" in r.getMessage()]
     assert [text[:28] for text in recovered] == ["step 5: no longer collapsed:"]
 
@@ -143,7 +146,9 @@ def test_nan_is_neither_a_collapse_nor_the_end_of_one() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"every_n_steps": 0}, ValueError, "every_n_steps must be a whole number of at least 1"),
+        ({"every_n_steps": 0}, ValueError, "every_n_steps must be at least 1, got 0"),
+        ({"every_n_steps": 1.5}, TypeError, "every_n_steps must be a whole number, got float"),
+        ({"collapse_below": "2"}, TypeError, "collapse_below must be a number, got str"),
         ({"collapse_below": 1.0}, ValueError, "collapse_below must be finite and above 1, got 1"),
         ({"collapse_below": math.nan}, ValueError, "collapse_below must be finite and above 1"),
         ({"normalize": "yes"}, TypeError, "normalize must be True or False, got str"),
@@ -152,6 +157,12 @@ def test_nan_is_neither_a_collapse_nor_the_end_of_one() -> None:
 def test_wrong_arguments(options: dict, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         SpectrumMonitor("projector", **options)
+
+
+def test_numbers_of_numpy() -> None:
+    monitor = SpectrumMonitor("p", every_n_steps=np.int64(3), collapse_below=np.float32(2))
+    assert monitor.every_n_steps == 3
+    assert monitor.collapse.below == pytest.approx(math.log(2))
 
 
 class Pair(nn.Module):

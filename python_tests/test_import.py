@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,34 @@ def test_neither_import_nor_calls_load_what_is_heavy(calls: str, tmp_path: Path)
 
 def test_sizes_are_exchanged_without_the_compiler_and_under_it(tmp_path: Path) -> None:
     in_a_fresh_interpreter(IMPORT + PROCESSES + TELL, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("module", "missing"),
+    [
+        ("vne_kernels.metrics", "torchmetrics"),
+        ("vne_kernels.callbacks", "lightning"),
+        ("vne_kernels.callbacks", "torchmetrics"),  # which lightning imports
+    ],
+)
+def test_a_missing_extra_is_named(module: str, missing: str, tmp_path: Path) -> None:
+    script = f"""
+        import importlib.abc, sys
+
+        class Missing(importlib.abc.MetaPathFinder):
+            def find_spec(self, name, path, target=None):
+                if name.split(".")[0] == {missing!r}:
+                    raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+        sys.meta_path.insert(0, Missing())
+        try:
+            import {module}
+        except ModuleNotFoundError as error:
+            assert error.name.split(".")[0] == {missing!r}
+            print(error)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for part in (missing, module, "pip install 'vne_kernels[metrics]'"):
+        assert part in done.stdout

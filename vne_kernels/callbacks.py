@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vne_kernels.checks import check_normalize, check_samples
+from vne_kernels.checks import check_integer, check_normalize, check_number, check_samples
 from vne_kernels.collapse import CollapseWatch
+from vne_kernels.common.extras import needed_by
 from vne_kernels.functional import spectrum
 from vne_kernels.spectra import renyi_entropy
+
+with needed_by("vne_kernels.callbacks", "metrics"):
+    import lightning.pytorch as pl
+    from lightning.pytorch.callbacks import Callback
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 __all__ = ["SpectrumMonitor"]
 
@@ -28,8 +31,9 @@ class SpectrumMonitor(Callback):
     on each process its own. ``spectrum/entropy`` (nats) and ``spectrum/effective_rank`` go to every
     logger, and into ``trainer.callback_metrics``; the eigenvalues as a picture,
     ``spectrum/eigenvalues``, to TensorBoard. When the effective rank falls below the threshold
-    there is one warning, and one message when it is above it again. Steps that are not monitored
-    cost one comparison; a monitored one waits for the device.
+    there is one warning, and one message when it is above it again. If the submodule is not called
+    in monitored steps there is one warning, too. Steps that are not monitored cost one comparison;
+    a monitored one waits for the device.
 
     Args:
         submodule: the name of the module in the LightningModule, as ``get_submodule`` takes it,
@@ -40,9 +44,10 @@ class SpectrumMonitor(Callback):
         name: what the logged names begin with; a second monitor needs another.
 
     Raises:
-        ValueError: every_n_steps is no whole number from 1 on; collapse_below is not above 1. In
-            training: the LightningModule has no such submodule; its output is not (n, d).
-        TypeError: normalize is not a bool; the output is not a floating tensor.
+        ValueError: every_n_steps is below 1; collapse_below is not above 1. In training: the
+            LightningModule has no such submodule; its output is not (n, d).
+        TypeError: every_n_steps is no whole number; collapse_below is not a number; normalize is
+            not a bool; the output is not a floating tensor.
 
     Example:
         >>> monitor = SpectrumMonitor("projector", every_n_steps=100)
@@ -58,16 +63,15 @@ class SpectrumMonitor(Callback):
         normalize: bool = True,
         name: str = "spectrum",
     ) -> None:
-        if not isinstance(every_n_steps, int) or every_n_steps < 1:
-            raise ValueError(
-                f"every_n_steps must be a whole number of at least 1, got {every_n_steps!r}"
-            )
-        if not 1 < collapse_below < math.inf:
+        self.submodule, self.name = submodule, name
+        self.every_n_steps = check_integer("every_n_steps", every_n_steps, 1)
+        below = check_number("collapse_below", collapse_below)
+        if not 1 < below < math.inf:
             raise ValueError(f"collapse_below must be finite and above 1, got {collapse_below}")
         check_normalize(normalize)
-        self.submodule, self.every_n_steps = submodule, every_n_steps
-        self.normalize, self.name = normalize, name
-        self.collapse = CollapseWatch(math.log(collapse_below), f"the output of {submodule!r}")
+        self.normalize = normalize
+        self.collapse = CollapseWatch(math.log(below), f"the output of {submodule!r}")
+        self._called: bool | None = None  # in a monitored step; None: in none yet
         self._outputs: list[Tensor] | None = None  # None: not a monitored step
         self._last_step = -1
         self._hook: RemovableHandle | None = None
@@ -85,7 +89,7 @@ class SpectrumMonitor(Callback):
                 f"submodule must name a module of {type(pl_module).__name__}, which has {names}, "
                 f"got {self.submodule!r}"
             ) from error
-        self._last_step = -1
+        self._last_step, self._called = -1, None
         self._hook = module.register_forward_hook(self._keep)
 
     def on_train_batch_start(
@@ -106,7 +110,15 @@ class SpectrumMonitor(Callback):
     ) -> None:
         rows, self._outputs = self._outputs, None
         if rows:
+            self._called = True
             self._log(torch.cat(rows), trainer, pl_module)
+        elif rows is not None and self._called is None:
+            self._called = False
+            rank_zero_warn(
+                f"step {self._last_step}: submodule {self.submodule!r} was not called in the "
+                "training step, so SpectrumMonitor logs nothing. Calls of the module count, calls "
+                "of its forward method do not. This warning is given once."
+            )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._remove()
@@ -159,7 +171,8 @@ class SpectrumMonitor(Callback):
 
 def _picture(eigenvalues: Tensor) -> Any:
     """Eigenvalues over their sum against their index; NaN and 0 are left out."""
-    from matplotlib.figure import Figure
+    with needed_by("the picture of SpectrumMonitor", "metrics"):
+        from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 3.5), layout="constrained")
     axes = figure.add_subplot()

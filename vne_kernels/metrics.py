@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from vne_kernels import spectra
 from vne_kernels.accumulate import add_rows, check_rows, density_of, row_weights
@@ -24,7 +23,11 @@ from vne_kernels.checks import (
     check_order,
     in_base,
 )
+from vne_kernels.common.extras import needed_by
 from vne_kernels.density import eigenvalues, renyi_entropy_from_density, vn_entropy_from_density
+
+with needed_by("vne_kernels.metrics", "metrics"):
+    from torchmetrics import Metric
 
 __all__ = ["EffectiveRank", "RankMe", "VendiScore", "VonNeumannEntropy"]
 
