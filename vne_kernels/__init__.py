@@ -1,5 +1,8 @@
 """Von Neumann entropy of representations, as a fused operator for PyTorch."""
 
+from types import FunctionType as _Function
+
+from vne_kernels._exporters import refused_by_script as _refused_by_script
 from vne_kernels.accumulate import DensityAccumulator
 from vne_kernels.backends import available_backends, use_backend
 from vne_kernels.density import (
@@ -53,3 +56,7 @@ __all__ = [
     "vn_entropy",
     "vn_entropy_from_density",
 ]
+
+for _name in __all__:
+    if isinstance(_function := globals()[_name], _Function):
+        _function.__prepare_scriptable__ = _refused_by_script(_name)  # type: ignore[attr-defined]
