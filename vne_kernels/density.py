@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from vne_kernels import spectra
 from vne_kernels.checks import (
@@ -27,6 +26,7 @@ from vne_kernels.checks import (
     in_base,
 )
 from vne_kernels.ops import compute_dtype, to_float64
+from vne_kernels.transforms import in_forward_mode, is_transformed, once
 
 _ops = torch.ops.vne_kernels
 
@@ -337,45 +337,10 @@ class _Eigenvalues(torch.autograd.Function):
         return (v * grad.unsqueeze(-2)) @ v.mH
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, None]:
-        v = once(_ONCE, *ctx.saved_tensors)
+    @in_forward_mode
+    def jvp(ctx: Any, saved: list[Tensor], tangent: Tensor) -> tuple[Tensor, None]:
+        v = once(_ONCE, *saved)
         return (v.conj() * (tangent @ v)).sum(-2).real, None
-
-
-def once(message: str, tensor: Tensor, *of: Tensor) -> Tensor:
-    """tensor, which was computed of the tensors `of` and has no derivative in them: an error."""
-    result: Tensor = _Once.apply(message, tensor, *of)
-    return result
-
-
-class _Once(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(message: str, tensor: Tensor, *of: Tensor) -> Tensor:
-        return tensor.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.message = inputs[0]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise NotImplementedError(ctx.message)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Any:
-        raise NotImplementedError(ctx.message)
-
-
-def is_transformed(*tensors: Tensor) -> bool:
-    """Whether a transform of torch.func is active, or one of them has a forward-mode tangent."""
-    if torch.compiler.is_compiling():
-        return False
-    if torch._C._are_functorch_transforms_active():
-        return True
-    duals = map(forward_ad.unpack_dual, tensors)
-    return any(dual.tangent is not None for dual in duals)
 
 
 # ---- small steps ---------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ validate little: `vne_kernels.functional` is the public face. Equation numbers: 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vne_kernels import _load as _load
 from vne_kernels import spectra
+from vne_kernels._exporters import refuse_onnx
 
 _NAMESPACE = "vne_kernels"
 _ops = torch.ops.vne_kernels
@@ -49,10 +50,48 @@ def to_float64(x: Tensor) -> Tensor:
     return on_device.to(torch.complex128 if x.is_complex() else torch.float64)
 
 
+_BY_TORCH = (
+    "where eigenvalues differ, torch.linalg.eigvalsh(x @ x.mT) of the rows x = "
+    "torch.nn.functional.normalize(z, dim=-1) / n**0.5 has further derivatives"
+)
+
+ONCE = {
+    "vn_entropy_hvp": (
+        "vn_entropy, get_vne, doe_loss, effective_rank, and renyi_entropy, tsallis_entropy and "
+        f"vendi_score of order 1 are differentiable twice; {_BY_TORCH}"
+    ),
+    "spectrum": (
+        "spectrum, rankme, and renyi_entropy, tsallis_entropy and vendi_score of other orders than "
+        f"1 and 2 are differentiable once; {_BY_TORCH}"
+    ),
+    "purity": (
+        "renyi_entropy, tsallis_entropy and vendi_score of order 2, and participation_ratio, are "
+        "differentiable once; (x @ x.mT).square().sum() of the rows x = "
+        "torch.nn.functional.normalize(z, dim=-1) / n**0.5 is tr(rho^2) with further derivatives"
+    ),
+    "doe_loss": (
+        "doe_loss is differentiable once; -vn_entropy(z1) - beta * "
+        "torch.nn.functional.cosine_similarity(z1, z2, dim=-1).mean(-1) is the same loss, and "
+        "differentiable twice"
+    ),
+    "density_entropy": (
+        "an entropy of a density matrix, and vn_entropy of a batch that is spread over processes, "
+        "are differentiable once; vn_entropy(z) of representations is differentiable twice"
+    ),
+}
+"""What is said where a derivative is asked for that is not offered: the functions that a user may
+have called to come there, and a way round."""
+
+
 def _fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    register: Callable[[Callable[..., Any]], Callable[..., Any]] = torch.library.register_fake(
-        f"{_NAMESPACE}::{name}"
-    )
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        def fake(*args: Any) -> Any:
+            refuse_onnx(name)
+            return function(*args)
+
+        registered: Callable[..., Any] = torch.library.register_fake(f"{_NAMESPACE}::{name}", fake)
+        return registered
+
     return register
 
 
@@ -129,12 +168,16 @@ def _vn_entropy_grad_backward(
     if grad is not None:
         of_z = scaled(grad, unit_grad, z)
         of_weights = None if weights is None else scaled(grad, weights_grad, weights)
-    of_gradient = grad_unit_grad is not None and ctx.needs_input_grad[1]
-    if weights is not None and (of_gradient or grad_weights_grad is not None):
-        raise RuntimeError("vn_entropy has no second derivatives with respect to weights")
-    if grad_unit_grad is not None:
-        hvp = _ops.vn_entropy_hvp(z, grad_unit_grad, weights, ctx.normalize, ctx.eps).to(z.dtype)
-        of_z = hvp if of_z is None else of_z + hvp
+    if weights is None:
+        grad_weights_grad = None  # of (0,)
+    if grad_unit_grad is not None or grad_weights_grad is not None:
+        direction = torch.zeros_like(unit_grad) if grad_unit_grad is None else grad_unit_grad
+        hvp_z, hvp_weights = _ops.vn_entropy_hvp(
+            z, direction, weights, grad_weights_grad, ctx.normalize, ctx.eps
+        )
+        of_z = hvp_z.to(z.dtype) if of_z is None else of_z + hvp_z.to(z.dtype)
+        if weights is not None:
+            of_weights = hvp_weights if of_weights is None else of_weights + hvp_weights
     return of_z, of_weights, None, None, None
 
 
@@ -149,58 +192,120 @@ torch.library.register_autograd(
 
 
 @_fake("vn_entropy_hvp")
-def _(z: Tensor, direction: Tensor, weights: Tensor | None, normalize: bool, eps: float) -> Tensor:
-    return _result(z, *z.shape)
+def _(
+    z: Tensor,
+    direction_z: Tensor,
+    weights: Tensor | None,
+    direction_weights: Tensor | None,
+    normalize: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    return _result(z, *z.shape), _weights_grad(z, weights)
 
 
-def _vn_entropy_hvp(
-    z: Tensor, direction: Tensor, weights: Tensor | None, normalize: bool, eps: float
-) -> Tensor:
-    """Equation (9): the derivative of dS/dz along `direction`, finite at repeated eigenvalues.
+class RowsAlong(NamedTuple):
+    """The rows x_i = sqrt(p_i) u_i and their derivatives along a direction, in float64."""
 
-    In plain torch, for any device: second derivatives are rare, and clarity is worth more.
-    """
-    dtype = compute_dtype(z.dtype)
-    z, direction = z.to(dtype), direction.to(dtype)
-    n, d = z.shape[-2:]
-    p = z.new_full(z.shape[:-1], 1 / n) if weights is None else weights
-    root = p.sqrt().unsqueeze(-1)
+    u: Tensor  # (..., n, d)
+    du: Tensor  # (..., n, d)
+    root: Tensor  # (..., n, 1), sqrt(p_i)
+    d_root: Tensor  # (..., n, 1)
+    inverse: Tensor  # (..., n, 1), of the norm that a row is divided by
+    d_inverse: Tensor  # (..., n, 1)
+    on_sphere: Tensor  # (..., n, 1), whether u_i moves on the unit sphere
+    absent: Tensor  # (..., n, 1), zero rows and those of weight 0: their derivatives are 0
 
+    @property
+    def x(self) -> Tensor:
+        return self.root * self.u
+
+    @property
+    def dx(self) -> Tensor:
+        return self.root * self.du + self.d_root * self.u
+
+
+def rows_along(
+    z: Tensor,
+    direction_z: Tensor,
+    weights: Tensor | None,
+    direction_weights: Tensor | None,
+    normalize: bool,
+    eps: float,
+) -> RowsAlong:
+    """What second derivatives and forward mode need of the rows: (1), differentiated."""
+    z, dz = to_float64(z), to_float64(direction_z)
+    p = z.new_full(z.shape[:-1], 1 / z.shape[-2]) if weights is None else to_float64(weights)
+    p = p.unsqueeze(-1)
+    z = torch.where(p == 0, 0, z)  # absent, whatever it holds
+    root = p.sqrt()
     norm = torch.linalg.vector_norm(z, dim=-1, keepdim=True)
-    eps = max(eps, torch.finfo(dtype).tiny)  # its inverse must be finite
-    on_sphere = (norm > eps) if normalize else torch.zeros_like(norm, dtype=torch.bool)
+    absent = (norm == 0) | (p == 0)
+    d_root = torch.zeros_like(root)
+    if direction_weights is not None:
+        half = to_float64(direction_weights).unsqueeze(-1) / 2
+        d_root = torch.where(absent, 0, half / torch.where(absent, 1, root))
+    eps = max(eps, torch.finfo(torch.float64).tiny)  # its inverse must be finite
+    on_sphere = (norm > eps) if normalize else torch.zeros_like(absent)
     inverse = 1 / norm.clamp_min(eps) if normalize else torch.ones_like(norm)
     u = z * inverse
     # du = inverse (dz - (u.dz) u) on the sphere; the norm of a shorter row counts as a constant.
-    along = torch.where(on_sphere, (u * direction).sum(-1, keepdim=True), 0)
-    du = inverse * (direction - along * u)
-    d_inverse = -inverse.square() * along
+    along = torch.where(on_sphere, (u * dz).sum(-1, keepdim=True), 0)
+    du = torch.where(absent, 0, inverse * (dz - along * u))
+    return RowsAlong(u, du, root, d_root, inverse, -inverse.square() * along, on_sphere, absent)
 
-    x, dx = root * u, root * du
-    small_x, small_dx = (
-        (x, dx) if n <= d else (x.mT, dx.mT)
-    )  # work on the smaller side, equation (2)
-    a = small_x @ small_x.mT
-    da = small_dx @ small_x.mT
+
+def _vn_entropy_hvp(
+    z: Tensor,
+    direction_z: Tensor,
+    weights: Tensor | None,
+    direction_weights: Tensor | None,
+    normalize: bool,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Equation (9): the derivative of dS/dz and dS/dp, finite at repeated eigenvalues.
+
+    In plain torch and float64, for any device: second derivatives are rare, and clarity is worth
+    more. LAPACK's float32 eigenvectors of some matrices of rank one are NaN.
+    """
+    device, dtype = z.device, compute_dtype(z.dtype)
+    rows = rows_along(z, direction_z, weights, direction_weights, normalize, eps)
+    n, d = z.shape[-2:]
+    x, dx = rows.x, rows.dx
+    if n > d:  # work on the smaller side, equation (2)
+        x, dx = x.mT, dx.mT
+    a = x @ x.mT
+    da = dx @ x.mT
     da = da + da.mT
     finite = a.isfinite().all(-1).all(-1)[..., None, None]
-    lam, v = torch.linalg.eigh(
-        torch.where(finite, a, torch.eye(a.shape[-1], dtype=dtype, device=a.device))
-    )
-    info = torch.finfo(dtype)
-    lam = torch.maximum(lam, (info.eps * lam[..., -1:]).clamp_min(info.tiny))
+    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+    lam, v = torch.linalg.eigh(torch.where(finite, a, eye))
+    floor = torch.finfo(dtype).eps * lam[..., -1:]  # as the first derivative has it
+    lam = torch.maximum(lam, floor.clamp_min(torch.finfo(a.dtype).tiny))
     log_a = (v * lam.log().unsqueeze(-2)) @ v.mT
     dlog_a = v @ (spectra.divided_differences_of_log(lam) * (v.mT @ da @ v)) @ v.mT
 
-    g = -2 * (log_a @ small_x + small_x)
-    dg = -2 * (dlog_a @ small_x + log_a @ small_dx + small_dx)
+    g = -2 * (log_a @ x + x)  # dS/dX, (3)
+    dg = -2 * (dlog_a @ x + log_a @ dx + dx)
     if n > d:
         g, dg = g.mT, dg.mT
-    radial = torch.where(on_sphere, (g * u).sum(-1, keepdim=True), 0)
-    d_radial = torch.where(on_sphere, (dg * u + g * du).sum(-1, keepdim=True), 0)
-    result = root * (d_inverse * (g - radial * u) + inverse * (dg - d_radial * u - radial * du))
-    result = torch.where((norm == 0) | (root == 0), 0, result)
-    return torch.where(finite, result, torch.nan).contiguous()
+    u, du = rows.u, rows.du
+    inner = (g * u).sum(-1, keepdim=True)
+    d_inner = (dg * u + g * du).sum(-1, keepdim=True)
+    radial, d_radial = (torch.where(rows.on_sphere, part, 0) for part in (inner, d_inner))
+    tangent = g - radial * u
+    product = rows.root * (
+        rows.d_inverse * tangent + rows.inverse * (dg - d_radial * u - radial * du)
+    )
+    product = product + rows.d_root * rows.inverse * tangent
+    product = torch.where(finite, torch.where(rows.absent, 0, product), torch.nan)
+    of_z = product.to(device, dtype).contiguous()
+    if weights is None:
+        return of_z, of_z.new_empty(0)
+    # dS/dp_i = g_i . u_i / (2 sqrt(p_i)), (11)
+    root = torch.where(rows.absent, 1, rows.root)
+    product = (d_inner - inner * rows.d_root / root) / (2 * root)
+    product = torch.where(finite, torch.where(rows.absent, 0, product), torch.nan)
+    return of_z, product.squeeze(-1).to(device, dtype).contiguous()
 
 
 torch.library.impl("vne_kernels::vn_entropy_hvp", "CompositeExplicitAutograd")(_vn_entropy_hvp)
@@ -310,7 +415,7 @@ def _purity_grad_backward(
 ) -> tuple[Tensor | None, ...]:
     # The gradients are outputs, so that what a second derivative asks of them arrives here.
     if any(of_gradient is not None for of_gradient in grads_of_gradients):
-        raise RuntimeError("purity is differentiable once")
+        raise NotImplementedError(ONCE["purity"])
     z, weights, unit_grad, weights_grad = ctx.saved_tensors
     if grad is None:
         return None, None, None, None
@@ -488,7 +593,7 @@ def _density_entropy_grad_backward(
 ) -> tuple[Tensor | None, None]:
     # The unit gradient is an output, so that what a second derivative asks of it arrives here.
     if grad_unit_grad is not None:
-        raise RuntimeError("density_entropy is differentiable once")
+        raise NotImplementedError(ONCE["density_entropy"])
     (unit_grad,) = ctx.saved_tensors
     return None if grad is None else scaled(grad, unit_grad, unit_grad), None
 
@@ -507,16 +612,16 @@ def register_without_derivative(name: str, reason: str) -> None:
     """A gradient of this operator is an error that says why, not a silent zero."""
 
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        raise RuntimeError(f"{reason}; {name} has no derivative")
+        raise NotImplementedError(reason)
 
     torch.library.register_autograd(f"{_NAMESPACE}::{name}", backward)
 
 
-register_without_derivative("vn_entropy_hvp", "the gradient of vn_entropy is differentiable once")
-register_without_derivative("spectrum_backward", "spectrum is differentiable once")
-register_without_derivative("doe_loss_backward", "doe_loss is differentiable once")
-register_without_derivative("density_backward", "density is differentiable once")
-register_without_derivative("cosine", "doe_loss_backward takes its row_stats")
+register_without_derivative("vn_entropy_hvp", ONCE["vn_entropy_hvp"])
+register_without_derivative("spectrum_backward", ONCE["spectrum"])
+register_without_derivative("doe_loss_backward", ONCE["doe_loss"])
+register_without_derivative("density_backward", ONCE["density_entropy"])
+register_without_derivative("cosine", ONCE["doe_loss"])
 
 
 # ---- vmap ----------------------------------------------------------------------------------------

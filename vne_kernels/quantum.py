@@ -17,8 +17,9 @@ from torch import Tensor
 from vne_kernels import ops as _registered
 from vne_kernels import spectra
 from vne_kernels.checks import check_base, check_density, check_matrices, in_base
-from vne_kernels.density import is_transformed, once, result_dtype, vn_entropy_from_density
+from vne_kernels.density import result_dtype, vn_entropy_from_density
 from vne_kernels.ops import scaled, to_float64
+from vne_kernels.transforms import is_transformed, last_step, with_gradient
 
 _ops = torch.ops.vne_kernels
 
@@ -240,11 +241,12 @@ def relative_entropy(
             f"got {tuple(rho.shape)} and {tuple(sigma.shape)}"
         )
     dtype = torch.promote_types(rho.dtype, sigma.dtype)
-    shape = torch.broadcast_shapes(rho.shape, sigma.shape)  # type: ignore[no-untyped-call]
-    rho, sigma = rho.to(dtype).expand(shape), sigma.to(dtype).expand(shape)
-    transformed = is_transformed(rho, sigma)
-    operator = _RelativeEntropy.apply if transformed else _ops.relative_entropy_grad
-    entropy: Tensor = operator(rho, sigma)[0]
+    both = rho.to(dtype), sigma.to(dtype)
+    rho, sigma = torch.broadcast_tensors(*both)  # type: ignore[no-untyped-call]
+    if is_transformed(rho, sigma):
+        entropy = _relative_entropy(rho, sigma)
+    else:
+        entropy = _ops.relative_entropy_grad(rho, sigma)[0]
     return in_base(entropy, log_base)
 
 
@@ -342,12 +344,6 @@ def _(rho: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 _ONCE = "relative_entropy is differentiable once; take differences of its gradient"
 
 
-def _gradients(
-    grad: Tensor, rho: Tensor, sigma: Tensor, grad_rho: Tensor, grad_sigma: Tensor
-) -> tuple[Tensor, Tensor]:
-    return scaled(grad, grad_rho, rho), scaled(grad, grad_sigma, sigma)
-
-
 def _relative_entropy_setup(
     ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
 ) -> None:
@@ -361,7 +357,10 @@ def _relative_entropy_backward(
     # The gradients are outputs, so that what a second derivative asks of them arrives here.
     if any(of_gradient is not None for of_gradient in grads_of_gradients):
         raise NotImplementedError(_ONCE)
-    return (None, None) if grad is None else _gradients(grad, *ctx.saved_tensors)
+    if grad is None:
+        return None, None
+    rho, sigma, grad_rho, grad_sigma = ctx.saved_tensors
+    return scaled(grad, grad_rho, rho), scaled(grad, grad_sigma, sigma)
 
 
 torch.library.register_autograd(
@@ -372,38 +371,9 @@ torch.library.register_autograd(
 _registered.register_vmap("relative_entropy_grad")
 
 
-class _RelativeEntropy(torch.autograd.Function):
-    """The operator for torch.func and forward mode, which registered formulas do not serve."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(rho: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        result: tuple[Tensor, Tensor, Tensor] = _ops.relative_entropy_grad(rho, sigma)
-        return result
-
-    @staticmethod
-    def setup_context(
-        ctx: Any, inputs: tuple[Tensor, Tensor], output: tuple[Tensor, Tensor, Tensor]
-    ) -> None:
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*inputs, *output[1:])
-        ctx.save_for_forward(*inputs, *output[1:])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor, Tensor]:
-        rho, sigma, *unit_grads = ctx.saved_tensors
-        of_rho, of_sigma = (once(_ONCE, unit_grad, rho, sigma) for unit_grad in unit_grads)
-        return _gradients(grad, rho, sigma, of_rho, of_sigma)
-
-    @staticmethod
-    def jvp(
-        ctx: Any, rho_tangent: Tensor | None, sigma_tangent: Tensor | None
-    ) -> tuple[Tensor, None, None]:
-        rho, sigma, *unit_grads = ctx.saved_tensors
-        total = torch.zeros(rho.shape[:-2], dtype=result_dtype(rho), device=rho.device)
-        for unit_grad, tangent in zip(unit_grads, (rho_tangent, sigma_tangent), strict=True):
-            if tangent is not None:
-                of_matrix = once(_ONCE, unit_grad, rho, sigma)
-                total = total + (of_matrix.conj() * tangent).real.sum((-2, -1))
-        return total.to(result_dtype(rho)), None, None
+_relative_entropy = with_gradient(
+    lambda rho, sigma: _ops.relative_entropy_grad(rho, sigma)[0],
+    last_step(lambda rho, sigma: _ops.relative_entropy_grad(rho, sigma)[1:], _ONCE),
+    2,
+)
+"""The operator for torch.func and forward mode, which registered formulas do not serve."""
