@@ -50,7 +50,7 @@ class Case:
 
 
 def _doe(z1: Tensor, z2: Tensor, p: Tensor | None, case: Case, **over: Any) -> Tensor:
-    loss = doe_loss(z1, z2, beta=BETA, method=case.method, **over)
+    loss = doe_loss(z1, z2, beta=BETA, weights=p, method=case.method, **over)
     assert isinstance(loss, Tensor)
     return loss
 
@@ -90,7 +90,8 @@ def cases() -> list[Case]:
         for known in (False, True)
     ]
     table += [
-        Case("entropy", route, "uneven", d, "float64", weighted=True, known=known)
+        Case(loss, route, "uneven", d, "float64", weighted=True, known=known)
+        for loss in LOSS
         for route in ("reduce", "gather")
         for d in (6, 24)
         for known in (False, True)
@@ -122,13 +123,20 @@ def batch(case: Case, world: int) -> tuple[Tensor, Tensor, Tensor | None]:
     n = sum(SIZES[case.sizes][world])
     x1, x2 = views("iid", (n, INPUTS), getattr(torch, case.dtype))
     p = torch.rand(n, generator=generator(5), dtype=torch.float64) if case.weighted else None
-    return x1, x2, None if p is None else p / p.sum()
+    if p is not None:
+        p[1] = 0  # an absent row
+    return x1, x2, p
 
 
 def loss_of(case: Case, model: nn.Module, rows: slice, world: int, **over: Any) -> Tensor:
     x1, x2, p = batch(case, world)
-    weights = None if p is None else p[rows]
-    return LOSS[case.loss](model(x1[rows]), model(x2[rows]), weights, case, **over)
+    z1, z2 = model(x1[rows]), model(x2[rows])
+    weights = None
+    if p is not None:
+        # Weights of the model, so that their gradients count; the absent row holds NaN.
+        weights = p[rows] * z1.mean(-1).sigmoid()
+        z1, z2 = (z.masked_fill((weights == 0).unsqueeze(-1), torch.nan) for z in (z1, z2))
+    return LOSS[case.loss](z1, z2, weights, case, **over)
 
 
 def my_rows(case: Case) -> slice:

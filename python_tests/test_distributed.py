@@ -175,7 +175,7 @@ def test_what_does_not_go_together_is_an_error_everywhere() -> None:
         assert (
             told["no group"] == "TypeError: group must be a ProcessGroup or a DeviceMesh, got str"
         )
-        assert "differentiable once" in told["second derivative"]
+        assert told["second derivative"].startswith("NotImplementedError")
 
 
 def test_nan_stays_in_its_sample_on_every_process() -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+import vne_kernels
+
 #: What takes tens of megabytes and tenths of a second, and is for compilers or processes alone.
 HEAVY = (
     "torch._dynamo",
@@ -143,3 +145,10 @@ def test_a_missing_extra_is_named(module: str, missing: str, tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
     for part in (missing, module, "pip install 'vne_kernels[metrics]'"):
         assert part in done.stdout
+
+
+def test_programs_import_what_the_tests_do() -> None:
+    """Without a working folder of their own, in a clone as elsewhere."""
+    command = [sys.executable, "-c", "import vne_kernels; print(vne_kernels.__file__)"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout.strip() == vne_kernels.__file__, done.stderr

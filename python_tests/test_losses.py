@@ -245,7 +245,7 @@ def hessian_product(value: Tensor, z: Tensor) -> None:
 
 def test_double_backward_says_so(method: str) -> None:
     z1, z2 = (z.requires_grad_() for z in views("iid", (4, 6), torch.float64))
-    with pytest.raises(RuntimeError, match=r"(?i)differentiable once"):
+    with pytest.raises(NotImplementedError, match="doe_loss"):
         hessian_product(doe_loss(z1, z2, method=method), z1)
 
 

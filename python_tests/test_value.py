@@ -340,6 +340,7 @@ def eigenvalues(z: Tensor, *, normalize: bool = True, weights: Tensor | None = N
     z = z.double()
     u = torch.nn.functional.normalize(z, dim=-1) if normalize else z
     p = torch.ones(z.shape[:-1]).double() / z.shape[-2] if weights is None else weights.double()
+    p = p / p.sum(-1, keepdim=True) if normalize else p
     return torch.linalg.svdvals(p.sqrt().unsqueeze(-1) * u).square()
 
 

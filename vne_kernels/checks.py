@@ -13,13 +13,15 @@ from vne_kernels.ops import compute_dtype, to_float64
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COMPLEX_DTYPES = (torch.complex64, torch.complex128)
+INTEGER_DTYPES = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 METHODS = ("auto", "poles", "eigh")
 
 
-def check_dtype(name: str, tensor: Tensor, *, may_be_complex: bool = False) -> None:
+def check_dtype(name: str, tensor: Tensor, others: tuple[torch.dtype, ...] = ()) -> None:
+    """Whether it is a dense tensor of a floating dtype, or of one of the others."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(tensor).__name__}")
-    accepted = DTYPES + (COMPLEX_DTYPES if may_be_complex else ())
+    accepted = DTYPES + others
     if tensor.dtype not in accepted:
         names = [str(dtype).removeprefix("torch.") for dtype in accepted]
         wanted = f"{', '.join(names[:-1])} or {names[-1]}"
@@ -37,7 +39,7 @@ def check_samples(name: str, z: Tensor, *, may_be_empty: bool = False) -> None:
 
 
 def check_matrices(name: str, matrices: Tensor) -> None:
-    check_dtype(name, matrices, may_be_complex=True)
+    check_dtype(name, matrices, COMPLEX_DTYPES)
     shape = matrices.shape
     if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
         raise ValueError(f"{name} must be (..., d, d) with d >= 1, got {tuple(shape)}")
@@ -85,6 +87,13 @@ def check_number(name: str, value: Any) -> float:
     return float(value)
 
 
+def check_beta(beta: Any) -> float | Tensor:
+    """beta, a number or a tensor of one number, such as one that is learned."""
+    if isinstance(beta, Tensor) and beta.numel() == 1 and not beta.is_complex():
+        return beta
+    return check_number("beta", beta)
+
+
 def check_integer(name: str, value: Any, least: int) -> int:
     """value, a whole number of Python or of NumPy, as an int."""
     if isinstance(value, bool) or not isinstance(value, Integral):
@@ -110,7 +119,7 @@ def check_base(base: float | None) -> float | None:
 
 def in_base(entropy: Tensor, log_base: float | None) -> Tensor:
     """An entropy in nats as one to the base that `check_base` took."""
-    return entropy if log_base is None else entropy / log_base
+    return entropy if log_base is None else entropy / log_base + 0.0  # not -0.
 
 
 def check_method(method: str) -> None:
@@ -143,7 +152,7 @@ def check_weights(weights: Tensor | None, z: Tensor) -> Tensor | None:
     """weights, expanded to (..., n) and in the dtype the operators compute in."""
     if weights is None:
         return None
-    check_dtype("weights", weights)
+    check_dtype("weights", weights, INTEGER_DTYPES)
     shape, wanted = weights.shape, z.shape[:-1]
     fits = len(shape) <= len(wanted) and all(
         size in (1, want) for size, want in zip(shape[::-1], wanted[::-1], strict=False)
@@ -151,3 +160,21 @@ def check_weights(weights: Tensor | None, z: Tensor) -> Tensor | None:
     if not fits or len(shape) == 0:
         raise ValueError(f"weights must broadcast to {tuple(wanted)}, got {tuple(shape)}")
     return weights.to(z.device, compute_dtype(z.dtype)).expand(wanted)
+
+
+def relative(weights: Tensor) -> Tensor:
+    """weights (..., n) over their sum, or 0 where that is 0; NaN in a sample with a negative one.
+
+    An absent sample, of weight 0, has the gradient 0.
+    """
+    precise = torch.where(weights == 0, 0, to_float64(weights))
+    total = precise.sum(-1, keepdim=True)
+    valid = (precise >= 0).all(-1, keepdim=True)
+    divisor = torch.where(valid, torch.where(total == 0, 1, total), torch.nan)
+    return (precise / divisor).to(weights)
+
+
+def check_sample_weights(weights: Tensor | None, z: Tensor, normalize: bool) -> Tensor | None:
+    """p of rho = U^T diag(p) U, (..., n): relative where rows are normalized, else as given."""
+    checked = check_weights(weights, z)
+    return relative(checked) if checked is not None and normalize else checked

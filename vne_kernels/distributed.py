@@ -31,7 +31,7 @@ if dist.is_available():
 
 from vne_kernels import ops as _registered
 from vne_kernels.checks import DTYPES
-from vne_kernels.ops import compute_dtype
+from vne_kernels.ops import ONCE, compute_dtype
 
 _ops = torch.ops.vne_kernels
 ROUTES = ("auto", "reduce", "gather")
@@ -224,6 +224,23 @@ def gather(z: Tensor, group: Any = None, *, equal: bool = False) -> Tensor:
     return gathered
 
 
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
+        ctx.name = name
+        return _summed(x, name)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _summed(grads[0], ctx.name), None
+
+
+def summed(x: Tensor, share: Share) -> Tensor:
+    """The sum over the processes of a tensor of the same shape on all; gradient as of `gather`."""
+    total: Tensor = _Sum.apply(x, share.name)
+    return total
+
+
 # ---- entropy -------------------------------------------------------------------------------------
 
 
@@ -235,6 +252,10 @@ class _How(NamedTuple):
     eps: float
     with_grad: bool
 
+    def is_relative(self, weights: Tensor | None, share: Share) -> bool:
+        """Whether the weights, or 1 for each row, have yet to be divided by their sum."""
+        return share.sizes is None if weights is None else self.normalize
+
 
 class _Forward(NamedTuple):
     entropy: Tensor  # (...), of all processes' rows
@@ -242,55 +263,74 @@ class _Forward(NamedTuple):
     weights_grad: Tensor | None  # (..., n)
 
 
+def _of_weights(of_p: Tensor, along: Tensor, p: Tensor, total: Tensor) -> Tensor:
+    """The gradient in weights w of p = w / total, along = sum of p dS/dp over all samples."""
+    return torch.where(p == 0, 0, (of_p - along) / total)
+
+
+def _nonzero(total: Tensor) -> Tensor:
+    return torch.where(total == 0, 1, total)
+
+
 def _by_reduce(z: Tensor, weights: Tensor | None, share: Share, how: _How) -> _Forward:
     n, d = z.shape[-2:]
     if n == 0:  # no rows here: one that is absent
         z = z.new_zeros(*z.shape[:-2], 1, d)
         weights = None if weights is None else weights.new_zeros(z.shape[:-1])
-    unknown = weights is None and share.sizes is None
-    if weights is not None:
-        p = weights
-    else:  # the sum of the rows' own matrices, over their number
+    # the sum of the rows' own matrices, over the sum of their weights
+    p = weights
+    if p is None:
         p = z.new_full(z.shape[:-1], float(n > 0), dtype=compute_dtype(z.dtype))
-        if not unknown:
-            p = p / share.rows
+    total = p.new_ones(())
+    if weights is None and share.sizes is not None:
+        p = p / share.rows
     rho = _ops.density(z, p, how.normalize, how.eps)
-    if unknown:  # the number travels with the matrix
-        rows = rho.new_full((*rho.shape[:-2], 1, d), n)
-        total = _summed(torch.cat([rho, rows], -2), share.name)
-        count = total[..., -1:, :1]
-        rho = total[..., :-1, :] / count
-        p = p / count[..., 0]
+    if how.is_relative(weights, share):  # the sum of the weights travels with the matrix
+        of_rows = p.sum(-1)[..., None, None].expand(*rho.shape[:-2], 1, d)
+        both = _summed(torch.cat([rho, of_rows], -2), share.name)
+        total = _nonzero(both[..., -1:, 0])
+        rho = both[..., :-1, :] / total[..., None]
+        p = p / total
     else:
         rho = _summed(rho, share.name)
     if not how.with_grad:
         return _Forward(_ops.density_entropy(rho, how.method), None, None)
     entropy, of_rho = _ops.density_entropy_grad(rho, how.method)
-    of_z, of_weights = _ops.density_backward(of_rho, z, p, how.normalize, how.eps)
-    return _Forward(entropy, of_z[..., :n, :], None if weights is None else of_weights[..., :n])
+    of_z, of_p = _ops.density_backward(of_rho, z, p, how.normalize, how.eps)
+    of_z = of_z[..., :n, :]
+    if weights is None:
+        return _Forward(entropy, of_z, None)
+    if how.normalize:
+        along = (rho * of_rho).sum((-2, -1))[..., None]
+        of_p = _of_weights(of_p, along, p, total)
+    return _Forward(entropy, of_z, of_p[..., :n])
 
 
 def _by_gather(z: Tensor, weights: Tensor | None, share: Share, how: _How) -> _Forward:
     # The rows as they are, not on the sphere: half precisions keep their two bytes and all digits.
     n = z.shape[-2]
     all_z = _all_rows(z, share, -2)
-    all_p = None
-    if weights is not None:
-        all_p = _all_rows(weights, share, -1)
-    elif share.sizes is None:  # padding is told from rows by its weight
-        present = z.new_ones(z.shape[:-1], dtype=compute_dtype(z.dtype))
-        all_p = _all_rows(present, share, -1)
-        all_p = all_p / all_p.sum(-1, keepdim=True)
+    all_p = total = None
+    if weights is not None or share.sizes is None:  # padding is told from rows by its weight
+        own = weights
+        if own is None:
+            own = z.new_ones(z.shape[:-1], dtype=compute_dtype(z.dtype))
+        all_p = _all_rows(own, share, -1)
+    if all_p is not None and how.is_relative(weights, share):
+        total = _nonzero(all_p.sum(-1, keepdim=True))
+        all_p = all_p / total
     if not how.with_grad:
         return _Forward(
             _ops.vn_entropy(all_z, all_p, how.normalize, how.method, how.eps), None, None
         )
-    entropy, of_z, of_weights = _ops.vn_entropy_grad(
-        all_z, all_p, how.normalize, how.method, how.eps
-    )
+    entropy, of_z, of_p = _ops.vn_entropy_grad(all_z, all_p, how.normalize, how.method, how.eps)
     first = _first_row(share)
     of_z = of_z.narrow(-2, first, n)
-    return _Forward(entropy, of_z, None if weights is None else of_weights.narrow(-1, first, n))
+    if weights is None:
+        return _Forward(entropy, of_z, None)
+    if all_p is not None and total is not None:
+        of_p = _of_weights(of_p, (all_p * of_p).sum(-1, keepdim=True), all_p, total)
+    return _Forward(entropy, of_z, of_p.narrow(-1, first, n))
 
 
 _BY_ROUTE = {"reduce": _by_reduce, "gather": _by_gather}
@@ -320,9 +360,7 @@ def _(grad: Tensor, unit_grad: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, memory_format=torch.contiguous_format)
 
 
-_registered.register_without_derivative(
-    "scaled_gradient", "vn_entropy over processes is differentiable once"
-)
+_registered.register_without_derivative("scaled_gradient", ONCE["density_entropy"])
 
 
 class _Entropy(torch.autograd.Function):
@@ -363,7 +401,8 @@ def vn_entropy(
     """S of the rows of all processes; arguments as `vne_kernels.vn_entropy` has checked them.
 
     Args:
-        weights: (..., n) of this process's rows, or None: 1/N each, of N rows in all.
+        weights: (..., n) of this process's rows, relative to those of all if ``normalize``; None:
+            1/N each, of N rows in all.
         route: "auto", "reduce" or "gather"; the same on every process.
 
     Returns:

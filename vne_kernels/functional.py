@@ -1,27 +1,44 @@
-"""The public functions: arguments validated, then one operator each."""
+"""The public functions: arguments validated, then one operator each.
+
+Each operator is called in one place, `entropy_of`, `spectrum_of` and `purity_of`: with its gradient
+where one is expected, by way of `vne_kernels.transforms` where torch.func or forward mode is at
+work. Functions of the package call these and not each other, so that nothing is checked twice.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vne_kernels import distributed
-from vne_kernels import ops as _registered  # noqa: F401  (fake kernels and autograd of the operators)
+from vne_kernels import distributed, transforms
 from vne_kernels.checks import (
+    check_base,
+    check_beta,
     check_eps,
     check_max_rows,
     check_method,
     check_normalize,
+    check_sample_weights,
     check_samples,
     check_weights,
+    in_base,
+    relative,
 )
+from vne_kernels.ops import compute_dtype, to_float64
 
 _ops = torch.ops.vne_kernels
 
 EPS = 1e-12
 """The smallest norm a row is divided by, unless a function says otherwise."""
+
+
+_OVER_PROCESSES = (
+    "{} with group= has no derivative of torch.func or forward mode; torch.autograd has one, and "
+    "without group= there are both"
+)
 
 
 class DoEComponents(NamedTuple):
@@ -41,8 +58,9 @@ def vn_entropy(
     eps: float = EPS,
     group: Any = None,
     max_rows: int | None = None,
+    base: float | None = None,
 ) -> Tensor:
-    """Von Neumann entropy of representations, in nats: equation (1) of csrc/README.md.
+    """Von Neumann entropy of representations: equation (1) of csrc/README.md.
 
     S = -tr(rho log rho) with rho = U^T diag(p) U, U the rows of z on the unit sphere. Between 0
     (all rows parallel) and log(min(n, d)) (all directions used alike).
@@ -52,36 +70,39 @@ def vn_entropy(
             dimensions are a batch.
         normalize: divide each row by max(norm, eps), as ``torch.nn.functional.normalize`` does. If
             False, rho = Z^T diag(p) Z, and S is -sum(l log l) whatever its trace.
-        weights: p, broadcastable to (..., n), not negative, used as given: they should sum to 1.
-            A sample of weight 0 counts as absent. Default: 1/n each.
+        weights: (..., n) or broadcastable to it, not negative; a mask of bool or integers too. With
+            ``normalize`` they are relative, p being the weights over their sum (of all processes
+            with ``group``); otherwise p is the weights as given. A sample of weight 0 is absent,
+            whatever it holds. Default: p = 1/n.
         method: "eigh", by an eigendecomposition; "poles", by the logarithm as a sum of inverses;
             "auto", the faster one for this size, dtype and number of threads.
         eps: the smallest norm a row is divided by; not below that of a normal float64, 2.2e-308.
         group: a ProcessGroup or one-dimensional DeviceMesh: S of the rows of all its processes
             together, 1/N each of N in all unless ``weights`` (of this process's rows) say
             otherwise; n may differ, and be 0 on some. Every process must call this, and run its
-            backward; differentiable once. The gradient is that of the sum of all processes' losses:
-            averaged over them, as DistributedDataParallel does, that of one process with the whole
-            batch. Default: the rows of this process alone.
+            backward; differentiable once, in reverse mode. The gradient is that of the sum of all
+            processes' losses: averaged over them, as DistributedDataParallel does, that of one
+            process with the whole batch. Default: the rows of this process alone.
         max_rows: with ``group``, no process has more rows, such as the batch size of the loader.
             Without it the processes tell each other how many they have, which the host waits for
             and torch.compile and CUDA graphs stumble over.
+        base: of the logarithm, such as 2 for bits. Default: e, for nats.
 
     Returns:
         (...), float64 for float64 input, otherwise float32. NaN for a sample that holds a NaN or an
         infinity, or has a negative weight; the other samples of the batch are not touched by it. A
         norm of a row, or a trace of rho, beyond the range of float64 is an infinity.
 
-        Differentiable in z and weights, and twice in z (by an eigendecomposition, whatever the
-        method); a third derivative raises RuntimeError.
+        Differentiable twice in z and weights (the second time by an eigendecomposition, whatever
+        the method), in reverse and forward mode; a third derivative raises NotImplementedError.
 
     Raises:
         ValueError: z has fewer than 2 dimensions, or n = 0 or d = 0; weights do not broadcast to
-            (..., n); method is unknown; eps is negative or not finite; max_rows is not positive or
-            less than n; the processes' z differ in d, batch or dtype (unless ``max_rows`` is given,
-            which leaves that unseen).
+            (..., n); method is unknown; eps is negative or not finite; base is not positive and
+            finite, or 1; max_rows is not positive or less than n; the processes' z differ in d,
+            batch or dtype (unless ``max_rows`` is given, which leaves that unseen).
         TypeError: z or weights is not a dense tensor of one of these dtypes; normalize is not a
-            bool; eps is not a number; group is no group.
+            bool; eps or base is not a number; group is no group.
 
     Source: Kim et al., "VNE: An Effective Method for Improving Deep Representation by Manipulating
     Eigenvalue Distribution", CVPR 2023.
@@ -94,16 +115,55 @@ def vn_entropy(
     check_samples("z", z, may_be_empty=group is not None)
     check_normalize(normalize)
     check_method(method)
-    check_eps(eps)
-    p = check_weights(weights, z)
-    if group is not None:
-        share = distributed.make_share(z, p, group, check_max_rows(max_rows))
-        return distributed.vn_entropy(z, p, share, normalize=normalize, method=method, eps=eps)
-    if torch.is_grad_enabled() and (z.requires_grad or (p is not None and p.requires_grad)):
+    eps = check_eps(eps)
+    log_base = check_base(base)
+    if group is None:
+        p = check_sample_weights(weights, z, normalize)
+        return in_base(entropy_of(z, p, normalize, method, eps), log_base)
+    transforms.refuse(_OVER_PROCESSES.format("vn_entropy"), z, weights)
+    w = check_weights(weights, z)
+    share = distributed.make_share(z, w, group, check_max_rows(max_rows))
+    entropy = distributed.vn_entropy(z, w, share, normalize=normalize, method=method, eps=eps)
+    return in_base(entropy, log_base)
+
+
+def entropy_of(z: Tensor, p: Tensor | None, normalize: bool, method: str, eps: float) -> Tensor:
+    """S of `vn_entropy`, in nats, of arguments that have been checked."""
+    if transforms.is_transformed(z, p):
+        return transforms.entropy(z, p, normalize, method, eps)
+    if _expects_gradient(z, p):
         entropy: Tensor = _ops.vn_entropy_grad(z, p, normalize, method, eps)[0]
     else:
         entropy = _ops.vn_entropy(z, p, normalize, method, eps)
     return entropy
+
+
+def spectrum_of(z: Tensor, p: Tensor | None, normalize: bool, eps: float) -> Tensor:
+    """`spectrum` of arguments that have been checked."""
+    if transforms.is_transformed(z, p):
+        return transforms.spectrum(z, p, normalize, eps)
+    if _expects_gradient(z, p):
+        eigenvalues: Tensor = _ops.spectrum_eigh(z, p, normalize, eps)[0]
+    else:
+        eigenvalues = _ops.spectrum(z, p, normalize, eps)
+    return eigenvalues
+
+
+def purity_of(z: Tensor, p: Tensor | None, normalize: bool, eps: float) -> Tensor:
+    """tr(rho^2) / tr(rho)^2, without an eigenvalue, of arguments that have been checked."""
+    if transforms.is_transformed(z, p):
+        return transforms.purity(z, p, normalize, eps)
+    if _expects_gradient(z, p):
+        purity: Tensor = _ops.purity_grad(z, p, normalize, eps)[0]
+    else:
+        purity = _ops.purity(z, p, normalize, eps)
+    return purity
+
+
+def _expects_gradient(z: Tensor, p: Tensor | None) -> bool:
+    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return False  # torch.jit.trace wants the graph that it finds without gradients
+    return torch.is_grad_enabled() and (z.requires_grad or (p is not None and p.requires_grad))
 
 
 def get_vne(H: Tensor) -> Tensor:
@@ -132,7 +192,7 @@ def get_vne(H: Tensor) -> Tensor:
     check_samples("H", H)
     if H.dim() != 2:
         raise ValueError(f"H must be (n, d), got {tuple(H.shape)}")
-    return vn_entropy(H)
+    return entropy_of(H, None, True, "auto", EPS)
 
 
 def spectrum(z: Tensor, *, normalize: bool = True, weights: Tensor | None = None) -> Tensor:
@@ -160,19 +220,15 @@ def spectrum(z: Tensor, *, normalize: bool = True, weights: Tensor | None = None
     """
     check_samples("z", z)
     check_normalize(normalize)
-    p = check_weights(weights, z)
-    if torch.is_grad_enabled() and (z.requires_grad or (p is not None and p.requires_grad)):
-        eigenvalues: Tensor = _ops.spectrum_eigh(z, p, normalize, EPS)[0]
-    else:
-        eigenvalues = _ops.spectrum(z, p, normalize, EPS)
-    return eigenvalues
+    return spectrum_of(z, check_sample_weights(weights, z, normalize), normalize, EPS)
 
 
 def doe_loss(
     z1: Tensor,
     z2: Tensor,
     *,
-    beta: float = 1.0,
+    beta: float | Tensor = 1.0,
+    weights: Tensor | None = None,
     method: str = "auto",
     return_components: bool = False,
     group: Any = None,
@@ -184,17 +240,19 @@ def doe_loss(
         z1: (..., n, d), representations of one view of n images.
         z2: (..., n, d), of the other view, row by row of the same images.
         beta: weight of the cosine similarity. The paper raises it from 1 to 10 during training.
+        weights: of the pairs, as for `vn_entropy`: relative, in the entropy and in the mean cosine.
         method: as for `vn_entropy`.
         return_components: return a `DoEComponents` (loss, entropy of z1, mean cosine).
         group, max_rows: the loss of the pairs of all processes together, as for `vn_entropy`.
 
     Returns:
-        (...): a scalar for one pair of views; dtype as `vn_entropy`. Differentiable once.
+        (...): a scalar for one pair of views; dtype as `vn_entropy`. Differentiable once, in
+        reverse and forward mode, and twice by torch.func.
 
     Raises:
-        ValueError: shapes or devices differ, or shapes are not (..., n, d) with n, d >= 1; method
-            is unknown; group or max_rows as for `vn_entropy`.
-        TypeError: not tensors of one floating dtype; group is no group.
+        ValueError: shapes or devices differ, or shapes are not (..., n, d) with n, d >= 1; weights
+            do not broadcast to (..., n); method is unknown; group or max_rows as for `vn_entropy`.
+        TypeError: not tensors of one floating dtype; beta is not a number; group is no group.
 
     Source: "Formulating A Non-contrastive Loss As A Difference Of Entropies Using A Von Neumann
     Entropy Bound", Algorithm 1.
@@ -216,12 +274,50 @@ def doe_loss(
         raise TypeError(f"z1 and z2 must have the same dtype, got {z1.dtype} and {z2.dtype}")
     if z1.device != z2.device:
         raise ValueError(f"z1 and z2 must be on the same device, got {z1.device} and {z2.device}")
+    beta = check_beta(beta)
+    w = check_weights(weights, z1)
     if group is not None:
-        share = distributed.make_share(z1, None, group, check_max_rows(max_rows))
-        entropy, cosine = distributed.doe_terms(z1, z2, share, method=method, eps=EPS)
-    elif torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad):
+        transforms.refuse(_OVER_PROCESSES.format("doe_loss"), z1, z2, w)
+        share = distributed.make_share(z1, w, group, check_max_rows(max_rows))
+        if w is None:
+            entropy, cosine = distributed.doe_terms(z1, z2, share, method=method, eps=EPS)
+        else:
+            entropy = distributed.vn_entropy(z1, w, share, normalize=True, method=method, eps=EPS)
+            own = torch.stack([mean_cosine(z1, z2, w, EPS), w.sum(-1)])
+            weighted, total = distributed.summed(own, share)
+            cosine = weighted / total
+    elif w is not None or transforms.is_transformed(z1, z2):
+        p = None if w is None else relative(w)
+        entropy = entropy_of(z1, p, True, method, EPS)
+        cosine = mean_cosine(z1, z2, p, EPS)
+    elif _expects_gradient(z1, z2):
         entropy, cosine, *_ = _ops.doe_loss_grad(z1, z2, method, EPS)
     else:
         entropy, cosine = _ops.doe_loss(z1, z2, method, EPS)
     loss: Tensor = -entropy - beta * cosine
     return DoEComponents(loss, entropy, cosine) if return_components else loss
+
+
+def mean_cosine(z1: Tensor, z2: Tensor, p: Tensor | None, eps: float) -> Tensor:
+    """sum_i p_i cos(z1_i, z2_i), (...), in plain torch; the mean where p is None.
+
+    The operators have it fused with the entropy: for all rows alike, and in reverse mode.
+    """
+    # An absent row may hold anything.
+    absent = (z1.new_zeros(()) if p is None else p == 0).to(torch.bool).unsqueeze(-1)
+    views = [torch.where(absent, 0, to_float64(z)) for z in (z1, z2)]
+
+    def unit(z: Tensor) -> Tensor:
+        size = z.detach().abs().amax(-1, keepdim=True)  # the square of a row may overflow
+        size = torch.where((size > 0) & (size < math.inf), size, 1)
+        zero = (z == 0).all(-1, keepdim=True)  # its gradient is 0
+        row = torch.where(zero, 1, z / size)
+        norm = torch.linalg.vector_norm(row, dim=-1, keepdim=True)
+        return torch.where(zero, 0, row / torch.maximum(norm, eps / size))
+
+    cosines = (unit(views[0]) * unit(views[1])).sum(-1)
+    mean = cosines.mean(-1) if p is None else (p.to(cosines) * cosines).sum(-1)
+    # Of a sample that is not finite the gradient is NaN throughout, of its zero rows too.
+    nothing = (0 * mean.detach())[..., None, None]
+    mean = mean + (nothing * (views[0] + views[1])).sum((-2, -1))
+    return mean.to(z1.device, compute_dtype(z1.dtype))

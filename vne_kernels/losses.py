@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from vne_kernels.checks import check_eps, check_max_rows, check_method, check_normalize
+from vne_kernels._exporters import refused_by_script
+from vne_kernels.checks import (
+    check_base,
+    check_beta,
+    check_eps,
+    check_max_rows,
+    check_method,
+    check_normalize,
+)
 from vne_kernels.distributed import default_group
 from vne_kernels.functional import doe_loss, vn_entropy
 
@@ -19,6 +27,9 @@ class _OverProcesses(nn.Module):
         self.gather_distributed = gather_distributed
         self.group = group
         self.max_rows = check_max_rows(max_rows)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        refused_by_script(type(self).__name__)()
 
     def _group(self) -> Any:
         if not self.gather_distributed:
@@ -34,7 +45,7 @@ class VNEntropy(_OverProcesses):
     """Von Neumann entropy of a batch of representations; see `vne_kernels.vn_entropy`.
 
     Args:
-        normalize, method, eps: as for `vne_kernels.vn_entropy`.
+        normalize, method, eps, base: as for `vne_kernels.vn_entropy`.
         gather_distributed: S of the batches of all processes together, if torch.distributed is
             initialised. The gradient, averaged over the processes as DistributedDataParallel does,
             is that of one process with the whole batch.
@@ -42,7 +53,8 @@ class VNEntropy(_OverProcesses):
             None: all processes.
 
     Shape:
-        z (..., n, d) -> S (...), in nats. Subtract it from a loss to maximise it.
+        z (..., n, d), and weights (..., n) as for `vne_kernels.vn_entropy` -> S (...), in nats.
+        Subtract it from a loss to maximize it.
 
     Example:
         >>> entropy = VNEntropy()
@@ -58,27 +70,32 @@ class VNEntropy(_OverProcesses):
         gather_distributed: bool = False,
         group: Any = None,
         max_rows: int | None = None,
+        base: float | None = None,
     ) -> None:
         super().__init__(gather_distributed, group, max_rows)
         check_normalize(normalize)
         check_method(method)
-        check_eps(eps)
+        check_base(base)
         self.normalize = normalize
         self.method = method
-        self.eps = eps
+        self.eps = check_eps(eps)
+        self.base = base
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor, weights: Tensor | None = None) -> Tensor:
         return vn_entropy(
             z,
             normalize=self.normalize,
+            weights=weights,
             method=self.method,
             eps=self.eps,
             group=self._group(),
             max_rows=self.max_rows,
+            base=self.base,
         )
 
     def extra_repr(self) -> str:
         own = f"normalize={self.normalize}, method={self.method!r}, eps={self.eps}"
+        own += "" if self.base is None else f", base={self.base}"
         return f"{own}, {super().extra_repr()}"
 
 
@@ -91,7 +108,7 @@ class DoELoss(_OverProcesses):
         gather_distributed, group, max_rows: as for `VNEntropy`.
 
     Shape:
-        z1, z2 (n, d) -> scalar.
+        z1, z2 (..., n, d), and weights (..., n) as for `vne_kernels.doe_loss` -> (...).
 
     Example:
         >>> loss = DoELoss(beta=10.0)
@@ -101,7 +118,7 @@ class DoELoss(_OverProcesses):
 
     def __init__(
         self,
-        beta: float = 1.0,
+        beta: float | Tensor = 1.0,
         method: str = "auto",
         gather_distributed: bool = False,
         group: Any = None,
@@ -109,14 +126,15 @@ class DoELoss(_OverProcesses):
     ) -> None:
         super().__init__(gather_distributed, group, max_rows)
         check_method(method)
-        self.beta = beta
+        self.beta = check_beta(beta)
         self.method = method
 
-    def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
+    def forward(self, z1: Tensor, z2: Tensor, weights: Tensor | None = None) -> Tensor:
         loss = doe_loss(
             z1,
             z2,
             beta=self.beta,
+            weights=weights,
             method=self.method,
             group=self._group(),
             max_rows=self.max_rows,

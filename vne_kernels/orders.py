@@ -14,17 +14,31 @@ import torch
 from torch import Tensor
 
 from vne_kernels import spectra
-from vne_kernels.checks import check_normalize, check_order, check_samples, check_weights
-from vne_kernels.functional import EPS, spectrum, vn_entropy
+from vne_kernels.checks import (
+    check_base,
+    check_normalize,
+    check_order,
+    check_samples,
+    check_weights,
+    in_base,
+    relative,
+)
+from vne_kernels.functional import entropy_of, purity_of, spectrum_of
 from vne_kernels.ops import compute_dtype, to_float64
 
-_ops = torch.ops.vne_kernels
+EPS = 0.0
+"""Every row that is not zero is divided by its own norm, so that no scale matters."""
 
 
 def renyi_entropy(
-    z: Tensor, alpha: float, *, normalize: bool = True, weights: Tensor | None = None
+    z: Tensor,
+    alpha: float,
+    *,
+    normalize: bool = True,
+    weights: Tensor | None = None,
+    base: float | None = None,
 ) -> Tensor:
-    """Rényi entropy of representations, in nats: equation (13) of csrc/README.md.
+    """Rényi entropy of representations: equation (13) of csrc/README.md.
 
     R_alpha = log(sum_k p_k^alpha) / (1 - alpha), with p_k the eigenvalues of rho over their sum.
     R_0 is the log of the rank, R_1 von Neumann's entropy, R_2 = -log tr(rho^2), R_inf = -log of the
@@ -34,9 +48,11 @@ def renyi_entropy(
         z: (..., n, d), n samples of d features; float16, bfloat16, float32 or float64. Leading
             dimensions are a batch.
         alpha: the order, at least 0; ``math.inf`` too.
-        normalize: divide each row by its norm, as for `vne_kernels.vn_entropy`.
-        weights: p, broadcastable to (..., n), not negative: the weight of each sample, up to a
-            factor. Default: all alike.
+        normalize: divide each row by its norm, however small; a row of zeros is absent.
+        weights: (..., n) or broadcastable to it, not negative; a mask of bool or integers too. They
+            are relative: a common factor does not matter. A sample of weight 0 is absent, whatever
+            it holds. Default: all alike.
+        base: of the logarithm, such as 2 for bits. Default: e, for nats.
 
     Returns:
         (...), between 0 and log(min(n, d)); float64 for float64 input, otherwise float32; NaN for a
@@ -48,9 +64,9 @@ def renyi_entropy(
 
     Raises:
         ValueError: z is not (..., n, d) with n, d >= 1; weights do not broadcast to (..., n);
-            alpha is negative or NaN.
-        TypeError: z or weights is not a dense tensor of one of these dtypes; alpha is not a number;
-            normalize is not a bool.
+            alpha is negative or NaN; base is not positive and finite, or 1.
+        TypeError: z or weights is not a dense tensor of one of these dtypes; alpha or base is not a
+            number; normalize is not a bool.
 
     Source: Rényi, "On Measures of Entropy and Information", 1961; of density matrices:
     Müller-Lennert et al., "On quantum Rényi entropies", J. Math. Phys. 2013.
@@ -59,9 +75,11 @@ def renyi_entropy(
         >>> renyi_entropy(torch.eye(4), 2)  # log 4, as of every order
         tensor(1.3863)
     """
-    return _entropy(
+    log_base = check_base(base)
+    entropy = _entropy(
         "alpha", alpha, spectra.renyi_of_purity, spectra.renyi_entropy, z, normalize, weights
     )
+    return in_base(entropy, log_base)
 
 
 def tsallis_entropy(
@@ -108,6 +126,7 @@ def _entropy(
     check_samples("z", z)
     check_normalize(normalize)
     p = check_weights(weights, z)
+    p = None if p is None else relative(p)
     device, dtype = z.device, compute_dtype(z.dtype)
     if order < 2 and order != 1:  # steep at 0: see the docstrings
         z, p = to_float64(z), None if p is None else to_float64(p)
@@ -116,31 +135,25 @@ def _entropy(
     if order == 1:
         return _vn_entropy(z, p, normalize)
     if order == 2:
-        return of_purity(_purity(z, p, normalize))
-    return of_spectrum(spectrum(z, normalize=normalize, weights=p), order).to(device, dtype)
-
-
-def _purity(z: Tensor, p: Tensor | None, normalize: bool) -> Tensor:
-    """tr(rho^2) / tr(rho)^2."""
-    if torch.is_grad_enabled() and (z.requires_grad or (p is not None and p.requires_grad)):
-        purity: Tensor = _ops.purity_grad(z, p, normalize, EPS)[0]
-    else:
-        purity = _ops.purity(z, p, normalize, EPS)
-    return purity
+        return of_purity(purity_of(z, p, normalize, EPS))
+    return of_spectrum(spectrum_of(z, p, normalize, EPS), order).to(device, dtype)
 
 
 def _vn_entropy(z: Tensor, p: Tensor | None, normalize: bool) -> Tensor:
-    """S of rho over its trace; rows that are not normalised have a trace of 1 already."""
-    if not normalize:
-        return vn_entropy(z, weights=p, normalize=False)
-    norms = torch.linalg.vector_norm(z, dim=-1, dtype=compute_dtype(z.dtype))
-    trace = _nonzero(_mean((norms.clamp_max(EPS) / EPS).square(), p))  # of u_i: 1, or less
-    return vn_entropy(z, weights=p) / trace + trace.log()  # equation (10)
+    """S of rho over its trace."""
+    entropy = entropy_of(z, p, normalize, "auto", EPS)
+    if not normalize:  # the trace is 1 already
+        return entropy
+    not_zero = (z != 0).any(-1).to(entropy.dtype)  # |u_i|^2
+    trace = _nonzero(_mean(not_zero, p))
+    return entropy / trace + trace.log()  # equation (10)
 
 
 def _scaled_to_unit_trace(z: Tensor, p: Tensor | None) -> Tensor:
     """Rows of any length, so that nothing overflows with them."""
     precise = to_float64(z)
+    if p is not None:  # an absent row may hold anything
+        precise = torch.where((p == 0).unsqueeze(-1), 0, precise)
     trace = _nonzero(_mean(precise.square().sum(-1), p))
     unit = precise / trace.sqrt()[..., None, None]
     return unit.to(z.device, compute_dtype(z.dtype))

@@ -129,6 +129,7 @@ def oracle(
     normalize: bool = True,
     weights: Tensor | None = None,
     eps: float = 1e-12,
+    relative: bool | None = None,
 ) -> Tensor:
     """S in float64 by equations (1) and (2), with 0 log 0 = 0.
 
@@ -138,15 +139,18 @@ def oracle(
     Args:
         z: (..., n, d), any floating dtype.
         normalize: divide the rows by their norms; otherwise rho = Z^T diag(p) Z.
-        weights: p, broadcastable to (..., n), used as given; 1/n each if None.
+        weights: w, broadcastable to (..., n); 1/n each if None. A row of weight 0 is absent,
+            whatever it holds.
         eps: lower bound of a row's norm, as in ``torch.nn.functional.normalize``.
+        relative: p is w over its sum; otherwise p is w, as the operators have it. Default: as
+            ``normalize``.
 
     Returns:
         (...), S in nats, float64.
     """
     z = z.double()
-    u, _ = _rows(z, normalize, eps)
-    p = _weights(z, weights)
+    p, _ = _weights(z, weights, normalize if relative is None else relative)
+    u, _ = _rows(_present(z, p), normalize, eps)
     a = _smaller_side(u, p)
     valid = _valid(a, p)
     eig_val = torch.linalg.eigvalsh(_masked(a, valid)).clamp_min(0.0)
@@ -159,6 +163,7 @@ def oracle_grad(
     normalize: bool = True,
     weights: Tensor | None = None,
     eps: float = 1e-12,
+    relative: bool | None = None,
 ) -> Tensor:
     """dS/dz in float64, in closed form by equations (3) and (4) on the smaller side.
 
@@ -171,7 +176,8 @@ def oracle_grad(
     Returns:
         (..., n, d), float64: of each sample's own S, as for a grad_output of ones.
     """
-    return _closed_form_grad(z.double(), normalize, weights, eps)
+    relative = normalize if relative is None else relative
+    return _closed_form_grad(z.double(), normalize, weights, eps, relative)
 
 
 def eigh_grad(
@@ -180,6 +186,7 @@ def eigh_grad(
     normalize: bool = True,
     weights: Tensor | None = None,
     eps: float = 1e-12,
+    relative: bool | None = None,
 ) -> Tensor:
     """`oracle_grad` in the precision of z: the accuracy a careful ``eigh`` backward reaches.
 
@@ -191,7 +198,8 @@ def eigh_grad(
         (..., n, d), in the dtype of z.
     """
     compute = z.double() if z.dtype == torch.float64 else z.float()
-    return _closed_form_grad(compute, normalize, weights, eps).to(z.dtype)
+    relative = normalize if relative is None else relative
+    return _closed_form_grad(compute, normalize, weights, eps, relative).to(z.dtype)
 
 
 def oracle_weights_grad(
@@ -200,8 +208,9 @@ def oracle_weights_grad(
     normalize: bool = True,
     weights: Tensor | None = None,
     eps: float = 1e-12,
+    relative: bool | None = None,
 ) -> Tensor:
-    """dS/dp in float64: dS/dp_i = -u_i^T (log rho + I) u_i, and 0 for a sample of weight 0.
+    """dS/dw in float64, from dS/dp_i = -u_i^T (log rho + I) u_i; 0 for a sample of weight 0.
 
     Args: as `oracle`.
 
@@ -209,14 +218,17 @@ def oracle_weights_grad(
         (..., n), float64; a caller whose weights were broadcast sums over the broadcast axes.
     """
     z = z.double()
-    u, _ = _rows(z, normalize, eps)
-    p = _weights(z, weights)
+    relative = normalize if relative is None else relative
+    p, total = _weights(z, weights, relative)
+    u, _ = _rows(_present(z, p), normalize, eps)
     a, valid, log_a = _log_smaller_side(u, p)
     if a.shape[-1] == z.shape[-2]:  # n side: diag(sqrt p) log A diag(sqrt p) U has -g/2 as rows
         log_rho_u = (log_a @ (p.sqrt().unsqueeze(-1) * u)) / p.sqrt().unsqueeze(-1)
     else:
         log_rho_u = u @ log_a
     grad = -((log_rho_u + u) * u).sum(dim=-1)
+    if relative:  # p = w / total
+        grad = (grad - torch.where(p == 0, 0.0, p * grad).sum(-1, keepdim=True)) / total
     grad = torch.where(p == 0, 0.0, grad)
     return torch.where(valid.unsqueeze(-1), grad, torch.nan)
 
@@ -259,11 +271,19 @@ def _rows(z: Tensor, normalize: bool, eps: float) -> tuple[Tensor, Tensor]:
     return (z / norm.clamp_min(eps) if normalize else z), norm
 
 
-def _weights(z: Tensor, weights: Tensor | None) -> Tensor:
-    """p, (..., n), in the dtype of z."""
+def _weights(z: Tensor, weights: Tensor | None, relative: bool) -> tuple[Tensor, Tensor]:
+    """p, (..., n), in the dtype of z, and the sum, (..., 1), that the weights are divided by."""
     if weights is None:
-        return z.new_full((), 1.0 / z.shape[-2]).expand(z.shape[:-1])
-    return weights.to(z).expand(z.shape[:-1])
+        weights = z.new_full((), 1.0 / z.shape[-2])
+    p = weights.to(z).expand(z.shape[:-1])
+    total = p.sum(dim=-1, keepdim=True)
+    total = torch.where((total > 0) & relative, total, 1.0)
+    return p / total, total
+
+
+def _present(z: Tensor, p: Tensor) -> Tensor:
+    """z with zeros in the rows of weight 0."""
+    return torch.where((p == 0).unsqueeze(-1), 0.0, z)
 
 
 def _smaller_side(u: Tensor, p: Tensor) -> Tensor:
@@ -301,10 +321,12 @@ def _log_smaller_side(u: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return a, valid, (eig_vec * log_eig_val.unsqueeze(-2)) @ eig_vec.mT
 
 
-def _closed_form_grad(z: Tensor, normalize: bool, weights: Tensor | None, eps: float) -> Tensor:
+def _closed_form_grad(
+    z: Tensor, normalize: bool, weights: Tensor | None, eps: float, relative: bool
+) -> Tensor:
     """Equations (3) and (4) in the precision of z, (..., n, d)."""
-    u, norm = _rows(z, normalize, eps)
-    p = _weights(z, weights)
+    p, _ = _weights(z, weights, relative)
+    u, norm = _rows(_present(z, p), normalize, eps)
     a, valid, log_a = _log_smaller_side(u, p)
     if a.shape[-1] == z.shape[-2]:
         root_p = p.sqrt().unsqueeze(-1)

@@ -19,9 +19,10 @@ from vne_kernels.checks import (
     check_order,
     check_samples,
     check_weights,
+    relative,
 )
 from vne_kernels.density import renyi_entropy_from_density, result_dtype
-from vne_kernels.functional import spectrum
+from vne_kernels.functional import spectrum_of
 from vne_kernels.ops import compute_dtype, to_float64
 from vne_kernels.orders import renyi_entropy
 
@@ -71,8 +72,7 @@ def vendi_score(
         is_kernel: whether K is given. A square z could not be told from it.
         normalize: divide each row of z by its norm, or K_ij by sqrt(K_ii K_jj), which is no change
             where K_ii = 1.
-        weights: p, broadcastable to (..., n), not negative: the probability of each sample, up to a
-            factor. Default: all alike.
+        weights: the probability of each sample, as for `vne_kernels.renyi_entropy`.
 
     Returns:
         (...), from 1 to n; differentiable; otherwise as `vne_kernels.renyi_entropy`, of a K as
@@ -103,9 +103,13 @@ def vendi_score(
 
 
 def _weighted_kernel(kernel: Tensor, normalize: bool, weights: Tensor | None) -> Tensor:
-    """diag(s) K diag(s), s_i^2 = p_i / K_ii or p_i; a sample of K_ii = 0 is absent."""
+    """diag(s) K diag(s), s_i^2 = p_i / K_ii or p_i; a sample of K_ii = 0 or p_i = 0 is absent."""
+    w = check_weights(weights, kernel.real)
+    p = None if w is None else relative(w)
+    if p is not None:  # whatever an absent sample holds
+        present = p != 0
+        kernel = torch.where(present.unsqueeze(-1) & present.unsqueeze(-2), kernel, 0)
     diagonal = kernel.diagonal(dim1=-2, dim2=-1).real
-    p = check_weights(weights, diagonal.unsqueeze(-1))
     scales = []
     if normalize:
         scales.append(_where_not_zero(torch.rsqrt, diagonal))
@@ -122,7 +126,7 @@ def _where_not_zero(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.where(zero, 0, function(torch.where(zero, 1, x)))
 
 
-def rankme(z: Tensor, *, eps: float = 1e-7) -> Tensor:
+def rankme(z: Tensor, *, eps: float = 1e-7, weights: Tensor | None = None) -> Tensor:
     """RankMe: exp of the entropy of the singular values, equation (14) of csrc/README.md.
 
     exp(-sum_k p_k log p_k), p_k = s_k / sum_j s_j + eps, with s_k the min(n, d) singular values of
@@ -131,6 +135,8 @@ def rankme(z: Tensor, *, eps: float = 1e-7) -> Tensor:
     Args:
         z: (..., n, d), n embeddings of d features; float16, bfloat16, float32 or float64.
         eps: added to the probabilities, as its paper does; not negative.
+        weights: as for `vne_kernels.renyi_entropy`: s_k are then the singular values of the rows
+            sqrt(w_i) z_i. A sample of weight 0 is absent, and does not count in n.
 
     Returns:
         (...), from 1 to min(n, d), but for eps; float64 for float64 input, otherwise float32.
@@ -139,8 +145,9 @@ def rankme(z: Tensor, *, eps: float = 1e-7) -> Tensor:
         gradient 0. NaN for a sample that holds a NaN or an infinity.
 
     Raises:
-        ValueError: z is not (..., n, d) with n, d >= 1; eps is negative or not finite.
-        TypeError: z is not a dense tensor of one of these dtypes; eps is not a number.
+        ValueError: z is not (..., n, d) with n, d >= 1; eps is negative or not finite; weights do
+            not broadcast to (..., n).
+        TypeError: z or weights is not a dense tensor of one of these dtypes; eps is not a number.
 
     Source: Garrido, Balestriero, Najman and LeCun, "RankMe: Assessing the Downstream Performance of
     Pretrained Self-Supervised Representations by Their Rank", ICML 2023.
@@ -150,9 +157,13 @@ def rankme(z: Tensor, *, eps: float = 1e-7) -> Tensor:
         tensor(4.0000)
     """
     check_samples("z", z)
-    check_eps(eps)
-    precise = spectrum(to_float64(z), normalize=False)
-    return spectra.rankme(precise, eps).to(z.device, compute_dtype(z.dtype))
+    eps = check_eps(eps)
+    precise = to_float64(z)
+    w = check_weights(weights, precise)
+    p = None if w is None else relative(w)
+    count = None if p is None else (p != 0).sum(-1)
+    eigenvalues = spectrum_of(precise, p, False, 0.0)
+    return spectra.rankme(eigenvalues, eps, count).to(z.device, compute_dtype(z.dtype))
 
 
 def participation_ratio(

@@ -126,13 +126,14 @@ def divided_differences_of_log(values: Tensor) -> Tensor:
     return quotient / values.unsqueeze(-2)
 
 
-def rankme(eigenvalues: Tensor, eps: float) -> Tensor:
+def rankme(eigenvalues: Tensor, eps: float, count: Tensor | None = None) -> Tensor:
     """exp(-sum_k p_k log p_k), (14), with p_k = s_k / sum_j s_j + eps, s_k the singular values.
 
     Args:
         eigenvalues: (..., m), the squares of the singular values up to a factor; of these m counts,
             as each zero adds eps to the probabilities.
         eps: at least 0.
+        count: (...), how many of the eigenvalues, in descending order, there are; default: m.
 
     Returns:
         (...), from 1 to m, but for eps.
@@ -140,7 +141,10 @@ def rankme(eigenvalues: Tensor, eps: float) -> Tensor:
     squares = resolved(eigenvalues)
     zero = squares == 0
     singular = torch.where(zero, 0, torch.where(zero, 1, squares).sqrt())
-    return _tsallis(_over_sum(singular) + eps, 1).exp()
+    p = _over_sum(singular) + eps
+    if count is not None:
+        p = torch.where(torch.arange(p.shape[-1], device=p.device) < count.unsqueeze(-1), p, 0)
+    return _tsallis(p, 1).exp()
 
 
 def _over_sum(x: Tensor) -> Tensor:

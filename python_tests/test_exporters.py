@@ -1,0 +1,74 @@
+"""torch.jit and ONNX: what works, and what is said of the rest.
+
+See also test_torch_integration, for torch.export.
+"""
+
+from __future__ import annotations
+
+import types
+import warnings
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+import torch.onnx
+from cases import gaussian, generator
+from torch import Tensor, nn
+
+import vne_kernels
+from vne_kernels import DoELoss, VNEntropy, vn_entropy
+
+FUNCTIONS = [
+    name
+    for name in vne_kernels.__all__
+    if isinstance(getattr(vne_kernels, name), types.FunctionType)
+]
+
+
+@pytest.fixture(autouse=True)
+def _jit_is_deprecated() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.entropy = nn.Linear(4, 4), VNEntropy()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.entropy(self.layer(x))
+
+
+@pytest.mark.parametrize("module", [VNEntropy(), DoELoss(), Net()], ids=lambda m: type(m).__name__)
+def test_script_of_a_module_is_refused(module: nn.Module) -> None:
+    name = "DoELoss" if isinstance(module, DoELoss) else "VNEntropy"
+    with pytest.raises(NotImplementedError, match=rf"torch\.jit\.script .*{name}"):
+        torch.jit.script(module)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_script_of_a_function_is_refused(name: str) -> None:
+    with pytest.raises(NotImplementedError, match=rf"torch\.jit\.script .*{name}:"):
+        torch.jit.script(getattr(vne_kernels, name))
+
+
+@pytest.mark.parametrize("call", [VNEntropy(), vn_entropy, Net()])
+def test_trace(call: Callable[[Tensor], Tensor]) -> None:
+    x, other = (gaussian(8, 4, generator(seed)).float().requires_grad_() for seed in (0, 1))
+    traced = torch.jit.trace(call, x)
+    found, expected = traced(other), call(other)
+    torch.testing.assert_close(found, expected)
+    gradients = [torch.autograd.grad(value, other)[0] for value in (found, expected)]
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("needs_gradient", [False, True])
+def test_onnx_is_refused_by_name(needs_gradient: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch.onnx.export, which needs onnxscript, sets it while it runs torch.export."""
+    x = gaussian(8, 4, generator(0)).float().requires_grad_(needs_gradient)
+    torch.export.export(VNEntropy(), (x,))
+    monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
+    with pytest.raises(NotImplementedError, match=r"vne_kernels::vn_entropy.* ONNX"):
+        torch.export.export(VNEntropy(), (x,))
