@@ -130,6 +130,16 @@ def test_rows_of_weight_zero_do_not_count() -> None:
     assert int(collected["rankme"].rows) == 5
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+def test_a_mask_leaves_out_padding(dtype: torch.dtype) -> None:
+    """As it comes with a batch of token sequences, whatever the padding holds."""
+    z = spectrum_case("relu", (4, 20, 12), torch.float64)
+    mask = torch.arange(20) < torch.tensor([3, 20, 1, 7])[:, None]
+    collected = worker.collection()
+    collected.update(torch.where(mask[..., None], z, math.nan), mask.to(dtype))
+    assert numbers(collected.compute()) == pytest.approx(scores(z[mask]), rel=EXACT)
+
+
 def test_numbers_of_numpy_and_other_logarithms() -> None:
     z = spectrum_case("relu", (53, 12), torch.float64)
     metrics: dict[Metric, Metric] = {

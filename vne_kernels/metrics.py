@@ -64,8 +64,8 @@ class _OfDensity(Metric):
         Args:
             z: (..., n, d) with d = num_features, all leading dimensions are rows; n may be 0.
                 float16, bfloat16, float32 or float64, on the metric's device.
-            weights: w, broadcastable to (..., n), not negative, up to a common factor. A row of
-                weight 0 counts as absent. Default: 1.
+            weights: w, broadcastable to (..., n), not negative, up to a common factor; a mask of
+                bool or integers too. A row of weight 0 is absent, whatever it holds. Default: 1.
 
         Raises:
             ValueError: z is not (..., n, d), or on another device; weights do not broadcast.
