@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
 from statistics import median
 
+import numpy as np
 import pytest
 import torch
 from cases import SPECTRA, gaussian, generator, spectrum_case
 from scipy import stats
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from vne_kernels import (
     EntropyEstimate,
@@ -104,7 +108,7 @@ def test_bracket_of_the_quadrature() -> None:
         exact = 400 * torch.einsum("ki,ij,kj->k", v, f, v)
         alpha, beta = torch.stack(probes.alpha, -1), torch.stack(probes.beta, -1)
         nodes, weights = estimate._quadrature(alpha, beta[:, :-1])
-        above = 400 * (weights * torch.special.entr(nodes)).sum(-1)
+        above = 400 * (weights * torch.special.entr(nodes.clamp_min(0))).sum(-1)
         assert (above >= exact).all()
         assert (above - (high - low) <= exact).all()
         widths.append(float((high - low).mean()))
@@ -145,10 +149,64 @@ def test_tolerance_and_generator() -> None:
     assert excess(found, s) <= 1
     assert all(torch.equal(one, two) for one, two in zip(found, again, strict=True))
     assert found.entropy != other.entropy
-    spent = estimate_vn_entropy(z, tolerance=1e-4, max_probes=70, generator=generator(0))
+    with pytest.warns(UserWarning, match=r"tolerance = 0\.0001 .* max_probes = 70"):
+        spent = estimate_vn_entropy(z, tolerance=1e-4, max_probes=70, generator=generator(0))
     assert spent.probes == 70
     assert 1e-4 < spent.error < 0.015  # measured 1.03e-2
     assert excess(spent, s) <= 1
+
+
+def test_a_tolerance_that_is_not_met_is_told_once() -> None:
+    """Of a batch, too; samples that are NaN do not count. Small ones have an error of rounding."""
+    z = spectrum_case("iid", (3, 400, 400), torch.float32)
+    z[1, 0, 0] = math.nan
+    with pytest.warns(UserWarning, match="tolerance = 0.01") as told:
+        found = estimate_vn_entropy(z, tolerance=0.01, generator=generator(0))
+    (message,) = [str(warning.message) for warning in told]
+    assert f"the largest error is {float(found.error.nan_to_num(0).max()):.3g} at" in message
+    assert told[0].filename == __file__
+    with pytest.warns(UserWarning, match="tolerance = 1e-06 .* float32"):
+        estimate_vn_entropy(z[:, :20], tolerance=1e-6)
+    with pytest.warns(UserWarning, match="tolerance"):
+        estimate_vn_entropy_from_density(torch.eye(400) / 400, tolerance=1e-9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        estimate_vn_entropy(z, tolerance=0.1, generator=generator(0))
+        estimate_vn_entropy(z[:0], tolerance=0.1)
+        estimate_vn_entropy(z[1:2], tolerance=1e-9)
+
+
+@pytest.mark.parametrize("base", [2, np.float32(10), 0.5])
+def test_unit_of_the_logarithm(base: float) -> None:
+    unit = math.log(base)
+    z = spectrum_case("iid", (400, 400), torch.float64)
+    rho = z.mT @ z / z.square().sum()
+    for function, x in (
+        (estimate_vn_entropy, z),
+        (estimate_vn_entropy, z[:20]),
+        (estimate_vn_entropy_from_density, rho),
+    ):
+        options = {"max_probes": np.int64(64), "confidence": np.float64(0.95)}
+        tolerance = np.float64(0.03)
+        nats = function(x, tolerance=tolerance, generator=generator(0), **options)
+        found = function(
+            x, tolerance=tolerance / abs(unit), base=base, generator=generator(0), **options
+        )
+        torch.testing.assert_close(found.entropy, nats.entropy / unit)
+        torch.testing.assert_close(found.error, nats.error / abs(unit))
+        assert found.probes == nats.probes
+
+
+def test_masks_and_absent_rows() -> None:
+    z = spectrum_case("iid", (450, 400), torch.float32)
+    z[420:] = math.nan
+    expected = estimate_vn_entropy(z[:420], generator=generator(0))
+    mask = torch.arange(450) < 420
+    for weights in (mask, mask.long(), 3 * mask.double()):
+        found = estimate_vn_entropy(z, weights=weights, generator=generator(0))
+        torch.testing.assert_close(found.entropy, expected.entropy, rtol=1e-5, atol=0)
+        small = estimate_vn_entropy(z[390:], weights=weights[390:])
+        torch.testing.assert_close(small.entropy, vn_entropy(z[390:420]))
 
 
 def test_weights_and_trace() -> None:
@@ -180,6 +238,68 @@ def test_density() -> None:
     assert estimate_vn_entropy_from_density(-rho).entropy.isnan()
     rho[3, 7] = math.nan
     assert estimate_vn_entropy_from_density(rho).entropy.isnan()
+
+
+def with_eigenvalues(eigenvalues: Tensor) -> Tensor:
+    d = len(eigenvalues)
+    q = torch.linalg.qr(gaussian(d, d, generator(0)).double()).Q
+    return (q * eigenvalues) @ q.mT
+
+
+@pytest.mark.parametrize("share", [1e-9, 1e-6, 1e-4, 1e-3, 0.01, 0.05])
+@pytest.mark.parametrize("count", [1, 100])
+@pytest.mark.parametrize("normalize_trace", [False, True])
+def test_negative_eigenvalues_are_covered_or_refused(
+    share: float, count: int, normalize_trace: bool
+) -> None:
+    """The brackets are those of a smooth function, and entr(max(x, 0)) has a kink."""
+    eigenvalues = torch.zeros(400, dtype=torch.float64)
+    eigenvalues[:100] = torch.rand(100, generator=generator(1), dtype=torch.float64) ** 4
+    eigenvalues[:100] *= (1 + share) / eigenvalues.sum()
+    eigenvalues[-count:] = -share / count
+    rho = torch.stack([torch.eye(400, dtype=torch.float64) / 400, with_eigenvalues(eigenvalues)])
+    positive = eigenvalues.clamp_min(0)
+    expected = torch.special.entr(positive / (positive.sum() if normalize_trace else 1)).sum()
+    refused = None
+    options = {"normalize_trace": normalize_trace}
+    try:
+        found = estimate_vn_entropy_from_density(rho, generator=generator(2), **options)
+    except ValueError as error:
+        refused = str(error)
+    if refused is None:
+        assert share <= 1e-3
+        assert abs(found.entropy[1] - expected) <= found.error[1]
+    else:
+        assert share >= 1e-6
+        assert refused.startswith("rho must be positive semidefinite")
+        assert "in sample (1,); vn_entropy_from_density" in refused
+    small = estimate_vn_entropy_from_density(rho[:, :300, :300], **options)
+    exact = vn_entropy_from_density(rho[:, :300, :300], **options)
+    torch.testing.assert_close(small.entropy, exact)
+
+
+@pytest.mark.parametrize("lowest", [-0.3, -2.0, -1e6])
+def test_a_large_negative_eigenvalue_is_refused(lowest: float) -> None:
+    eigenvalues = torch.full((400,), (1 - lowest) / 399, dtype=torch.float64)
+    eigenvalues[0] = lowest
+    with pytest.raises(ValueError, match="rho must be positive semidefinite"):
+        estimate_vn_entropy_from_density(with_eigenvalues(eigenvalues), generator=generator(2))
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_is_not_refused(name: str, dtype: torch.dtype) -> None:
+    """Products of float32 rows, and their rounding to float32, have eigenvalues below 0."""
+    z = spectrum_case(name, (500, 400), torch.float32)
+    rho = (z.mT @ z / z.square().sum()).to(dtype)
+    for seed in range(3):
+        unit = seed == 2
+        found = estimate_vn_entropy_from_density(
+            rho, normalize_trace=unit, generator=generator(seed + 100)
+        )
+        p = torch.linalg.eigvalsh(rho.double()).clamp_min(0)
+        expected = torch.special.entr(p / (p.sum() if unit else 1)).sum()
+        assert excess(found, expected) <= 2
 
 
 # ---------------------------------------------------------------------------------------------
@@ -278,6 +398,35 @@ def test_bad_tensors() -> None:
         estimate_vn_entropy_from_density(torch.eye(3, dtype=torch.complex64))
     with pytest.raises(ValueError, match="rho must not require a gradient"):
         estimate_vn_entropy_from_density(torch.eye(3, requires_grad=True))
+
+
+@pytest.mark.parametrize("size", [5, 400])
+@pytest.mark.parametrize(
+    "function", [estimate_vn_entropy, estimate_vn_entropy_from_density], ids=lambda f: f.__name__
+)
+def test_transforms_are_refused(function: Callable[[Tensor], EntropyEstimate], size: int) -> None:
+    z = torch.eye(size) / size
+
+    def entropy(x: Tensor) -> Tensor:
+        return function(x).entropy
+
+    def by_forward_ad() -> None:
+        with forward_ad.dual_level():
+            entropy(forward_ad.make_dual(z, z))
+
+    transforms = (
+        lambda: torch.func.grad(entropy)(z),
+        lambda: torch.func.jvp(entropy, (z,), (z,)),
+        lambda: torch.func.vmap(entropy)(z[None]),
+        lambda: torch.func.jacfwd(lambda scale: entropy(scale * z))(torch.ones(())),
+        by_forward_ad,
+    )
+    for transform in transforms:
+        with pytest.raises(NotImplementedError, match=rf"{function.__name__} .*vn_entropy"):
+            transform()
+    if function is estimate_vn_entropy:
+        with pytest.raises(NotImplementedError, match="estimate_vn_entropy"):
+            torch.func.grad(lambda w: estimate_vn_entropy(z, weights=w).entropy)(z[0] + 1)
 
 
 # ---------------------------------------------------------------------------------------------

@@ -10,21 +10,26 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from vne_kernels import transforms
 from vne_kernels.checks import (
+    check_base,
     check_eps,
+    check_integer,
     check_matrices,
     check_normalize,
+    check_number,
+    check_sample_weights,
     check_samples,
-    check_weights,
 )
 from vne_kernels.density import vn_entropy_from_density
-from vne_kernels.functional import EPS, vn_entropy
+from vne_kernels.functional import EPS, entropy_of
 from vne_kernels.ops import compute_dtype
 
 PROBES = 32
@@ -55,12 +60,15 @@ _SPLIT_SHARE = 0.01
 """The same for each of them, over its own term of the entropy."""
 _EXACT = {torch.float32: (1e-5, 3e-5), torch.float64: (1e-12, 1e-12)}
 """The error of `vn_entropy`, relative and absolute, that its tests hold it to."""
+_MAY_LOSE = 0.01
+"""The most that negative eigenvalues may change an estimate, over log(m). They widen the bar, too:
+a large one would hide behind it."""
 _ROUNDINGS = 16
 """Rounding errors of size eps (1 + S) that an estimate is granted."""
 
 
 class EntropyEstimate(NamedTuple):
-    """What `estimate_vn_entropy` returns: entropy and error (...) in nats, probes (...) int64."""
+    """What `estimate_vn_entropy` returns: entropy and error (...), probes (...) int64."""
 
     entropy: Tensor
     """(...), the estimate of S."""
@@ -80,8 +88,9 @@ def estimate_vn_entropy(
     confidence: float = 0.99,
     generator: torch.Generator | None = None,
     eps: float = EPS,
+    base: float | None = None,
 ) -> EntropyEstimate:
-    """Estimate of `vn_entropy` for large min(n, d), in nats, with an error bar: equation (17).
+    """Estimate of `vn_entropy` for large min(n, d), with an error bar: equation (17).
 
     Time and memory are those of products of z with blocks of vectors, some hundred columns in all:
     from min(n, d) = 1000 or so on it is faster than `vn_entropy`, by a factor that grows with it.
@@ -90,9 +99,10 @@ def estimate_vn_entropy(
     Args:
         z: (..., n, d), as for `vn_entropy`; its leading dimensions are looped over. One copy of a
             sample is made.
-        normalize, weights, eps: as for `vn_entropy`.
-        tolerance: in nats: stop as soon as the error is at most this. An error of S is a relative
-            error of the effective rank exp(S). Default: take all ``max_probes``.
+        normalize, weights, eps, base: as for `vn_entropy`.
+        tolerance: stop as soon as the error is at most this, in nats or the unit of ``base``. An
+            error of S in nats is a relative error of the effective rank exp(S). Default: take all
+            ``max_probes``.
         max_probes: the most random vectors to take, at least 8. The error falls like one over its
             root.
         confidence: the probability with which S is within ``entropy`` plus or minus ``error``,
@@ -106,12 +116,17 @@ def estimate_vn_entropy(
         are not touched by it. The host waits for results of the device, and torch's setting of the
         precision of float32 products is "ieee" meanwhile. Not differentiable.
 
+    Warns:
+        UserWarning: the error of a sample is above tolerance, after ``max_probes`` vectors.
+
     Raises:
-        ValueError: z requires a gradient while gradients are recorded; z, weights or eps as for
-            `vn_entropy`; tolerance is not positive, max_probes below 8, or confidence not between
-            0 and 1.
+        ValueError: z requires a gradient while gradients are recorded; z, weights, eps or base as
+            for `vn_entropy`; tolerance is not positive, max_probes below 8, or confidence not
+            between 0 and 1.
         TypeError: as `vn_entropy`; tolerance or confidence is not a number, max_probes not a whole
             one; generator is not a torch.Generator.
+        NotImplementedError: within a transform of torch.func, or z or weights has a tangent of
+            forward mode.
 
     Source: Meyer, Musco, Musco and Woodruff, "Hutch++: Optimal Stochastic Trace Estimation", SOSA
     2021; Ubaru, Chen and Saad, "Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature",
@@ -127,21 +142,22 @@ def estimate_vn_entropy(
     """
     check_samples("z", z)
     check_normalize(normalize)
-    check_eps(eps)
-    p = check_weights(weights, z)
-    options = _check_options(tolerance, max_probes, confidence, generator)
+    eps = check_eps(eps)
+    options = _check_options(tolerance, max_probes, confidence, generator, base)
+    transforms.refuse(_NO_DERIVATIVE.format("estimate_vn_entropy", "vn_entropy"), z, weights)
+    p = check_sample_weights(weights, z, normalize)
     _check_no_gradient("z", z)
     if p is not None:
         _check_no_gradient("weights", p)
     n, d = z.shape[-2:]
     if min(n, d) < _SMALLEST:
-        return _exactly(vn_entropy(z, normalize=normalize, weights=p, eps=eps))
+        return _finished(_exactly(entropy_of(z, p, normalize, "auto", eps)), options)
 
     def estimate_sample(index: tuple[int, ...]) -> _Interval:
         x, trace = _unit_trace_rows(z[index], None if p is None else p[index], normalize, eps)
         return _of_trace(_Gram(x if n <= d else x.mT), trace, options)
 
-    return _over_batch(z, estimate_sample)
+    return _finished(_over_batch(z, estimate_sample), options)
 
 
 def estimate_vn_entropy_from_density(
@@ -152,6 +168,7 @@ def estimate_vn_entropy_from_density(
     max_probes: int = PROBES,
     confidence: float = 0.99,
     generator: torch.Generator | None = None,
+    base: float | None = None,
 ) -> EntropyEstimate:
     """Estimate of `vn_entropy_from_density` for large matrices, with an error bar: equation (17).
 
@@ -159,14 +176,20 @@ def estimate_vn_entropy_from_density(
         rho: (..., d, d), real, symmetric and positive semidefinite; float16, bfloat16, float32 or
             float64. Its symmetric part counts. One copy of a matrix is made.
         normalize_trace: as for `vn_entropy_from_density`.
-        tolerance, max_probes, confidence, generator: as for `estimate_vn_entropy`.
+        tolerance, max_probes, confidence, generator, base: as for `estimate_vn_entropy`.
 
     Returns:
         As `estimate_vn_entropy`; NaN where the trace is negative.
 
+    Warns:
+        UserWarning: as `estimate_vn_entropy`.
+
     Raises:
-        ValueError: rho is not (..., d, d) with d >= 1; otherwise as `estimate_vn_entropy`.
-        TypeError: rho is not a dense tensor of one of these dtypes.
+        ValueError: rho is not (..., d, d) with d >= 1; it has negative eigenvalues that the error
+            would not cover (below d = 384 they count as 0); otherwise as `estimate_vn_entropy`.
+        TypeError: rho is not a dense tensor of one of these dtypes; otherwise as
+            `estimate_vn_entropy`.
+        NotImplementedError: as `estimate_vn_entropy`.
 
     Source: as `estimate_vn_entropy`.
 
@@ -179,10 +202,14 @@ def estimate_vn_entropy_from_density(
     check_matrices("rho", rho)
     if rho.is_complex():
         raise TypeError(f"rho must be real, got {rho.dtype}")
-    options = _check_options(tolerance, max_probes, confidence, generator)
+    options = _check_options(tolerance, max_probes, confidence, generator, base)
+    options = options._replace(over_trace=normalize_trace)
+    names = "estimate_vn_entropy_from_density", "vn_entropy_from_density"
+    transforms.refuse(_NO_DERIVATIVE.format(*names), rho)
     _check_no_gradient("rho", rho)
     if rho.shape[-1] < _SMALLEST:
-        return _exactly(vn_entropy_from_density(rho, normalize_trace=normalize_trace))
+        exact = vn_entropy_from_density(rho, normalize_trace=normalize_trace)
+        return _finished(_exactly(exact), options)
 
     def estimate_matrix(index: tuple[int, ...]) -> _Interval:
         a = rho[index].to(compute_dtype(rho.dtype))
@@ -191,9 +218,15 @@ def estimate_vn_entropy_from_density(
         if not (0 <= trace < math.inf and bool(a.isfinite().all())):
             trace = math.nan
         found = _of_trace(_Dense(a), trace, options)
+        if found.lowest < 0:
+            of_sample = f" in sample {index}" if index else ""
+            raise ValueError(
+                "rho must be positive semidefinite to be estimated, got an eigenvalue of at most "
+                f"{found.lowest:.3g}{of_sample}; vn_entropy_from_density counts those as 0"
+            )
         return _divided(found, trace) if normalize_trace else found
 
-    return _over_batch(rho, estimate_matrix)
+    return _finished(_over_batch(rho, estimate_matrix), options)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -201,11 +234,20 @@ def estimate_vn_entropy_from_density(
 # ---------------------------------------------------------------------------------------------
 
 
+_NO_DERIVATIVE = (
+    "{0} reads numbers on the host and has no derivative: call it outside of torch.func and of "
+    "forward mode, with a batch for vmap, or call {1}, which has them"
+)
+
+
 class _Options(NamedTuple):
-    tolerance: float | None
+    tolerance: float | None  # in nats
     max_probes: int
     confidence: float
     generator: torch.Generator | None
+    log_base: float
+    over_trace: bool = False
+    """Whether S of A over its trace is wanted, which of a positive part is not known."""
 
 
 class _Interval(NamedTuple):
@@ -214,26 +256,30 @@ class _Interval(NamedTuple):
     low: float
     high: float
     probes: int
+    lowest: float = 0.0
+    """A negative eigenvalue that is not rounding, with which there is no interval."""
 
 
 def _check_options(
-    tolerance: float | None, max_probes: int, confidence: float, generator: object
+    tolerance: float | None,
+    max_probes: int,
+    confidence: float,
+    generator: object,
+    base: float | None,
 ) -> _Options:
-    numbers = {"confidence": confidence} | ({} if tolerance is None else {"tolerance": tolerance})
-    for name, value in numbers.items():
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    if isinstance(max_probes, bool) or not isinstance(max_probes, int):
-        raise TypeError(f"max_probes must be a whole number, got {type(max_probes).__name__}")
-    if tolerance is not None and not 0 < tolerance < math.inf:
-        raise ValueError(f"tolerance must be positive and finite, got {tolerance}")
-    if max_probes < _FIRST_PROBES:
-        raise ValueError(f"max_probes must be at least {_FIRST_PROBES}, got {max_probes}")
-    if not 0 < confidence < 1:
+    log_base = check_base(base) or 1.0
+    if tolerance is not None:
+        value = check_number("tolerance", tolerance)
+        if not 0 < value < math.inf:
+            raise ValueError(f"tolerance must be positive and finite, got {tolerance}")
+        tolerance = value * abs(log_base)
+    max_probes = check_integer("max_probes", max_probes, _FIRST_PROBES)
+    value = check_number("confidence", confidence)
+    if not 0 < value < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
-    return _Options(tolerance, max_probes, confidence, generator)
+    return _Options(tolerance, max_probes, value, generator, log_base)
 
 
 def _check_no_gradient(name: str, tensor: Tensor) -> None:
@@ -249,6 +295,26 @@ def _exactly(entropy: Tensor) -> EntropyEstimate:
     return EntropyEstimate(entropy, error, torch.zeros_like(entropy, dtype=torch.int64))
 
 
+def _finished(found: EntropyEstimate, options: _Options) -> EntropyEstimate:
+    """In the unit of the logarithm, with a warning where the tolerance was not met."""
+    entropy, error, probes = found
+    unit = abs(options.log_base)
+    if options.tolerance is not None and error.numel():
+        largest = float(error.double().nan_to_num(0).max())
+        if largest > options.tolerance * (1 + torch.finfo(torch.float32).eps):
+            name = str(error.dtype).removeprefix("torch.")
+            drawn = bool((probes > 0).any())
+            why = f"at max_probes = {options.max_probes}" if drawn else f"by rounding in {name}"
+            warnings.warn(
+                f"tolerance = {options.tolerance / unit:.6g} was not met: the largest error is "
+                f"{largest / unit:.3g} {why}; it falls like one over the root of max_probes, to "
+                "what rounding leaves",
+                UserWarning,
+                stacklevel=3,
+            )
+    return EntropyEstimate(entropy / options.log_base, error / unit, probes)
+
+
 def _over_batch(
     samples: Tensor, estimate: Callable[[tuple[int, ...]], _Interval]
 ) -> EntropyEstimate:
@@ -258,7 +324,7 @@ def _over_batch(
     low, high, probes = (
         torch.tensor(column, dtype=dtype).reshape(batch).to(samples.device)
         for column, dtype in zip(
-            zip(*found, strict=True) if found else ((), (), ()),
+            zip(*(interval[:3] for interval in found), strict=True) if found else ((), (), ()),
             (torch.float64, torch.float64, torch.int64),
             strict=True,
         )
@@ -356,6 +422,8 @@ def _unit_trace_rows(
     """X with rho = tau X^T X and tr(X^T X) = 1, (n, d), and tau, NaN if the sample is invalid."""
     norm = torch.linalg.vector_norm(z, dim=-1, dtype=torch.float64)
     weights = norm.new_tensor(1 / z.shape[0]) if p is None else p.double()
+    absent = weights == 0  # whatever the row holds
+    norm = torch.where(absent, 1, norm)
     root = weights.sqrt()  # NaN of a negative weight
     scale = root / norm.clamp_min(eps) if normalize else root.expand_as(norm)
     trace = float((scale * norm).square().sum())
@@ -363,7 +431,8 @@ def _unit_trace_rows(
         return z, trace if trace == 0 else math.nan
     half = (scale / math.sqrt(trace)).sqrt().to(compute_dtype(z.dtype))[:, None]
     # In two halves, for each of them is within the range of float32.
-    return (z.to(compute_dtype(z.dtype)) * half).mul_(half), trace
+    x = (z.to(compute_dtype(z.dtype)) * half).mul_(half)
+    return x if p is None else x.masked_fill_(absent[:, None], 0), trace
 
 
 def _of_trace(operator: _Operator, trace: float, options: _Options) -> _Interval:
@@ -372,9 +441,10 @@ def _of_trace(operator: _Operator, trace: float, options: _Options) -> _Interval
         return _Interval(math.nan, math.nan, 0)
     if trace == 0:
         return _Interval(0.0, 0.0, 0)
-    low, high, probes = _estimate(operator, options)
+    found = _estimate(operator, options)
     shift = -math.log(trace)
-    return _Interval(trace * (low + shift), trace * (high + shift), probes)
+    low, high = (trace * (bound + shift) for bound in (found.low, found.high))
+    return _Interval(low, high, found.probes, trace * found.lowest)
 
 
 def _divided(found: _Interval, trace: float) -> _Interval:
@@ -418,19 +488,37 @@ def _estimate(operator: _Operator, options: _Options) -> _Interval:
                 if options.tolerance is not None:
                     enough = _SHARE * options.tolerance
                 width = float((upper - lower).mean()) / 2
-                if width <= max(_SHARE * spread, enough, granted) or probes.steps >= _MOST_STEPS:
+                may_add = max(_SHARE * spread, enough, granted)
+                lost = probes.dimension * _lost(probes.nodes, rounding, theta)
+                # S / P + log P of P, the trace of the positive part
+                unknown = 2 * probes.negative * (1 + abs(middle)) if options.over_trace else 0.0
+                lost += unknown
+                if lost > min(may_add, _MAY_LOSE * math.log(operator.size)):
+                    return _Interval(math.nan, math.nan, count, float(probes.nodes.min()))
+                if width <= may_add or probes.steps >= _MOST_STEPS:
                     break
             low, high = all_low, all_high
         spread_low = quantile * float(low.std()) / math.sqrt(count)
         interval = _Interval(
-            exact - loss + float(low.mean()) - spread_low - granted,
-            exact + float(high.mean()) + spread + granted,
+            exact - loss + float(low.mean()) - spread_low - granted - unknown,
+            exact + float(high.mean()) + spread + granted + unknown,
             count,
         )
         error = (interval.high - interval.low) / 2
         if options.tolerance is not None and error <= options.tolerance:
             break
     return interval
+
+
+def _lost(nodes: Tensor, rounding: float, theta: Tensor) -> float:
+    """What a negative eigenvalue that the probes have seen may change of each term of S.
+
+    The brackets are those of a smooth function. From -x on, entr(max(., 0)) is within entr(x) of
+    one: of entr(. + x).
+    """
+    norm = float(torch.cat([theta, nodes.flatten()]).max())
+    seen = max(0.0, -float(nodes.min()) - rounding * norm)
+    return float(torch.special.entr(torch.tensor(min(seen, math.exp(-1)), dtype=torch.float64)))
 
 
 def _counts_of_probes(options: _Options) -> list[int]:
@@ -495,6 +583,7 @@ class _Probes:
         self.vectors[:, 0] = v
         self.alpha: list[Tensor] = []  # (count,) each, float64: the diagonal of T
         self.beta: list[Tensor] = []  # beside it
+        self.nodes = v.new_zeros((count, 1), dtype=torch.float64)  # of the last bracket
 
     @property
     def steps(self) -> int:
@@ -534,11 +623,14 @@ class _Probes:
             pivot = alpha[:, j] - beta[:, j - 1].square() / pivot.clamp_min(tiny)
             pivot = pivot.clamp_min(torch.finfo(self.vectors.dtype).eps * alpha[:, j])
         last = beta[:, -1:].square() / pivot.clamp_min(tiny)[:, None]
-        nodes, weights = _quadrature(alpha, beta[:, :-1])
+        self.nodes, weights = _quadrature(alpha, beta[:, :-1])
+        nodes = self.nodes.clamp_min(0)
+        below_0 = (weights * (nodes - self.nodes)).sum(-1).mean()
+        self.negative = self.dimension * float(below_0)  # minus the sum of eigenvalues below 0
         f = torch.special.entr(nodes)
         above = (weights * f).sum(-1)
         nodes_at_0, weights_at_0 = _quadrature(torch.cat([alpha, last], -1), beta)
-        below = (weights_at_0 * torch.special.entr(nodes_at_0)).sum(-1)
+        below = (weights_at_0 * torch.special.entr(nodes_at_0.clamp_min(0))).sum(-1)
 
         pooled = weights / len(weights)
         mean = (pooled * nodes).sum()
@@ -552,7 +644,7 @@ def _quadrature(diagonal: Tensor, beside: Tensor) -> tuple[Tensor, Tensor]:
     """Nodes and weights of the quadrature with these Jacobi matrices, (count, k) each."""
     matrix = torch.diag_embed(diagonal) + torch.diag_embed(beside, 1) + torch.diag_embed(beside, -1)
     nodes, vectors = torch.linalg.eigh(matrix)
-    return nodes.clamp_min(0), vectors[:, 0].square()
+    return nodes, vectors[:, 0].square()
 
 
 def _random(operator: _Operator, count: int, generator: torch.Generator | None) -> Tensor:
