@@ -138,6 +138,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if is_wanted(item)]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _outside_of_the_clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Programs that tests start import the installed package, wherever pytest was started.
+
+    Python puts its working folder first on the path of ``-c`` and ``-m``: in the clone that is the
+    source folder. PYTHONSAFEPATH would keep scripts from the modules beside them, too.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("working_folder"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def backend(request: pytest.FixtureRequest) -> str:
     """Whose kernels are below the public functions: see `--backend`."""
