@@ -38,6 +38,7 @@ from cases import generator
 from hostile_cases import LARGEST, Case, cases
 from hostile_contract import Outcome, check
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
 from vne_kernels import DoELoss, VNEntropy, doe_loss, spectrum, vn_entropy
@@ -72,7 +73,23 @@ class Tally:
         self.counts["from_threads"] += case.call == "threads" and outcome.kind == "value"
 
 
-def run_cases(number: int, seed: int, tally: Tally, largest: int = LARGEST) -> None:
+def is_misread(case: Case) -> bool:
+    """Whether Triton's interpreter may take entries for other numbers (Triton 3.8 does).
+
+    Its conversion of bfloat16 to float32 is wrong for subnormal numbers.
+    """
+    return case.dtype == torch.bfloat16 and case.content in ("subnormal", "tiny")
+
+
+def cases_for(backend: str, largest: int = LARGEST) -> SearchStrategy[Case]:
+    """Cases of at most so many rows and features that a backend can be held to."""
+    drawn = cases(largest)
+    return drawn.filter(lambda case: not is_misread(case)) if backend == "triton" else drawn
+
+
+def run_cases(
+    number: int, seed: int, tally: Tally, backend: str = "cpu", largest: int = LARGEST
+) -> None:
     """So many random cases; raises what the smallest failing one raises, and notes that case."""
 
     @hypothesis.seed(seed)
@@ -84,19 +101,20 @@ def run_cases(number: int, seed: int, tally: Tally, largest: int = LARGEST) -> N
         phases=[Phase.generate, Phase.shrink],
         suppress_health_check=list(HealthCheck),
     )
-    @given(cases(largest))
+    @given(cases_for(backend, largest))
     def run(case: Case) -> None:
         tally.add(case, check(case))
 
     run()
 
 
-def fuzz(number: int, seed: int, largest: int = LARGEST) -> dict[str, object]:
+def fuzz(number: int, seed: int, backend: str = "cpu", largest: int = LARGEST) -> dict[str, object]:
     """Figures of `number` cases; each failure is told on stderr."""
     tally, failures, start = Tally(), 0, time.perf_counter()
     for chunk, first in enumerate(range(0, number, CHUNK)):
         try:
-            run_cases(min(CHUNK, number - first), seed * 100_000 + chunk, tally, largest)
+            count = min(CHUNK, number - first)
+            run_cases(count, seed * 100_000 + chunk, tally, backend, largest)
         except Exception as error:
             failures += 1
             print(f"\n{type(error).__name__}: {error}", file=sys.stderr)
@@ -243,7 +261,7 @@ def _write_json(path: Path, content: object) -> None:
 def _run_cases(number: int, seed: int, backend: str, largest: int, out: Path | None) -> int:
     kept = None if backend == "cpu" else backends.install(backend)  # noqa: F841
     with np.errstate(all="ignore"):  # Triton's interpreter is NumPy
-        found = fuzz(number, seed, largest)
+        found = fuzz(number, seed, backend, largest)
     figures = {**_environment(), "backend": backend, "largest": largest, **found}
     print(json.dumps(figures, indent=2))
     if out is not None:

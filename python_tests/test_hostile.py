@@ -168,9 +168,9 @@ def test_second_derivative_at_zero_rows_without_eps() -> None:
 def test_random_cases(backend: str) -> None:
     tally = hostile.Tally()
     if backend == "triton":  # the interpreter takes half a second a case
-        hostile.run_cases(60, 1, tally, largest=12)
+        hostile.run_cases(60, 1, tally, backend, largest=12)
     else:
-        hostile.run_cases(300, 1, tally)
+        hostile.run_cases(300, 1, tally, backend)
     kinds = ("values", "errors", "shapes", "nan_samples", "gradients", "from_threads")
     assert all(tally.counts[kind] > 0 for kind in kinds), tally.counts
 
