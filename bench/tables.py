@@ -512,10 +512,18 @@ def cifar10_scale(folder: Path) -> str:
 # ---------------------------------------------------------------------------------------------
 
 
+_KERNELS = {
+    "cpu": "CPU kernels",
+    "emulated": "CUDA kernels, emulated",
+    "triton": "Triton kernels, interpreted",
+}
+
+
 def reliability(folder: Path) -> str:
     """What the fuzzer found, and how memory grew."""
     folder = folder / "reliability"
-    cases = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("cases*.json")]
+    runs.sort(key=lambda run: list(_KERNELS).index(run["backend"]))
     memory = results.read(folder / "memory.csv")
     last = memory[-1]
     first = next(
@@ -523,21 +531,24 @@ def reliability(folder: Path) -> str:
     )
     return "\n".join(
         [
-            f"{results.machine(memory)}; {cases['date']}, commit {cases['commit']}:",
+            f"{results.machine(memory)}; {runs[0]['date']}, commit {runs[0]['commit']}:",
             "",
             _table(
-                ["random cases", "of them"],
+                ["random cases", *(_KERNELS[run["backend"]] for run in runs)],
                 [
-                    [
-                        f"{cases['cases']:,}, {cases['seconds']:.0f} s",
-                        f"**{_count(cases['failures'], 'failure')}**",
-                    ],
-                    ["value, shape and dtype as stated", f"{cases['values']:,}"],
-                    ["samples NaN, just those stated", f"{cases['nan_samples']:,}"],
-                    ["gradients, of arguments", f"{cases['gradients']:,}"],
-                    ["from several threads, bit-equal", f"{cases['from_threads']:,}"],
-                    ["shapes alone (meta, fake)", f"{cases['shapes']:,}"],
-                    ["refused, by the stated error", f"{cases['errors']:,}"],
+                    ["in all", *(f"{run['cases']:,}, {run['seconds']:.0f} s" for run in runs)],
+                    *(
+                        [what, *(f"{run[key]:,}" for run in runs)]
+                        for what, key in {
+                            "value, shape and dtype as stated": "values",
+                            "samples NaN, just those stated": "nan_samples",
+                            "gradients, of arguments": "gradients",
+                            "from several threads, bit-equal": "from_threads",
+                            "shapes alone (meta, fake)": "shapes",
+                            "refused, by the stated error": "errors",
+                        }.items()
+                    ),
+                    ["**failures**", *(f"**{run['failures']:,}**" for run in runs)],
                 ],
             ),
             "",

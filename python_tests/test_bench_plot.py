@@ -480,11 +480,14 @@ def test_reliability(tables: ModuleType, tmp_path: Path) -> None:
     write(tmp_path / "reliability" / "memory.csv", memory_rows())
     cases = dict.fromkeys(("values", "nan_samples", "gradients", "from_threads", "shapes"), 5)
     cases |= {"cases": 1234, "errors": 6, "failures": 1, "seconds": 7.4}
-    cases |= {"date": "2000-01-02", "commit": "0123456789"}
+    cases |= {"date": "2000-01-02", "commit": "0123456789", "backend": "cpu"}
     (tmp_path / "reliability" / "cases.json").write_text(json.dumps(cases))
+    emulated = cases | {"backend": "emulated", "cases": 56, "failures": 0, "seconds": 3.0}
+    (tmp_path / "reliability" / "cases-emulated.json").write_text(json.dumps(emulated))
     text = tables.reliability(tmp_path)
     assert text.startswith("INVENTED, torch 0.0; 2000-01-02, commit 0123456789:")
-    assert "| 1,234, 7 s | **1 failure** |" in text
+    assert "| in all | 1,234, 7 s | 56, 3 s |" in text
+    assert "| **failures** | **1** | **0** |" in text
     assert "Memory, mapped files aside, over 10,000 calls" in text
     assert "210.0 MiB after the warm-up, 217.0 MiB at the end" in " ".join(text.split())
     assert "**+100.00 MiB per 100,000 calls**" in " ".join(text.split())
