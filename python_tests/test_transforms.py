@@ -424,7 +424,12 @@ def test_no_silent_zero_under_compile(name: str, transform: str) -> None:
     expected = TRANSFORMS[transform](case.function, x)
     torch._dynamo.reset()
     compiled = torch.compile(partial(TRANSFORMS[transform], case.function), backend="aot_eager")
-    torch.testing.assert_close(compiled(x), expected, rtol=1e-8, atol=1e-9)
+    try:
+        found = compiled(x)
+    except torch._dynamo.exc.TorchRuntimeError:  # of torch 2.10, where this falls back in 2.14
+        assert torch.__version__ < (2, 14)
+        return
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
 
 
 def test_forward_mode_is_refused_in_one_graph() -> None:
