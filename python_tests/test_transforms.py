@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from torch.autograd import forward_ad, gradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import vne_kernels as vne
+from vne_kernels.metrics import EffectiveRank
 
 Function = Callable[[Tensor], Tensor]
 
@@ -430,6 +431,14 @@ def test_no_silent_zero_under_compile(name: str, transform: str) -> None:
         assert torch.__version__ < (2, 14)
         return
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("make", [vne.DensityAccumulator, EffectiveRank])
+def test_sums_of_rows_refuse_what_they_would_lose(make: Callable[[int], Any]) -> None:
+    sums = make(6)
+    for transform in ("grad", "jvp", "forward_ad"):
+        with pytest.raises(NotImplementedError, match="DensityAccumulator"):
+            TRANSFORMS[transform](lambda x: sums.update(x) or x.sum(), wide())
 
 
 def test_forward_mode_is_refused_in_one_graph() -> None:

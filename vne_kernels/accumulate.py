@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vne_kernels import ops as _registered  # noqa: F401  (fake kernels and autograd of the operators)
-from vne_kernels import spectra
+from vne_kernels import spectra, transforms
 from vne_kernels.checks import (
     check_base,
     check_eps,
@@ -335,6 +335,11 @@ def check_features(name: str, d: int) -> int:
 
 def check_rows(z: Tensor, d: int, device: torch.device) -> None:
     """Whether z can be added to a d x d matrix there."""
+    transforms.refuse(
+        "DensityAccumulator and the metrics have no derivatives of torch.func and forward mode; "
+        "vn_entropy and the scores of all rows at once have",
+        z,
+    )
     check_samples("z", z, may_be_empty=True)
     if z.shape[-1] != d:
         raise ValueError(f"z must be (..., n, {d}), got {tuple(z.shape)}")

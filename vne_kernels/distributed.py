@@ -32,6 +32,7 @@ if dist.is_available():
 from vne_kernels import ops as _registered
 from vne_kernels.checks import DTYPES
 from vne_kernels.ops import ONCE, compute_dtype
+from vne_kernels.transforms import refuse
 
 _ops = torch.ops.vne_kernels
 ROUTES = ("auto", "reduce", "gather")
@@ -219,6 +220,7 @@ def gather(z: Tensor, group: Any = None, *, equal: bool = False) -> Tensor:
     group = process_group(default_group() if group is None else group)
     if group is None:
         return z
+    refuse("distributed.gather has no derivative of torch.func or forward mode, but autograd's", z)
     share = make_share(z, None, group, z.shape[-2] if equal else None)
     gathered: Tensor = _Gather.apply(z, share)
     return gathered
