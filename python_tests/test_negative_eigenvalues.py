@@ -218,7 +218,7 @@ def test_the_smallest_eigenvalue_passes_through_0(dtype: torch.dtype, backend: s
     """A batch from 1e-3 below to 1e-3 above, through what the dtype does not resolve."""
     others = torch.linspace(0.1, 1, 71, dtype=torch.float64)
     steps = [0.0, *(10.0**-k for k in range(3, 18)), *(-(10.0**-k) for k in range(3, 18))]
-    steps = steps[::5] if backend == "triton" else steps  # its interpreter takes seconds for each
+    steps = steps if backend == "cpu" else steps[::5]  # the others take seconds for each
     batch = torch.stack(
         [with_spectrum(torch.cat([torch.tensor([s]).double(), over_sum(others)]), 3) for s in steps]
     ).to(dtype)
