@@ -18,8 +18,8 @@ STABLE_TORCH_LIBRARY(vne_kernels, library) {
       "vn_entropy_grad(Tensor z, Tensor? weights, bool normalize, str method, float eps)"
       " -> (Tensor entropy, Tensor grad_z, Tensor grad_weights)");
 
-  // The Hessian of S times a direction: d/dt of dS/dz (..., n, d) and of dS/dweights (..., n), or (0,)
-  // without weights, at z + t direction_z, weights + t direction_weights and t = 0
+  // The Hessian of S times a direction: d/dt of dS/dz (..., n, d) and of dS/dweights (..., n), or
+  // (0,) without weights, at z + t direction_z, weights + t direction_weights and t = 0
   library.def(
       "vn_entropy_hvp(Tensor z, Tensor direction_z, Tensor? weights, Tensor? direction_weights, "
       "bool normalize, float eps) -> (Tensor product_z, Tensor product_weights)");
