@@ -10,7 +10,7 @@ from typing import NoReturn
 def refused_by_script(name: str) -> Callable[..., NoReturn]:
     """What torch.jit.script calls as ``__prepare_scriptable__`` of the function or module `name`.
 
-    It compiles Python of its own, without arguments that are keywords alone, or process groups.
+    It compiles a subset of Python, without keyword-only arguments and process groups.
     """
 
     def refuse(*_: object) -> NoReturn:
