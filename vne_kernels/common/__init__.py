@@ -1,1 +1,1 @@
-"""What the programs of this package share: ``files``, ``stopping``, and ``figures``."""
+"""What the programs of this package share: how they read, write, stop and draw."""

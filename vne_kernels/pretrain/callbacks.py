@@ -23,7 +23,8 @@ from torchvision.transforms import v2
 
 from vne_kernels import spectrum, vn_entropy
 from vne_kernels.collapse import CollapseWatch
-from vne_kernels.common.files import read_table, write_table
+from vne_kernels.common.files import write_table
+from vne_kernels.common.reading import read_table
 from vne_kernels.pretrain import evaluate
 from vne_kernels.pretrain.data import ImageSet, ViewBatch, stratified
 from vne_kernels.pretrain.disk import Disk, Rows
@@ -66,9 +67,9 @@ class Table:
     def append(self, rows: Iterable[Sequence[float]]) -> None:
         self.rows.append([[_short(x) for x in row] for row in rows])
 
-    def synchronise(self) -> bool:
+    def synchronize(self) -> bool:
         """Wait until the rows are on the disk; whether they are."""
-        return self.rows.synchronise()
+        return self.rows.synchronize()
 
 
 def _short(value: float) -> str:
@@ -152,7 +153,7 @@ class MetricsTables(Callback):
     def all_on_disk(self) -> bool:
         """Wait until every row is on the disk; whether all are."""
         tables = (self.steps, self.epochs, self.spectra, self.events)
-        return all([table.synchronise() for table in tables])
+        return all([table.synchronize() for table in tables])
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.flush()
@@ -189,7 +190,7 @@ class MetricsTables(Callback):
 
     @torch.no_grad()
     def _spectrum(self, trainer: pl.Trainer, pl_module: pl.LightningModule, epoch: int) -> float:
-        # Every process takes part: synchronised batch norms wait for each other.
+        # Every process takes part: synchronized batch norms wait for each other.
         with trainer.precision_plugin.forward_context(), _norms_of_the_batch(pl_module):
             embeddings = pl_module(self.fixed.to(pl_module.device)).float()
         if trainer.is_global_zero:

@@ -1,27 +1,25 @@
 """The checkpoints of a run: whole, verifiable files, and which of them to go on from.
 
-``checkpoints/step-00001234-0123456789abcdef.ckpt``: the optimiser steps taken, and the first digits
-of the SHA-256 of the file. The name comes last, so that one rename makes a checkpoint whole, and
-tells its checksum without a second file. Nothing but tensors, numbers and text is ever loaded.
+``checkpoints/step-00001234.ckpt``: the number of optimizer steps taken. One rename makes a
+checkpoint whole; the checksums that ``torch.save`` keeps of each part tell a damaged one. Nothing
+but tensors, numbers and text is ever loaded.
 """
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
-from vne_kernels.common.files import first_sentence, publish, temporary_name
+from vne_kernels.common.files import replacing
+from vne_kernels.common.reading import FileError, read_tensors
 from vne_kernels.pretrain.config import FREE_ON_RESUME, Config, OptionError
 
 FOLDER = "checkpoints"  # in the output folder
 EARLIER = "last.ckpt"  # in the output folder: the one checkpoint of earlier runs
-NAME = re.compile(r"step-(\d{8,})-([0-9a-f]{16})\.ckpt")
-CHUNK = 1 << 20
+NAME = re.compile(r"step-(\d{8,18})\.ckpt")
 #: Not the same computation in another place: where a run lies does not count.
 PLACES = ("out", "recipe")
 
@@ -59,8 +57,7 @@ class Resumed:
 def files(out: Path) -> list[Path]:
     """The checkpoints of the run in ``out``, the newest first."""
     named = [path for path in (out / FOLDER).glob("step-*.ckpt") if NAME.fullmatch(path.name)]
-    # Two of one step are those of a run that went on from before it: the later file counts.
-    named.sort(key=lambda path: (step_of(path), path.stat().st_mtime_ns), reverse=True)
+    named.sort(key=step_of, reverse=True)
     return named + [path for path in [out / EARLIER] if path.is_file()]
 
 
@@ -72,37 +69,14 @@ def step_of(path: Path) -> int:
 
 
 def write(folder: Path, step: int, content: Mapping[str, Any]) -> Path:
-    """Write a checkpoint; it has its name when it is on the disk, and not before."""
+    """Writes a checkpoint; it has its name when it is on the disk, and not before."""
     import torch
 
     folder.mkdir(exist_ok=True)
-    temporary = temporary_name(folder / f"step-{step:08d}.ckpt")
-    try:
-        with temporary.open("wb") as file:
-            writer = _HashedWriter(file)
-            torch.save(content, cast(IO[bytes], writer))
-        path = folder / f"step-{step:08d}-{writer.digest()}.ckpt"
-        publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    path = folder / f"step-{step:08d}.ckpt"
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(content, file)
     return path
-
-
-class _HashedWriter:
-    """A file that knows the checksum of what it was given, whatever the disk makes of it."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self.file, self.hash = file, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.hash.update(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
-
-    def digest(self) -> str:
-        return self.hash.hexdigest()[:16]
 
 
 def set_aside(path: Path) -> Path:
@@ -117,35 +91,25 @@ def keep_newest(out: Path, count: int) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint.
+    """Returns the content of a checkpoint.
 
     Raises:
-        ValueError: it is not what was written, or holds other things than tensors, numbers and
-            text, which are refused: unpickling them could run any code.
+        FileError: it is not what was written, or holds other things than tensors, numbers and text,
+            which are refused: unpickling them could run any code.
+        OSError: it cannot be opened.
     """
-    import torch
-
-    try:
-        if (named := NAME.fullmatch(path.name)) and _digest(path) != named[2]:
-            raise ValueError(f"{path.name}: its checksum is not the one in its name")
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        int(content["global_step"]), content["state_dict"]  # they are there
-    except pickle.UnpicklingError as error:
-        reason = first_sentence(error)
-        raise ValueError(f"{path.name}: refused, not a checkpoint's content ({reason})") from error
-    except ValueError:
-        raise
-    except Exception as error:  # whatever the first wrong byte leads torch's reader to
-        raise ValueError(f"{path.name}: cannot be read ({first_sentence(error)})") from error
-    return content
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()[:16]
+    content: Any = read_tensors(path)
+    kinds = {"global_step": int, "epoch": int, "state_dict": dict, "config": dict}
+    for name, kind in kinds.items():
+        value = content.get(name) if isinstance(content, dict) else None
+        if type(value) is not kind:
+            raise FileError(
+                path, f"is no checkpoint of a run: {name} must be of type {kind.__name__}"
+            )
+    named = NAME.fullmatch(path.name)
+    if named and content["global_step"] != int(named[1]):
+        raise FileError(path, f"is no checkpoint of its step but of {content['global_step']}")
+    return dict(content)
 
 
 def newest(config: Config) -> Resumed:

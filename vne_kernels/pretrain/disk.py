@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vne_kernels.common.files import append_rows, synchronise
+from vne_kernels.common.files import append_rows, synchronize
 from vne_kernels.pretrain.config import OptionError
 from vne_kernels.pretrain.faults import Fault
 
@@ -94,11 +94,11 @@ class Rows:
         with self.disk.tolerated(self.path, "its rows wait in memory"):
             self._write()
 
-    def synchronise(self) -> bool:
+    def synchronize(self) -> bool:
         """Try until the rows are on the disk, and say whether they are."""
         with self.disk.tolerated(self.path, "its rows wait in memory"):
             self._write()
-            synchronise(self.path)
+            synchronize(self.path)
         return self.path not in self.disk.failing
 
     def _write(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from tqdm import tqdm
 
+from vne_kernels.common.reading import read_tensors
 from vne_kernels.pretrain.config import Config, OptionError
 from vne_kernels.pretrain.data import (
     UNREADABLE,
@@ -148,14 +149,6 @@ def trained_encoder(run: Path, config: Config) -> nn.Module:
         wanted = f"the folder of a run whose {path.name} holds a {config.backbone}"
         raise OptionError("run", wanted, got) from error
     return encoder
-
-
-def read_tensors(path: Path) -> Any:
-    """What ``torch.save`` wrote; raises ``ValueError`` where that cannot be read."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the first wrong byte leads torch's unpickler to
-        raise ValueError(f"cannot read {path}: {' '.join(str(error).split())[:120]}") from error
 
 
 def untrained_encoder(config: Config) -> nn.Module:

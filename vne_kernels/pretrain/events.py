@@ -43,9 +43,9 @@ class Events:
         if say:  # on a line of its own: a progress bar stands on the one in hand
             print(f"\nvne-pretrain: step {step}: {message}", file=sys.stderr)
 
-    def synchronise(self) -> bool:
+    def synchronize(self) -> bool:
         """Wait until the rows are on the disk; whether they are."""
-        return self.rows.synchronise()
+        return self.rows.synchronize()
 
 
 def read_events(path: Path) -> list[list[str]]:

@@ -30,6 +30,7 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from vne_kernels.common.files import replacing, write_json
+from vne_kernels.common.reading import read_tensors
 from vne_kernels.pretrain import environment
 from vne_kernels.pretrain.callbacks import Table
 from vne_kernels.pretrain.config import CHECKPOINT_SECONDS, OptionError
@@ -39,7 +40,7 @@ from vne_kernels.pretrain.data import (
     leave_interrupts_to_the_main_process,
 )
 from vne_kernels.pretrain.disk import Disk
-from vne_kernels.pretrain.evaluate import Encoded, read_tensors
+from vne_kernels.pretrain.evaluate import Encoded
 from vne_kernels.pretrain.frozen import Frozen
 from vne_kernels.pretrain.protocol import LinearProtocol, Setting
 

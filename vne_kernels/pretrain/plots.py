@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vne_kernels.common.figures import ACCENT, INK, MUTED, legend_below, new_axes, save
-from vne_kernels.common.files import read_table
+from vne_kernels.common.reading import read_table
 from vne_kernels.pretrain.config import DIFFERENCES_OF_ENTROPIES
 from vne_kernels.pretrain.events import COLLAPSE, RECOVERED, read_events
 

@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import jinja2
 
 import vne_kernels
-from vne_kernels.common.files import read_table, replacing
+from vne_kernels.common.files import replacing
+from vne_kernels.common.reading import read_table
 from vne_kernels.pretrain import plots, recipes
 from vne_kernels.pretrain.config import (
     DIFFERENCES_OF_ENTROPIES,

@@ -19,7 +19,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vne_kernels.common.files import read_table, remove_temporaries, replacing, write_json
+from vne_kernels.common.files import remove_temporaries, replacing, write_json
+from vne_kernels.common.reading import read_table
 from vne_kernels.common.stopping import Stopped, StopSignals
 from vne_kernels.pretrain import checkpoints, environment, evaluate, precision, ranks, report
 from vne_kernels.pretrain.augment import make_views, plain_view

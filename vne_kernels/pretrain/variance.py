@@ -20,7 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vne_kernels.common import figures
-from vne_kernels.common.files import read_table, write_table
+from vne_kernels.common.files import write_table
+from vne_kernels.common.reading import read_table
 from vne_kernels.pretrain import paper
 from vne_kernels.pretrain.config import Config, load_config
 

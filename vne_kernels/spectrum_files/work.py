@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 import vne_kernels
 from vne_kernels.accumulate import DensityAccumulator
-from vne_kernels.common.files import first_sentence, replacing
+from vne_kernels.common.files import replacing
+from vne_kernels.common.reading import first_sentence
 from vne_kernels.common.stopping import Stopped, StopSignals
 from vne_kernels.ops import compute_dtype
 from vne_kernels.spectrum_files.readers import Embeddings, FileError, open_embeddings

@@ -1,0 +1,230 @@
+"""How the programs read: regular files only, of bounded size, and nothing in them is believed.
+
+A file may come from a stranger, be damaged, or change while it is read. Every reader here checks
+before it takes memory, and raises :class:`FileError`: one line that names the file.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import pickle
+import re
+import resource
+import stat
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+Kind = TypeVar("Kind")
+
+MOST_TEXT = 16 << 20  # bytes of a file that is read at once
+MOST_TABLE = 1 << 30
+MOST_MEMORY = 256 << 20  # that a decoder takes beyond what it gives back
+
+
+class FileError(ValueError):
+    """A file or folder cannot be used: one line that names it and says why."""
+
+    def __init__(self, name: object, why: str) -> None:
+        super().__init__(f"{name}: {why}")
+
+
+def printable(text: object, most: int = 1000) -> str:
+    r"""Returns ``text`` as one line of at most ``most`` characters that a terminal shows as it is.
+
+    File names, keys and messages of libraries may hold what moves the cursor, sets a title, begins
+    a line or reverses the direction of writing: such characters are escaped, as in ``\x1b``.
+    """
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+
+
+def open_regular(path: Path, most: int | None = None) -> IO[bytes]:
+    """Opens a regular file of at most ``most`` bytes for reading.
+
+    A pipe would wait for a writer, and a device may have no end.
+
+    Raises:
+        FileError: it is none, or larger.
+        OSError: it cannot be opened.
+    """
+    _check_regular(path, os.stat(path))  # before it is opened: that alone does something to devices
+    # O_NONBLOCK: where a pipe has taken the name in between, opening it does not wait.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        about = os.fstat(descriptor)
+        _check_regular(path, about)
+        if most is not None and about.st_size > most:
+            raise FileError(path, f"must have at most {most:,} bytes, got {about.st_size:,}")
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _check_regular(path: Path, about: os.stat_result) -> None:
+    if stat.S_ISREG(about.st_mode):
+        return
+    kinds = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+    kind = kinds.get(stat.S_IFMT(about.st_mode), "a device")
+    raise FileError(path, f"must be a regular file, got {kind}")
+
+
+@contextmanager
+def bounded_memory(more: int = MOST_MEMORY) -> Iterator[None]:
+    """Within it this process takes at most ``more`` bytes beyond what it has: a MemoryError else.
+
+    A small file can describe much: a list of 400 million zeros takes 598 bytes of parquet, and only
+    its decoder knows. What takes memory meanwhile must be the decoder alone: the limit is that of
+    the process.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limits = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_DATA, (min([_data_bytes() + more, *limits]), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _data_bytes() -> int:
+    """What RLIMIT_DATA limits: the private memory that this process can write to."""
+    status = Path("/proc/self/status").read_bytes()
+    return int(status.partition(b"VmData:")[2].split()[0]) * 1024
+
+
+def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
+    """Returns the content of a regular file of at most ``most`` bytes.
+
+    Raises:
+        FileError: it is none, or larger.
+        OSError: it cannot be read.
+    """
+    with open_regular(path, most) as file:
+        return file.read(most)
+
+
+def read_text(path: Path, most: int = MOST_TEXT) -> str:
+    """As :func:`read_bytes`, of text in UTF-8."""
+    try:
+        return read_bytes(path, most).decode()
+    except UnicodeDecodeError as error:
+        raise FileError(path, f"must be text in UTF-8 ({error.reason})") from error
+
+
+def read_json(path: Path, kind: type[Kind]) -> Kind:
+    """Returns the content of a JSON file, which must be of the type ``kind``, strictly.
+
+    ``kind`` is a dataclass, a TypedDict or what else msgspec knows: no text counts as a number, and
+    a number is finite.
+
+    Raises:
+        FileError: it is not JSON, or of another type; the message names the place.
+        FileNotFoundError: there is no such file.
+        OSError: it cannot be read.
+    """
+    import msgspec
+
+    try:
+        return msgspec.json.decode(read_bytes(path), type=kind)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        if isinstance(error.__cause__, ValueError):  # of the dataclass itself, which says more
+            raise error.__cause__ from None
+        raise FileError(path, f"cannot be used: {printable(error, 200)}") from error
+
+
+def read_table(path: Path) -> tuple[list[str], list[list[float]]]:
+    """Header and rows of a table of numbers; a last line cut short by a crash is left out.
+
+    Raises:
+        FileError: it is no table of numbers.
+        OSError: it cannot be read.
+    """
+    header, rows = read_rows(path)
+    try:
+        return header, [[float(x) for x in row] for row in rows]
+    except ValueError as error:
+        raise FileError(path, f"must hold numbers: {printable(error, 200)}") from error
+
+
+def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table of text; a last line cut short by a crash is left out.
+
+    Raises:
+        FileError: it is no table.
+        OSError: it cannot be read.
+    """
+    try:
+        with open_regular(path, MOST_TABLE) as file:
+            whole = _last_byte(file) == b"\n"
+            file.seek(0)
+            header, *rows = csv.reader(io.TextIOWrapper(file, "utf-8", newline=""))
+    except (csv.Error, ValueError) as error:
+        if isinstance(error, FileError):
+            raise
+        raise FileError(path, f"must be a table: {printable(error, 200)}") from error
+    if rows and not whole:
+        del rows[-1]
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            wanted = f"must have {len(header)} columns in every row"
+            raise FileError(path, f"{wanted}, got {len(row)} in row {number}")
+    return header, rows
+
+
+def _last_byte(file: IO[bytes]) -> bytes:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - 1))
+    return file.read(1)
+
+
+def read_tensors(path: Path) -> Any:
+    """Returns what ``torch.save`` wrote: tensors, numbers and text, nothing else is ever loaded.
+
+    The file must be as it was written, by the CRC-32 that ``torch.save`` keeps of each part, which
+    ``torch.load`` does not look at. The memory that is taken is that of the file.
+
+    Raises:
+        FileError: it is no such file, or damaged.
+        OSError: it cannot be opened.
+    """
+    import torch
+
+    with open_regular(path) as file:
+        try:
+            _check_archive(file)
+            file.seek(0)
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            reason = first_sentence(error)
+            raise FileError(
+                path, f"refused, it holds other things than tensors ({reason})"
+            ) from error
+        except Exception as error:  # whatever the first wrong byte leads a reader to
+            raise FileError(path, f"cannot be read ({first_sentence(error)})") from error
+
+
+def _check_archive(file: IO[bytes]) -> None:
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        # torch.save packs nothing: what is unpacked would be larger than the file.
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise ValueError("a part of it is compressed")
+        # The mark of a folder (MS-DOS's 0x10), at which torch.load leaves a tensor's memory unset.
+        if any(member.external_attr & 0x10 for member in members):
+            raise ValueError("a part of it is a folder")
+        if sum(member.file_size for member in members) > os.fstat(file.fileno()).st_size:
+            raise ValueError("its parts are larger than itself")
+        if (damaged := archive.testzip()) is not None:
+            raise ValueError(f"the checksum of {damaged} is wrong")
+
+
+def first_sentence(error: BaseException) -> str:
+    """What a library found, without its advice of how to load it nevertheless."""
+    text = " ".join(str(error).split())
+    found = re.search(r"Unsupported (?:global: GLOBAL|operand|class) \S+", text)
+    return printable((found[0] if found else text[:120]) or type(error).__name__)
