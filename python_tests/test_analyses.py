@@ -49,7 +49,7 @@ for option in rest:
         config[name.replace("-", "_")] = int(value) if value.isdecimal() else value
 (out / "config.json").write_text(json.dumps(config))
 print("training", out, flush=True)
-checkpoint = out / "checkpoints" / "step-00000012-0123456789abcdef.ckpt"
+checkpoint = out / "checkpoints" / "step-00000012.ckpt"
 checkpoint.parent.mkdir(exist_ok=True)
 if os.environ.get("FAKE_FAILS", "nothing") in str(out):
     print("progress 1\\rprogress 2")

@@ -146,6 +146,7 @@ def locked(folder: Path, what: str) -> Iterator[int]:
         FileError: another process holds it.
         OSError: the folder cannot be made or written to.
     """
+    made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     while True:
         path = _hidden_folder(folder) / f"{what}.lock"
@@ -166,6 +167,8 @@ def locked(folder: Path, what: str) -> Iterator[int]:
         _held.discard(descriptor)
         os.close(descriptor)
         _remove_if_empty(path.parent)
+        if made:
+            _remove_if_empty(folder)
 
 
 def spare(folder: Path, names: Iterable[str], advice: str) -> None:

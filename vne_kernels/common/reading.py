@@ -14,7 +14,7 @@ import re
 import resource
 import stat
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TypeVar
@@ -52,6 +52,8 @@ def open_regular(path: Path, most: int | None = None) -> IO[bytes]:
         FileError: it is none, or larger.
         OSError: it cannot be opened.
     """
+    if "\0" in str(path):
+        raise FileError(printable(path), "must be a name without the character NUL")
     _check_regular(path, os.stat(path))  # before it is opened: that alone does something to devices
     # O_NONBLOCK: where a pipe has taken the name in between, opening it does not wait.
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -137,14 +139,16 @@ def read_json(path: Path, kind: type[Kind]) -> Kind:
         raise FileError(path, f"cannot be used: {printable(error, 200)}") from error
 
 
-def read_table(path: Path) -> tuple[list[str], list[list[float]]]:
+def read_table(path: Path, needed: Collection[str] = ()) -> tuple[list[str], list[list[float]]]:
     """Header and rows of a table of numbers; a last line cut short by a crash is left out.
 
     Raises:
-        FileError: it is no table of numbers.
+        FileError: it is no table of numbers, or lacks a column that is ``needed``.
         OSError: it cannot be read.
     """
     header, rows = read_rows(path)
+    if missing := set(needed).difference(header):
+        raise FileError(path, f"must have the columns {', '.join(sorted(missing))}")
     try:
         return header, [[float(x) for x in row] for row in rows]
     except ValueError as error:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, TypedDict
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from typing_extensions import Required  # of typing from Python 3.11 on
 
 from vne_kernels.common import figures
 from vne_kernels.common.files import write_table
+from vne_kernels.common.reading import read_json, read_rows
 from vne_kernels.pretrain import paper
 from vne_kernels.pretrain.config import LOSSES, load_config
+from vne_kernels.pretrain.protocol import Accuracy
 
 # Okabe and Ito's colours, told apart by readers of any colour vision.
 MARKS = {  # colour, marker
@@ -34,6 +35,22 @@ MARKS = {  # colour, marker
 Dashes = Literal["-", "--", ":", "-."]
 DASHES: tuple[Dashes, ...] = ("-", "--", ":", "-.")  # most epochs first
 DODGE = 0.03  # octaves between two losses, whose points would hide each other
+
+
+class Training(TypedDict):
+    last_epoch: dict[str, float]
+
+
+class Data(TypedDict):
+    train_images: int
+
+
+class Results(TypedDict, total=False):
+    """What is read of a run's ``results.json``."""
+
+    training: Required[Training]
+    data: Required[Data]
+    evaluation: dict[str, dict[str, float]]
 
 
 class Row(NamedTuple):
@@ -56,10 +73,10 @@ class Row(NamedTuple):
     def of_run(cls, run: Path) -> Row:
         """Read from the files of a trained and evaluated run."""
         config = load_config(run)
-        results = _read_json(run / "results.json")
+        results = read_json(run / "results.json", Results)
         last = results["training"]["last_epoch"]
         neighbours = run / "knn.json"
-        trained = results.get("evaluation", {}).get("trained", {})
+        trained = results["evaluation"].get("trained", {}) if "evaluation" in results else {}
         return cls(
             paper.data_name(config),
             results["data"]["train_images"],
@@ -68,8 +85,8 @@ class Row(NamedTuple):
             config.batch_size,
             config.epochs,
             config.seed,
-            _read_json(run / "linear_eval.json")["accuracy"],
-            _read_json(neighbours)["accuracy"]
+            read_json(run / "linear_eval.json", Accuracy)["accuracy"],
+            read_json(neighbours, Accuracy)["accuracy"]
             if neighbours.exists()
             else trained.get("knn", math.nan),
             last.get("online_linear", math.nan),
@@ -203,12 +220,7 @@ def _legend(losses: Sequence[str], dashes: Mapping[int, Dashes], seeds: bool) ->
     return handles
 
 
-def _read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _read(table: Path) -> list[Row]:
     kinds = (str, int, str, str, int, int, int, float, float, float, float, float)
-    with table.open(newline="", encoding="utf-8") as file:
-        _, *rows = csv.reader(file)
+    _, rows = read_rows(table)
     return [Row(*(kind(x) for kind, x in zip(kinds, row, strict=True))) for row in rows]

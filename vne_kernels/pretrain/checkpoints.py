@@ -7,6 +7,7 @@ but tensors, numbers and text is ever loaded.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from vne_kernels.common.files import replacing
-from vne_kernels.common.reading import FileError, read_tensors
+from vne_kernels.common.reading import FileError, printable, read_tensors
 from vne_kernels.pretrain.config import FREE_ON_RESUME, Config, OptionError
 
 FOLDER = "checkpoints"  # in the output folder
-EARLIER = "last.ckpt"  # in the output folder: the one checkpoint of earlier runs
 NAME = re.compile(r"step-(\d{8,18})\.ckpt")
 #: Not the same computation in another place: where a run lies does not count.
 PLACES = ("out", "recipe")
@@ -57,8 +57,7 @@ class Resumed:
 def files(out: Path) -> list[Path]:
     """The checkpoints of the run in ``out``, the newest first."""
     named = [path for path in (out / FOLDER).glob("step-*.ckpt") if NAME.fullmatch(path.name)]
-    named.sort(key=step_of, reverse=True)
-    return named + [path for path in [out / EARLIER] if path.is_file()]
+    return sorted(named, key=step_of, reverse=True)
 
 
 def step_of(path: Path) -> int:
@@ -102,12 +101,11 @@ def read(path: Path) -> dict[str, Any]:
     kinds = {"global_step": int, "epoch": int, "state_dict": dict, "config": dict}
     for name, kind in kinds.items():
         value = content.get(name) if isinstance(content, dict) else None
-        if type(value) is not kind:
+        if not isinstance(value, kind) or isinstance(value, bool):
             raise FileError(
                 path, f"is no checkpoint of a run: {name} must be of type {kind.__name__}"
             )
-    named = NAME.fullmatch(path.name)
-    if named and content["global_step"] != int(named[1]):
+    if content["global_step"] != step_of(path):
         raise FileError(path, f"is no checkpoint of its step but of {content['global_step']}")
     return dict(content)
 
@@ -123,12 +121,13 @@ def newest(config: Config) -> Resumed:
     for path in found:
         try:
             content = read(path)
-        except ValueError as error:
-            resumed.passed_over[path] = str(error)
+        except (OSError, FileError) as error:
+            resumed.passed_over[path] = printable(error)
             continue
         _check_same_run(path, content, config)
         resumed.path, resumed.step = path, int(content["global_step"])
-        resumed.shapes = {name: tuple(x.shape) for name, x in content["state_dict"].items()}
+        state = content["state_dict"].items()
+        resumed.shapes = {name: tuple(x.shape) for name, x in state if hasattr(x, "shape")}
         return resumed
     if found:
         wanted = f"used with a folder in which a checkpoint can be read ({len(found)} tried)"
@@ -138,11 +137,11 @@ def newest(config: Config) -> Resumed:
 
 def _check_same_run(path: Path, content: Mapping[str, Any], config: Config) -> None:
     """That the checkpoint was made by the computation that ``config`` describes."""
-    told: dict[str, Any] = content.get("config", {})
-    for name, value in told.items():
-        if name in FREE_ON_RESUME or name in PLACES or not hasattr(config, name):
+    for name, own in dataclasses.asdict(config).items():
+        if name in FREE_ON_RESUME or name in PLACES or name not in content["config"]:
             continue
-        if value != getattr(config, name):
+        value = content["config"][name]
+        if not isinstance(value, str | int | float | None) or value != own:
             option = "--" + name.replace("_", "-")
-            wanted = f"used with checkpoints of a run with {option} {getattr(config, name)}"
+            wanted = f"used with checkpoints of a run with {option} {own}"
             raise OptionError("resume", wanted, f"{path.name} of a run with {option} {value}")

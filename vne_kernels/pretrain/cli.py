@@ -13,6 +13,8 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from vne_kernels.common.reading import FileError, printable
+from vne_kernels.common.terminal import reason, show_any_text
 from vne_kernels.pretrain.commands import COMMANDS, DEFAULT
 from vne_kernels.pretrain.config import OptionError
 
@@ -21,6 +23,7 @@ PROGRAM = "vne-pretrain"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
+    show_any_text()
     rest = list(sys.argv[1:] if arguments is None else arguments)
     name = rest.pop(0) if rest and rest[0] in COMMANDS else None
     command = _module(name or DEFAULT)
@@ -32,6 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OptionError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
+    except FileError as error:
+        print(f"{parser.prog}: error: {printable(error)}", file=sys.stderr)
+        return 1
     except ModuleNotFoundError as error:
         module = (error.name or str(error)).split(".")[0]
         print(
@@ -43,6 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\n{parser.prog}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if (why := reason(error)) is None:
+            raise
+        print(f"\n{parser.prog}: error: {why}", file=sys.stderr)
+        return 1
 
 
 def make_parser(name: str | None, command: ModuleType) -> argparse.ArgumentParser:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from vne_kernels.common.reading import FileError, printable, read_json
 
 BACKBONES = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 #: --loss -> its name in titles and legends; DoE: difference of entropies
@@ -61,7 +63,33 @@ class OptionError(ValueError):
     def __init__(self, name: str, wanted: str, got: Any) -> None:
         # the folder of a run is given by its place
         option = "RUN" if name == "run" else "--" + name.replace("_", "-")
-        super().__init__(f"argument {option}: must be {wanted}, got {got!r}")
+        super().__init__(printable(f"argument {option}: must be {wanted}, got {got!r}", 2000))
+
+
+#: Integers: the least and the greatest. Beyond the latter is no use, but an error far from here.
+BOUNDS = {
+    "epochs": (1, 10**6),
+    "warmup_epochs": (0, 10**6),
+    "batch_size": (2, 2**20),
+    "accumulate": (1, 2**20),
+    "projector_dim": (1, 2**17),
+    "projector_hidden": (1, 2**17),
+    "projector_layers": (0, 16),
+    "image_size": (4, 2**13),
+    "train_images": (2, 2**40),
+    "knn_every": (0, 10**6),
+    "keep_checkpoints": (1, 10**6),
+    "seed": (0, 2**32 - 1),
+    "workers": (0, 2**10),
+    "collective_timeout": (1, 10**7),
+}
+
+
+def check_bounds(name: str, value: int | None, low: int, high: int) -> None:
+    """Raises an :class:`OptionError` where the integer is outside; None is left open."""
+    if value is not None and not low <= value <= high:
+        wanted = f"an integer >= {low}" if value < low else f"an integer <= {high}"
+        raise OptionError(name, wanted, value)
 
 
 @dataclass(frozen=True)
@@ -140,25 +168,8 @@ class Options:
     download_dir: str = "data"
 
     def __post_init__(self) -> None:
-        for name, low in (
-            ("epochs", 1),
-            ("warmup_epochs", 0),
-            ("batch_size", 2),
-            ("accumulate", 1),
-            ("projector_dim", 1),
-            ("projector_hidden", 1),
-            ("projector_layers", 0),
-            ("image_size", 4),
-            ("train_images", 2),
-            ("knn_every", 0),
-            ("keep_checkpoints", 1),
-            ("seed", 0),
-            ("workers", 0),
-            ("collective_timeout", 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise OptionError(name, f"an integer >= {low}", value)
+        for name, (low, high) in BOUNDS.items():
+            check_bounds(name, getattr(self, name), low, high)
         for name in ("lr", "weight_decay", "beta_start", "beta_end", "checkpoint_every"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value >= 0):
@@ -177,9 +188,7 @@ class Options:
         ):
             if getattr(self, name) not in choices:
                 raise OptionError(name, "one of " + ", ".join(choices), getattr(self, name))
-        if self.seed >= 2**32:
-            raise OptionError("seed", "an integer < 2**32", self.seed)
-        if self.devices != "auto" and not (self.devices.isdecimal() and int(self.devices) > 0):
+        if self.devices != "auto" and not re.fullmatch(r"[1-9]\d{0,4}", self.devices):
             raise OptionError("devices", "'auto' or an integer >= 1", self.devices)
         if self.projector_layers is not None and head_of(self.loss, small=True).layers is None:
             wanted = f"left out with --loss {self.loss}, whose projector has a fixed depth"
@@ -269,21 +278,27 @@ DIGITS: dict[str, Any] = {
 }
 
 
+CONFIG = "config.json"  # in the folder of a run
+
+
 def load_config(run: Path) -> Config:
     """The configuration of the run in the folder ``run``.
 
     Raises:
         OptionError: the folder holds none, or one that cannot be read.
     """
-    path = run / "config.json"
+    path = run / CONFIG
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        return Config(**saved | {"out": str(run)})
-    except (OSError, ValueError, TypeError) as error:
-        if isinstance(error, OptionError):
-            raise
+        told = read_json(path, dict[str, Any])
+        if unknown := told.keys() - {field.name for field in dataclasses.fields(Config)}:
+            raise FileError(path, f"tells of {', '.join(sorted(unknown))}, which is no option")
+        config = read_json(path, Config)
+    except (OSError, FileError) as error:
         wanted = f"the folder of a run, with a readable {path.name}"
         raise OptionError("run", wanted, f"{run} ({error})") from error
+    # How many processes are wise is this machine's to say, and the file may be a stranger's.
+    workers = min(config.workers, os.cpu_count() or 1)
+    return dataclasses.replace(config, out=str(run), workers=workers)
 
 
 def resumed_config(out: Path, given: Mapping[str, Any]) -> Config:

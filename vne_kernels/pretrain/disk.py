@@ -10,11 +10,12 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vne_kernels.common.files import append_rows, synchronize
+from vne_kernels.common.files import append_rows, locked, synchronize
+from vne_kernels.common.reading import FileError
 from vne_kernels.pretrain.config import OptionError
 from vne_kernels.pretrain.faults import Fault
 
@@ -107,6 +108,25 @@ class Rows:
             waiting, count = list(self.waiting), len(self.waiting)
             append_rows(self.path, waiting)
             del self.waiting[:count]
+
+
+@contextmanager
+def held(option: str, folder: Path, what: str) -> Iterator[int]:
+    """Holds the folder that ``option`` names, as :func:`~vne_kernels.common.files.locked` does.
+
+    Raises:
+        OptionError: another process does ``what`` in it, or it cannot be written to.
+    """
+    with ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(locked(folder, what))
+        except FileError as error:
+            wanted = "a folder in which no other process is at work"
+            raise OptionError(option, wanted, str(error)) from error
+        except OSError as error:
+            wanted = "a folder that can be written"
+            raise OptionError(option, wanted, f"{folder} ({error})") from error
+        yield descriptor
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 import vne_kernels
+from vne_kernels.common.reading import FileError, read_json
 
 LIBRARIES = ("lightning", "lightly", "torchvision", "numpy", "scikit-learn", "pillow")
 
@@ -42,10 +42,11 @@ def describe(device: torch.device) -> dict[str, Any]:
 def resumed(path: Path, now: dict[str, Any]) -> dict[str, Any]:
     """What ``path`` says of a run's begin, with ``now`` in its list of resumptions."""
     try:
-        begin: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        begin = read_json(path, dict[str, Any])
+    except (OSError, FileError):
         return now
-    return begin | {"resumed": [*begin.get("resumed", []), now]}
+    earlier = begin.get("resumed", [])
+    return begin | {"resumed": [*(earlier if isinstance(earlier, list) else []), now]}
 
 
 def commit() -> str | None:

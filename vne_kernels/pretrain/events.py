@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
+import re
 import sys
 from pathlib import Path
 
 from vne_kernels.common.files import write_table
+from vne_kernels.common.reading import FileError, printable, read_rows
 from vne_kernels.pretrain.disk import Disk, Rows
 
 HEADER = ("step", "kind", "message")
@@ -36,6 +37,7 @@ class Events:
         self, step: int, kind: str, message: str, *, once: bool = False, say: bool = True
     ) -> None:
         """Write the event and say it; with ``once``, not if it was said before."""
+        message = printable(message, 4000)  # it may name files, and be made of their content
         if once and (kind, message) in self.seen:
             return
         self.seen.add((kind, message))
@@ -49,9 +51,17 @@ class Events:
 
 
 def read_events(path: Path) -> list[list[str]]:
-    """The rows of the table; none where there is no table, or where a crash cut one short."""
+    """The rows of the table; none where there is no table, or where a crash cut one short.
+
+    Raises:
+        FileError: it is no table of events.
+    """
     if not path.exists():
         return []
-    with path.open(newline="", encoding="utf-8") as file:
-        _, *rows = csv.reader(file)
-    return [row for row in rows if len(row) == len(HEADER)]
+    header, rows = read_rows(path)
+    if tuple(header) != HEADER:
+        raise FileError(path, f"must be a table of {', '.join(HEADER)}")
+    for row in rows:
+        if not re.fullmatch(r"\d{1,18}", row[0]):
+            raise FileError(path, f"must hold numbers of steps, got {printable(row[0], 40)}")
+    return rows

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import os
 import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 import vne_kernels
 from vne_kernels.common.files import replacing, write_json
+from vne_kernels.common.reading import FileError, read_json
 from vne_kernels.pretrain.config import Config, OptionError, load_config
 from vne_kernels.pretrain.data import load_for
 from vne_kernels.pretrain.evaluate import trained_encoder
@@ -27,13 +28,35 @@ TINY_STEM = (
 )
 
 
-def write(run: Path, format_: str, to: Path | None = None) -> dict[str, Any]:
+class Description(TypedDict):
+    """What tells an export's ``.json`` from another file of that name."""
+
+    file: str
+    format: str
+    load: list[str]
+
+
+class Data(TypedDict, total=False):
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Results(TypedDict):
+    """What is read of a run's ``results.json``."""
+
+    data: Data
+
+
+def write(
+    run: Path, format_: str, to: Path | None = None, *, overwrite: bool = False
+) -> dict[str, Any]:
     """Write the trained encoder of the run in the folder ``run``, and a ``.json`` beside it.
 
     ``format_``: ``torchvision`` and ``timm`` give a state dict without classifier for
     ``torch.load``; ``detectron2`` a pickle with the keys that MoCo's
     ``convert-pretrain-to-detectron2.py`` gives. ``to`` defaults to ``encoder_FORMAT.pth`` (or
-    ``.pkl``) in ``run``.
+    ``.pkl``) in ``run``. Files that are there and no earlier export are replaced with ``overwrite``
+    alone.
 
     Returns:
         what the ``.json`` holds: ``file``, ``format``, ``backbone``, ``stem``, the ``mean`` and
@@ -55,6 +78,10 @@ def write(run: Path, format_: str, to: Path | None = None) -> dict[str, Any]:
     path = to or run / f"encoder_{format_}{'.pkl' if detectron2 else '.pth'}"
     if path.suffix == ".json":
         raise OptionError("to", "a file that does not end in .json, as its description does", to)
+    if not path.name:
+        raise OptionError("to", "the name of a file", str(to))
+    if not overwrite:
+        _check_free(path)
     state = trained_encoder(run, config).state_dict()
     mean, std = _statistics(run, config)
     if detectron2:
@@ -76,12 +103,26 @@ def write(run: Path, format_: str, to: Path | None = None) -> dict[str, Any]:
         "vne_kernels": vne_kernels.__version__,
     }
     try:
+        # The description comes first: what it describes is then known for an earlier export.
+        write_json(path.with_suffix(".json"), description)
         with replacing(path) as temporary, temporary.open("wb") as file:
             (pickle.dump if detectron2 else torch.save)(content, file)
-        write_json(path.with_suffix(".json"), description)
     except OSError as error:
         raise OptionError("to", "a file that can be written", f"{path} ({error})") from error
     return description
+
+
+def _check_free(path: Path) -> None:
+    """Refuses to replace files but those of an earlier export to the same name."""
+    beside = path.with_suffix(".json")
+    there = [str(x) for x in (path, beside) if os.path.lexists(x)]
+    try:
+        earlier = beside.exists() and read_json(beside, Description)["file"] == path.name
+    except (OSError, ValueError):
+        earlier = False
+    if there and not earlier:
+        wanted = "a file that is not there, nor its description (or add --overwrite)"
+        raise OptionError("to", wanted, ", ".join(there))
 
 
 def loading_lines(format_: str, path: Path, config: Config) -> list[str]:
@@ -139,8 +180,8 @@ def detectron2_overrides(
 def _statistics(run: Path, config: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """What the run noted, so that an export does not need its images; else of the images."""
     try:
-        noted = json.loads((run / "results.json").read_text(encoding="utf-8"))["data"]
-        return tuple(noted["mean"]), tuple(noted["std"])
-    except (OSError, ValueError, KeyError):
+        noted = read_json(run / "results.json", Results)["data"]
+        return noted["mean"], noted["std"]
+    except (OSError, FileError, KeyError):
         data = load_for(config)
         return data.mean, data.std

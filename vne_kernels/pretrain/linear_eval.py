@@ -30,16 +30,16 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from vne_kernels.common.files import replacing, write_json
-from vne_kernels.common.reading import read_tensors
+from vne_kernels.common.reading import first_sentence, read_tensors
 from vne_kernels.pretrain import environment
 from vne_kernels.pretrain.callbacks import Table
-from vne_kernels.pretrain.config import CHECKPOINT_SECONDS, OptionError
+from vne_kernels.pretrain.config import CHECKPOINT_SECONDS, OptionError, load_config
 from vne_kernels.pretrain.data import (
     TwoViews,
     as_is,
     leave_interrupts_to_the_main_process,
 )
-from vne_kernels.pretrain.disk import Disk
+from vne_kernels.pretrain.disk import Disk, held
 from vne_kernels.pretrain.evaluate import Encoded
 from vne_kernels.pretrain.frozen import Frozen
 from vne_kernels.pretrain.protocol import LinearProtocol, Setting
@@ -71,8 +71,14 @@ def evaluate(
             ``linear_eval.ckpt`` was begun with another protocol.
         KeyboardInterrupt: Ctrl-C; the checkpoint has been written.
     """
-    start = time.monotonic()
     protocol, setting = protocol or LinearProtocol(), setting or Setting()
+    load_config(run)  # what is wrong with the folder is said before it is written to
+    with held("run", run, setting.file_stem("linear_eval")):
+        return _evaluate(run, protocol, setting)
+
+
+def _evaluate(run: Path, protocol: LinearProtocol, setting: Setting) -> dict[str, Any]:
+    start = time.monotonic()
     subject = Frozen.open(run, setting)
     stem = setting.file_stem("linear_eval")
     checkpoint = Checkpoint(run / f"{stem}.ckpt", protocol, subject)
@@ -310,23 +316,29 @@ class Checkpoint:
         """Put ``probe`` where the interrupted evaluation was, if there is one."""
         if not self.path.exists():
             return
+        wanted = f"a folder whose {self.path.name} can be used (delete it to begin anew)"
         try:
             content = read_tensors(self.path)
-        except ValueError as error:
-            wanted = f"a folder whose {self.path.name} can be read (delete it to begin anew)"
-            raise OptionError("run", wanted, str(error)) from error
+            begun_with, step, broken = (content[x] for x in ("begun_with", "step", "broken"))
+            if not (type(step) is int and 0 <= step <= probe.steps):
+                raise ValueError(f"step {step} of {probe.steps}")
+            begun = {name: begun_with[name] for name in self.begun_with}
+        except Exception as error:  # whatever wrong content leads to
+            raise OptionError("run", wanted, first_sentence(error)) from error
         for name, value in self.begun_with.items():
-            begun = content["begun_with"][name]
-            if value != begun:
-                wanted = (
-                    f"{begun!r}, as the unfinished evaluation in {self.path} was begun "
+            if value != begun[name]:
+                as_begun = (
+                    f"{begun[name]!r}, as the unfinished evaluation in {self.path} was begun "
                     "(delete that file to begin anew)"
                 )
-                raise OptionError(name, wanted, value)
-        probe.load_state_dict(content["probe"])
-        probe.optimizer.load_state_dict(content["optimizer"])
-        probe.schedule.load_state_dict(content["schedule"])
-        probe.step, probe.broken = content["step"], set(content["broken"])
+                raise OptionError(name, as_begun, value)
+        try:
+            probe.load_state_dict(content["probe"])
+            probe.optimizer.load_state_dict(content["optimizer"])
+            probe.schedule.load_state_dict(content["schedule"])
+            probe.step, probe.broken = step, {str(name) for name in broken}
+        except Exception as error:
+            raise OptionError("run", wanted, first_sentence(error)) from error
 
 
 def _digest(module: nn.Module) -> str:

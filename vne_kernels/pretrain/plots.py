@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -53,8 +53,10 @@ def draw_all(out: Path, n: int, d: int, loss: str = "vn-doe") -> list[Path]:
 
 
 def _pictures(out: Path, n: int, d: int, loss: str) -> Iterator[tuple[str, Figure]]:
-    series, means = _columns(out / "metrics.csv"), _columns(out / "epochs.csv")
-    spectra = _columns(out / "spectrum.csv")
+    drawn = ("step", "loss", "entropy", "cosine", "beta")
+    series = _columns(out / "metrics.csv", drawn)
+    means = _columns(out / "epochs.csv", ("epoch", *drawn))
+    spectra = _columns(out / "spectrum.csv", ("epoch", "step", "eigenvalue_1"))
     if series:
         yield "loss", _loss(series, means, loss)
         yield "entropy", _entropy(series, means, n, d, _collapses(out, series))
@@ -70,11 +72,11 @@ def _pictures(out: Path, n: int, d: int, loss: str) -> Iterator[tuple[str, Figur
         yield "spectrum", _spectrum(spectra)
 
 
-def _columns(path: Path) -> Series:
+def _columns(path: Path, needed: Sequence[str]) -> Series:
     """A table's columns; none of a table without a row."""
     if not path.exists():
         return {}
-    header, rows = read_table(path)
+    header, rows = read_table(path, needed)
     return dict(zip(header, np.array(rows).T, strict=True)) if rows else {}
 
 

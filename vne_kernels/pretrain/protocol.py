@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TypedDict
 
-from vne_kernels.pretrain.config import OptionError
+from vne_kernels.pretrain.config import BOUNDS, OptionError, check_bounds
 
 ENCODERS = ("trained", "untrained")
 FORMATS = ("torchvision", "timm", "detectron2")  # that an encoder is exported in
@@ -32,15 +33,18 @@ class LinearProtocol:
 
     def __post_init__(self) -> None:
         for name, low in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
-            if getattr(self, name) < low:
-                raise OptionError(name, f"an integer >= {low}", getattr(self, name))
-        if self.seed >= 2**32:
-            raise OptionError("seed", "an integer < 2**32", self.seed)
+            check_bounds(name, getattr(self, name), low, BOUNDS[name][1])
         for name in ("lr", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise OptionError(name, "a finite number >= 0", getattr(self, name))
         if not 0 <= self.momentum < 1:
             raise OptionError("momentum", "a number >= 0 and < 1", self.momentum)
+
+
+class Accuracy(TypedDict):
+    """What is read of the result of an evaluation."""
+
+    accuracy: float
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,7 @@ class KNNProtocol:
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.neighbours < 1:
-            raise OptionError("neighbours", "an integer >= 1", self.neighbours)
+        check_bounds("neighbours", self.neighbours, 1, 2**40)
         if not 0 < self.temperature < math.inf:
             raise OptionError("temperature", "a finite number > 0", self.temperature)
 
@@ -70,8 +73,7 @@ class Setting:
     def __post_init__(self) -> None:
         if self.encoder not in ENCODERS:
             raise OptionError("encoder", "one of " + ", ".join(ENCODERS), self.encoder)
-        if self.workers is not None and self.workers < 0:
-            raise OptionError("workers", "an integer >= 0", self.workers)
+        check_bounds("workers", self.workers, *BOUNDS["workers"])
 
     def file_stem(self, command: str) -> str:
         """Name, without its suffix, of what ``command`` writes into the run's folder."""

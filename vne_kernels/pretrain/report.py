@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import base64
 import dataclasses
-import json
 import math
 import shlex
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict, cast
 
 import jinja2
+from typing_extensions import Required  # of typing from Python 3.11 on
 
 import vne_kernels
 from vne_kernels.common.files import replacing
-from vne_kernels.common.reading import read_table
+from vne_kernels.common.reading import Kind, read_json, read_table
 from vne_kernels.pretrain import plots, recipes
 from vne_kernels.pretrain.config import (
     DIFFERENCES_OF_ENTROPIES,
@@ -102,6 +102,52 @@ CAPTIONS = {
 }
 
 
+class Training(TypedDict):
+    steps_of_this_process: int
+    seconds_of_this_process: float
+
+
+class Data(TypedDict):
+    train_images: int
+    test_images: int
+    classes: int
+
+
+class Resumption(TypedDict):
+    started: str
+    device: str
+    torch: str
+    commit: str | None
+
+
+Environment = dict[str, str | int | float | bool | list[Resumption] | None]
+
+
+class Results(TypedDict, total=False):
+    """What is read of ``results.json``; the classes around it: of what it and others hold."""
+
+    training: Training
+    data: Data
+    evaluation: dict[str, dict[str, float]]
+    environment: Environment
+
+
+class LinearEval(TypedDict, total=False):
+    accuracy: Required[float]
+    top5_accuracy: float
+    measured: Required[str]
+    features: Required[str]
+    protocol: Required[LinearProtocol]
+    broken_images: Required[dict[str, int]]
+
+
+class KNN(TypedDict):
+    accuracy: float
+    neighbours: int
+    temperature: float
+    broken_images: dict[str, int]
+
+
 class Figure(NamedTuple):
     """A number at the head of the report."""
 
@@ -143,7 +189,7 @@ def write(run: Path) -> Path:
             temporary.write_text(html, encoding="utf-8")
     except OptionError:
         raise
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ArithmeticError, LookupError) as error:
         wanted = "a run's folder whose tables can be read, and that can be written to"
         raise OptionError("run", wanted, f"{run} ({error})") from error
     return run / FILE
@@ -161,8 +207,9 @@ def _template() -> jinja2.Template:
 
 
 def _content(run: Path, config: Config, drawn: list[Path]) -> dict[str, Any]:
-    results = _read(run / "results.json")
-    environment = _read(run / "environment.json") or results.get("environment", {})
+    results = _read(run / "results.json", Results)
+    environment = _read(run / "environment.json", Environment) or results.get("environment", {})
+    resumed = environment.get("resumed", [])
     last = _last_epoch(run / "epochs.csv")
     events = [(int(step), kind, message) for step, kind, message in read_events(run / "events.csv")]
     evaluation = results.get("evaluation", {})
@@ -172,11 +219,11 @@ def _content(run: Path, config: Config, drawn: list[Path]) -> dict[str, Any]:
         "name": run.resolve().name,
         "config": config,
         "loss": LOSSES[config.loss],
-        "data": results.get("data", {}),
+        "data": results.get("data"),
         "finished": bool(results),
         "epochs": int(last.get("epoch", 0)),
         "resume": shlex.join(["vne-pretrain", "--resume", "--out", str(run)]),
-        "figures": list(_figures(config, evaluation, measured, last, results.get("training", {}))),
+        "figures": list(_figures(config, evaluation, measured, last, results.get("training"))),
         "encoders": list(evaluation),
         "scores": [
             (title, [_percent(scores[name]) for scores in evaluation.values()])
@@ -197,20 +244,19 @@ def _content(run: Path, config: Config, drawn: list[Path]) -> dict[str, Any]:
             for name, value in environment.items()
             if value is not None and name not in ("command", "resumed")
         },
-        "resumed": environment.get("resumed", []),
+        "resumed": resumed if isinstance(resumed, list) else [],
         "command": environment.get("command"),
         "version": vne_kernels.__version__,
         "written": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
     }
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, kind: type[Kind]) -> Kind:
     """The content of a JSON file, empty where there is none."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, kind)
     except FileNotFoundError:
-        return {}
-    return content
+        return cast(Kind, {})
 
 
 def _last_epoch(path: Path) -> dict[str, float]:
@@ -225,7 +271,7 @@ def _figures(
     evaluation: dict[str, dict[str, float]],
     measured: list[Measured],
     last: dict[str, float],
-    training: dict[str, Any],
+    training: Training | None,
 ) -> Iterator[Figure]:
     for what, name, title in (
         ("linear-eval", "linear_probe", "Linear probe"),
@@ -256,31 +302,31 @@ def _figures(
 def _measured(run: Path) -> Iterator[Measured]:
     for encoder in ENCODERS:
         setting = Setting(encoder=encoder)
-        linear = _read(run / f"{setting.file_stem('linear_eval')}.json")
+        linear = _read(run / f"{setting.file_stem('linear_eval')}.json", LinearEval)
         if linear:
             top5 = _percent(linear["top5_accuracy"]) if "top5_accuracy" in linear else "–"
             yield Measured(
                 "linear-eval", encoder, _percent(linear["accuracy"]), top5, _protocol(linear)
             )
-        knn = _read(run / f"{setting.file_stem('knn')}.json")
+        knn = _read(run / f"{setting.file_stem('knn')}.json", KNN)
         if knn:
             how = f"{knn['neighbours']} neighbours, temperature {knn['temperature']:g}"
             how += _left_out(knn)
             yield Measured("knn", encoder, _percent(knn["accuracy"]), "–", how)
 
 
-def _left_out(result: dict[str, Any]) -> str:
+def _left_out(result: LinearEval | KNN) -> str:
     """How many images the command could not read, if any."""
     parts = [f"{count} {part}" for part, count in result["broken_images"].items() if count]
     return f"; images not readable: {', '.join(parts)}" if parts else ""
 
 
-def _protocol(linear: dict[str, Any]) -> str:
+def _protocol(linear: LinearEval) -> str:
     """The paper's protocol, or where this one departs from it."""
-    usual = dataclasses.asdict(LinearProtocol(seed=linear["protocol"]["seed"]))
+    usual = dataclasses.asdict(LinearProtocol(seed=linear["protocol"].seed))
     other = [
         f"{name.replace('_', ' ')} {_show(value)} (paper: {_show(usual[name])})"
-        for name, value in linear["protocol"].items()
+        for name, value in dataclasses.asdict(linear["protocol"]).items()
         if name != "augment" and value != usual[name]
     ]
     protocol = "other than the paper's: " + ", ".join(other) if other else "the paper's protocol"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vne_kernels.common.files import remove_temporaries, replacing, write_json
-from vne_kernels.common.reading import read_table
+from vne_kernels.common.reading import printable, read_table
 from vne_kernels.common.stopping import Stopped, StopSignals
 from vne_kernels.pretrain import checkpoints, environment, evaluate, precision, ranks, report
 from vne_kernels.pretrain.augment import make_views, plain_view
@@ -60,7 +60,8 @@ def run(config: Config, data: ImageData, *, resume: bool, signals: StopSignals) 
     start = time.monotonic()
     _quiet()
     config = _with_precision(config)
-    out = Path(config.out)
+    # Absolute: Lightning takes a path that begins with "http" for an address.
+    out = Path(config.out).absolute()
     events = Events(out / EVENTS)
     online = OnlineEvaluation(
         data.train,
@@ -76,14 +77,17 @@ def run(config: Config, data: ImageData, *, resume: bool, signals: StopSignals) 
     broken = BrokenImages(events)
     resumed = checkpoints.newest(config) if resume else Resumed()
     before_saving = (broken.before_saving, tables.before_saving)
-    saving = Checkpoints(config, signals, resumed, events, before_saving)
+    saving = Checkpoints(config, out, signals, resumed, events, before_saving)
     callbacks = [TQDMProgressBar(), processes, finite, broken, tables, saving]
     checkpoint_io = CheckpointFolder(events.disk, tables.all_on_disk)
-    logger = PatientTensorBoard(config.out, events.disk)
+    logger = PatientTensorBoard(str(out), events.disk)
     trainer = _trainer(config, callbacks, checkpoint_io, logger)
     events.disk.step = lambda: trainer.global_step
     device = trainer.strategy.root_device
     steps = config.epochs * _steps_per_epoch(config, len(data.train))
+    if resumed.step > steps:
+        wanted = f"used with a checkpoint of at most {steps} steps"
+        raise OptionError("resume", wanted, resumed.step)
     loader = _loader(config, data, trainer, resumed.step)
     described = environment.describe(device)
     if resume:
@@ -102,6 +106,7 @@ def run(config: Config, data: ImageData, *, resume: bool, signals: StopSignals) 
         has_to_be_written(out),
         loading_processes(),
         compilation(config),
+        saving.restoring(),
     ):
         trainer.fit(module, loader, ckpt_path=resumed.path, weights_only=True)
     fit_seconds = time.monotonic() - fit_start
@@ -156,8 +161,7 @@ def _told_data(config: Config, data: ImageData, out: Path) -> dict[str, Any]:
 def _begin_output(out: Path, config: Config, described: dict[str, Any]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for folder in (out, out / checkpoints.FOLDER):
-            remove_temporaries(folder)
+        remove_temporaries(out / checkpoints.FOLDER)
         write_json(out / "config.json", dataclasses.asdict(config))
         write_json(out / ENVIRONMENT, described)
     except OSError as error:
@@ -280,8 +284,8 @@ def _steps_per_epoch(config: Config, images: int) -> int:
 def _announce(config: Config, data: ImageData, steps: int, device: torch.device) -> None:
     size = config.image_size
     print(
-        f"data      {config.data}: {len(data.train)} training and {len(data.test)} test images, "
-        f"{data.classes} classes, {size} x {size} pixels, augmentation {config.augment}\n"
+        f"data      {printable(config.data)}: {len(data.train)} training and {len(data.test)} test "
+        f"images, {data.classes} classes, {size} x {size} pixels, augmentation {config.augment}\n"
         f"model     {config.backbone}, stem {config.stem}, projection to {config.projector_dim}\n"
         f"loss      {_told_loss(config)}\n"
         f"training  {config.epochs} epochs, {steps} steps of {_told_step(config)} images, "

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from vne_kernels.common.reading import FileError, first_sentence
 from vne_kernels.common.stopping import StopSignals
 from vne_kernels.pretrain import checkpoints, random_state
 from vne_kernels.pretrain.checkpoints import Resumed
-from vne_kernels.pretrain.config import Config
+from vne_kernels.pretrain.config import Config, OptionError
 from vne_kernels.pretrain.disk import Disk
 from vne_kernels.pretrain.events import CHECKPOINT, Events
+from vne_kernels.pretrain.faults import Fault
 
 RANDOM, CONFIG = "random_states", "config"  # keys of a checkpoint
 
@@ -54,6 +57,7 @@ class Checkpoints(Callback):
     def __init__(
         self,
         config: Config,
+        out: Path,
         signals: StopSignals,
         resumed: Resumed,
         events: Events,
@@ -61,7 +65,8 @@ class Checkpoints(Callback):
     ) -> None:
         self.config, self.signals, self.resumed = config, signals, resumed
         self.events, self.before_saving = events, before_saving
-        self.out = Path(config.out)
+        self.out = out
+        self.has_begun = False
         self.saved_at = time.monotonic()
         self.random_states: list[dict[str, Any]] = []
 
@@ -83,8 +88,25 @@ class Checkpoints(Callback):
                 aside = checkpoints.set_aside(path).name
                 message = f"passed over a checkpoint, {reason}; it is now {aside}"
                 self.events.add(trainer.global_step, CHECKPOINT, message)
+        if trainer.global_step != self.resumed.step:
+            raise ValueError(f"its parts are of the steps {trainer.global_step} and of its name")
+        self.has_begun = True
         self.saved_at = time.monotonic()
         self.signals.hold()
+
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """What is raised between here and the first step is the fault of what is restored."""
+        try:
+            yield
+        except (OptionError, FileError, Fault):
+            raise
+        except Exception as error:
+            if self.has_begun or self.resumed.path is None:
+                raise
+            wanted = "used with a checkpoint whose content is that of this run"
+            got = f"{self.resumed.path.name} ({first_sentence(error)})"
+            raise OptionError("resume", wanted, got) from error
 
     def _set_random_state(self, trainer: pl.Trainer) -> None:
         rank = trainer.global_rank

@@ -6,7 +6,6 @@ and one called with more runs trains only those that are missing.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shlex
 import signal
@@ -22,9 +21,10 @@ from typing import IO, Any
 
 from tqdm import tqdm
 
+from vne_kernels.common.reading import printable
 from vne_kernels.common.stopping import PREEMPTIONS, REQUEUE
 from vne_kernels.pretrain import checkpoints
-from vne_kernels.pretrain.config import OptionError
+from vne_kernels.pretrain.disk import held
 
 PROGRAM = (sys.executable, "-m", "vne_kernels.pretrain")
 TRAINED, EVALUATED = "results.json", "linear_eval.json"  # what the two commands end with
@@ -83,7 +83,7 @@ def sweep(out: Path, runs: Sequence[Run], jobs: int, after_each: Callable[[], No
     done = len(runs) - len(waiting)
     running: list[_Child] = []
     with (
-        _locked(out) as lock,
+        held("out", out, "sweep") as lock,
         _noted_signals() as signals,
         # smoothing=0: the mean of all, since runs of a grid differ in length by design
         tqdm(total=len(runs), initial=done, unit="run", smoothing=0, dynamic_ncols=True) as bar,
@@ -175,7 +175,9 @@ class _Child:
         if self.jobs == 1:
             return f"{what} (its output is above)"
         log = self.run.folder / LOG
-        return "\n".join([f"{what}; the end of {log}:", *(f"    {line}" for line in _tail(log))])
+        return "\n".join(
+            [f"{what}; the end of {log}:", *(f"    {printable(line)}" for line in _tail(log))]
+        )
 
 
 def _environment(jobs: int) -> dict[str, str]:
@@ -200,25 +202,6 @@ def _show(bar: tqdm[Any], running: Sequence[_Child], jobs: int) -> None:
     bar.set_postfix_str(_names(running) if running else "")
     if jobs == 1 and running:
         print(file=sys.stderr, flush=True)  # the bar is the heading of the process's own output
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[int]:
-    """Hold ``out`` for one sweep; the lock goes when all processes that hold it have ended."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise OptionError("out", "a folder that can be written", f"{out} ({error})") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            wanted = "a folder in which no other sweep is at work"
-            raise OptionError("out", wanted, str(out)) from error
-        yield lock
-    finally:
-        os.close(lock)
 
 
 @contextmanager

@@ -8,7 +8,6 @@ the density matrix has a rank of at most n.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +20,10 @@ from matplotlib.figure import Figure
 
 from vne_kernels.common import figures
 from vne_kernels.common.files import write_table
-from vne_kernels.common.reading import read_table
+from vne_kernels.common.reading import read_json, read_table
 from vne_kernels.pretrain import paper
 from vne_kernels.pretrain.config import Config, load_config
+from vne_kernels.pretrain.protocol import Accuracy
 
 TITLES = {
     "simclr": "SimCLR:  I$_{NCE}$(Z₁; Z₂)",
@@ -46,6 +46,13 @@ class Spread(NamedTuple):
     max: float
     #: standard deviation from the straight line that fits the epoch best: without the trend
     step_std: float
+
+
+#: of the table
+HEADER = (
+    *("loss", "epoch", "steps"),
+    *(f"{what}_{name}" for what in QUANTITIES for name in Spread._fields),
+)
 
 
 class Row(NamedTuple):
@@ -72,13 +79,12 @@ class Curve(NamedTuple):
 def write(runs: Sequence[Path], out: Path) -> list[Curve]:
     """Write ``variance.csv`` and ``variance.png`` of trained and evaluated runs into ``out``."""
     curves = [read(run) for run in runs]
-    names = [f"{what}_{name}" for what in QUANTITIES for name in Spread._fields]
     rows = [
         [*row[:3], *(f"{x:.6g}" for x in (*row.information, *row.loss_value))]
         for curve in curves
         for row in curve.rows
     ]
-    write_table(out / "variance.csv", ["loss", "epoch", "steps", *names], rows)
+    write_table(out / "variance.csv", HEADER, rows)
     draw(curves, out / "variance.png")
     return curves
 
@@ -86,7 +92,8 @@ def write(runs: Sequence[Path], out: Path) -> list[Curve]:
 def read(run: Path) -> Curve:
     """The curve of the run in the folder ``run``."""
     config = load_config(run)
-    header, table = read_table(run / "metrics.csv")
+    needed = ("step", "epoch", "loss", "information")
+    header, table = read_table(run / "metrics.csv", needed)
     columns = dict(zip(header, np.array(table).T, strict=True))
     information, loss_value = columns["information"] / math.log(2), columns["loss"]
     steps_per_epoch = len(table) / config.epochs
@@ -95,7 +102,7 @@ def read(run: Path) -> Curve:
         steps = columns["epoch"] == epoch
         spreads = spread(information[steps]), spread(loss_value[steps])
         rows.append(Row(config.loss, epoch, int(steps.sum()), *spreads))
-    accuracy = json.loads((run / "linear_eval.json").read_text(encoding="utf-8"))["accuracy"]
+    accuracy = read_json(run / "linear_eval.json", Accuracy)["accuracy"]
     epochs = columns["step"] / steps_per_epoch
     return Curve(config, accuracy, epochs, information, loss_value, rows)
 

@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vne_kernels.common.files import spare
+from vne_kernels.common.reading import FileError, read_rows
 from vne_kernels.common.stopping import PREEMPTIONS, REQUEUE
 from vne_kernels.pretrain import recipes
 from vne_kernels.pretrain.commands import train
-from vne_kernels.pretrain.config import OptionError, resumed_config
+from vne_kernels.pretrain.config import CONFIG, OptionError, check_bounds, resumed_config
 
 if TYPE_CHECKING:  # it needs the extra, which help and bad options do without
     from vne_kernels.pretrain.sweep import Run
@@ -39,6 +41,12 @@ def configure(parser: argparse.ArgumentParser, out: str) -> None:
         default=1,
         help="runs side by side, which share the processors; their output goes to log.txt in the "
         "folder of each (default: 1, whose output is shown)",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        default=False,
+        help="replace the table and its picture in --out, even if they are not a sweep's",
     )
     add(
         "train_options",
@@ -76,14 +84,30 @@ def make_run(folder: Path, varied: Mapping[str, Any], rest: Sequence[str]) -> Ru
     return Run(folder, (*options, *rest), tuple(where))
 
 
-def sweep(given: Mapping[str, Any], runs: Sequence[Run], after_each: Callable[[], None]) -> int:
-    """Train and evaluate the runs; returns the exit code."""
-    if given["jobs"] < 1:
-        raise OptionError("jobs", "an integer >= 1", given["jobs"])
+def sweep(
+    given: Mapping[str, Any],
+    runs: Sequence[Run],
+    after_each: Callable[[], None],
+    table: str,
+    header: Sequence[str],
+) -> int:
+    """Trains and evaluates the runs; returns the exit code.
+
+    ``after_each`` writes ``table``, whose ``header`` tells it from a file of another program, and
+    its picture.
+    """
+    check_bounds("jobs", given["jobs"], 1, 10**4)
+    out = Path(given["out"])
+    ours = _has_header(out / table, header) or any((x.folder / CONFIG).exists() for x in runs)
+    if not (given["overwrite"] or ours):
+        try:
+            spare(out, (table, Path(table).with_suffix(".png").name), "--overwrite replaces them")
+        except FileError as error:
+            raise OptionError("out", "a folder of its own", str(error)) from error
 
     from vne_kernels.pretrain.sweep import sweep
 
-    outcome = sweep(Path(given["out"]), runs, given["jobs"], after_each)
+    outcome = sweep(out, runs, given["jobs"], after_each)
     if outcome.signum is not None:
         print("\nstopped, and nothing is lost; the same command goes on", file=sys.stderr)
         return REQUEUE if outcome.signum in PREEMPTIONS else 130
@@ -92,3 +116,10 @@ def sweep(given: Mapping[str, Any], runs: Sequence[Run], after_each: Callable[[]
         print(f"\n{len(outcome.failed)} of {len(runs)} runs failed: {names}", file=sys.stderr)
         return 1
     return 0
+
+
+def _has_header(table: Path, header: Sequence[str]) -> bool:
+    try:
+        return read_rows(table)[0] == list(header)
+    except (OSError, FileError):
+        return False

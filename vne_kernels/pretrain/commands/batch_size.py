@@ -68,7 +68,7 @@ def start(given: dict[str, Any]) -> int:
         rows = [analysis.Row.of_run(run.folder) for run in runs if run.finished]
         analysis.write(rows, out / "batch_size.csv")
 
-    code = _sweep.sweep(given, runs, write)
+    code = _sweep.sweep(given, runs, write, "batch_size.csv", analysis.Row._fields)
     if (out / "batch_size.csv").exists():
         print(f"wrote batch_size.csv and batch_size.png in {out}")
     return code

@@ -29,13 +29,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add("run", metavar="RUN", help="output folder of vne-pretrain train")
     add("--format", choices=FORMATS, required=True)
     add("--to", metavar="FILE", help="default: encoder_FORMAT.pth (detectron2: .pkl) in RUN")
+    add("--overwrite", action="store_true", help="replace FILE and its .json, whatever they are")
 
 
 def start(given: dict[str, Any]) -> int:
     from vne_kernels.pretrain import export
 
     run = Path(given["run"])
-    written = export.write(run, given["format"], Path(given["to"]) if "to" in given else None)
+    to = Path(given["to"]) if "to" in given else None
+    written = export.write(run, given["format"], to, overwrite="overwrite" in given)
     folder = Path(given["to"]).parent if "to" in given else run
     name = written["file"]
     print(f"wrote {name} and {Path(name).with_suffix('.json')} in {folder}; to load it:")

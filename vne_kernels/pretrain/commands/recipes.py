@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from vne_kernels.common.reading import printable
+
 DESCRIPTION = """\
 List the protocols that --recipe knows, or print one: a small TOML file that can be copied, changed
 and given to --recipe by its path.
@@ -20,7 +22,7 @@ def start(given: dict[str, Any]) -> int:
     from vne_kernels.pretrain import recipes
 
     if given.get("name"):
-        print(recipes.text(given["name"]), end="")
+        print(*map(printable, recipes.text(given["name"]).splitlines()), sep="\n")
         return 0
     for name in recipes.names():
         content = recipes.read(name)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vne_kernels.common.files import spare
+from vne_kernels.common.reading import FileError, printable
 from vne_kernels.common.stopping import REQUEUE, Stopped, StopSignals
 from vne_kernels.pretrain import checkpoints
 from vne_kernels.pretrain.config import (
@@ -24,12 +29,20 @@ from vne_kernels.pretrain.config import (
     STEMS,
     OptionError,
     Options,
+    load_config,
     resumed_config,
 )
+from vne_kernels.pretrain.disk import held
 from vne_kernels.pretrain.faults import Fault
 
 #: What a run ends with.
 LAST_FILES = ("results.json", "report.html")
+#: All that it writes, but for the folders checkpoints/ and tensorboard/.
+FILES = (
+    *("config.json", "environment.json", "encoder.pt", "nonfinite.json", *LAST_FILES),
+    *("metrics.csv", "epochs.csv", "spectrum.csv", "events.csv", "loss.png", "entropy.png"),
+    *("information.png", "cosine.png", "effective_rank.png", "accuracy.png", "spectrum.png"),
+)
 
 DESCRIPTION = """\
 Pretrain a ResNet without labels by maximising the von Neumann mutual information of two views:
@@ -96,6 +109,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         const=True,
         choices=("auto",),
         help="go on with the run in the output folder; auto: or begin it, if there is none",
+    )
+    add(
+        "--overwrite",
+        action="store_true",
+        help="replace files in the output folder that are not those of a run",
     )
     add(
         "--checkpoint-every",
@@ -206,7 +224,9 @@ def _default(name: str) -> str:
 def start(given: dict[str, Any]) -> int:
     from vne_kernels.pretrain import recipes
 
-    asked = given.pop("resume", None)
+    asked, overwrite = given.pop("resume", None), given.pop("overwrite", False)
+    if given.get("out") == "":
+        raise OptionError("out", "the name of a folder", "")
     out = Path(given["out"]) if "out" in given else Options(**given).out_dir
     resume = asked is True or (asked == "auto" and _holds_a_run(out))
     _check_output(out, resume)
@@ -216,7 +236,7 @@ def start(given: dict[str, Any]) -> int:
         return 0
     options = None if resume else recipes.options(given)
     try:
-        with StopSignals() as signals:
+        with StopSignals() as signals, _alone_in(out, overwrite):
             _run(options, out, given, signals)
     except Stopped as stopped:
         return _stopped(stopped, out)
@@ -254,7 +274,7 @@ def _told(fault: Fault, out: Path) -> int:
 
     if global_rank() == 0 or not fault.agreed:
         # on a line of its own: a progress bar stands on the one in hand
-        print(f"\nvne-pretrain: error: {fault}", file=sys.stderr)
+        print(f"\nvne-pretrain: error: {printable(fault, 4000)}", file=sys.stderr)
         if checkpoints.files(out):
             _say_how_to_resume(out)
     return fault.exit_code
@@ -284,6 +304,32 @@ def _say_how_to_resume(out: Path) -> None:
 def _holds_a_run(out: Path) -> bool:
     """One that has begun, whether or not it has come to its first checkpoint."""
     return (out / "config.json").exists()
+
+
+@contextmanager
+def _alone_in(out: Path, overwrite: bool) -> Iterator[None]:
+    """Holds the output folder for this run; what lies there must be a run's, or be replaced.
+
+    Of several processes the first does so for all.
+    """
+    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) != 0:
+        yield
+        return
+    with held("out", out, "train"):
+        if not (overwrite or _is_ours(out)):
+            try:
+                spare(out, FILES, "--overwrite replaces them")
+            except FileError as error:
+                raise OptionError("out", "a folder of its own", str(error)) from error
+        yield
+
+
+def _is_ours(out: Path) -> bool:
+    try:
+        load_config(out)
+    except OptionError:
+        return False
+    return True
 
 
 def _check_output(out: Path, resume: bool) -> None:

@@ -43,7 +43,7 @@ def start(given: dict[str, Any]) -> int:
         finished = [run.folder for run in runs if run.finished]
         analysis.write(finished, out)
 
-    code = _sweep.sweep(given, runs, write)
+    code = _sweep.sweep(given, runs, write, "variance.csv", analysis.HEADER)
     finished = [run.folder for run in runs if run.finished]
     if finished:
         print(analysis.summary([analysis.read(run) for run in finished]))
