@@ -134,8 +134,6 @@ def read_json(path: Path, kind: type[Kind]) -> Kind:
     try:
         return msgspec.json.decode(read_bytes(path), type=kind)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        if isinstance(error.__cause__, ValueError):  # of the dataclass itself, which says more
-            raise error.__cause__ from None
         raise FileError(path, f"cannot be used: {printable(error, 200)}") from error
 
 
@@ -205,9 +203,7 @@ def read_tensors(path: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             reason = first_sentence(error)
-            raise FileError(
-                path, f"refused, it holds other things than tensors ({reason})"
-            ) from error
+            raise FileError(path, f"holds other things than tensors ({reason})") from error
         except Exception as error:  # whatever the first wrong byte leads a reader to
             raise FileError(path, f"cannot be read ({first_sentence(error)})") from error
 

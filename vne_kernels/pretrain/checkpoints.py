@@ -117,7 +117,8 @@ def newest(config: Config) -> Resumed:
         OptionError: there are checkpoints and none is whole, or it is of another run.
     """
     resumed = Resumed()
-    found = files(Path(config.out))
+    # Absolute: Lightning takes a path that begins with "http" for an address.
+    found = files(Path(config.out).absolute())
     for path in found:
         try:
             content = read(path)

@@ -60,7 +60,6 @@ def run(config: Config, data: ImageData, *, resume: bool, signals: StopSignals) 
     start = time.monotonic()
     _quiet()
     config = _with_precision(config)
-    # Absolute: Lightning takes a path that begins with "http" for an address.
     out = Path(config.out).absolute()
     events = Events(out / EVENTS)
     online = OnlineEvaluation(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import signal
 import sys
@@ -312,7 +311,9 @@ def _alone_in(out: Path, overwrite: bool) -> Iterator[None]:
 
     Of several processes the first does so for all.
     """
-    if int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) != 0:
+    from vne_kernels.pretrain.ranks import global_rank
+
+    if global_rank() != 0:
         yield
         return
     with held("out", out, "train"):
