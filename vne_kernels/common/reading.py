@@ -76,6 +76,31 @@ def _check_regular(path: Path, about: os.stat_result) -> None:
     raise FileError(path, f"must be a regular file, got {kind}")
 
 
+def version_of(file: IO[bytes]) -> tuple[int, ...]:
+    """What differs once the file has been written to, or another has taken its name."""
+    about = os.fstat(file.fileno())
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+
+
+@contextmanager
+def decoding(name: object) -> Iterator[None]:
+    """Makes whatever a library raises about a file one :class:`FileError` that names it."""
+    try:
+        yield
+    except (FileError, ModuleNotFoundError):
+        raise
+    except MemoryError as error:
+        raise FileError(name, "takes more memory than a file of its size may take") from error
+    except OSError as error:
+        raise FileError(
+            name, f"cannot be read: {error.strerror or first_sentence(error)}"
+        ) from error
+    except Exception as error:
+        # zipfile, zlib, NumPy and Arrow each have classes of their own for this.
+        why = f"cannot be read, it is damaged or cut short: {first_sentence(error)}"
+        raise FileError(name, why) from error
+
+
 @contextmanager
 def bounded_memory(more: int = MOST_MEMORY) -> Iterator[None]:
     """Within it this process takes at most ``more`` bytes beyond what it has: a MemoryError else.
