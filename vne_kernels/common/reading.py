@@ -132,7 +132,8 @@ def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
         OSError: it cannot be read.
     """
     with open_regular(path, most) as file:
-        return file.read(most)
+        # Memory for all that is asked for is taken at once.
+        return file.read(min(most, os.fstat(file.fileno()).st_size))
 
 
 def read_text(path: Path, most: int = MOST_TEXT) -> str:
