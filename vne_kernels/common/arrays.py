@@ -100,13 +100,15 @@ class Npz:
     Args:
         name: what errors call it.
         file: the open file, a regular one.
+        times: an array that is unpacked at once is at most so much larger than the file.
 
     Raises:
         FileError: it is no archive.
     """
 
-    def __init__(self, name: object, file: IO[bytes]) -> None:
+    def __init__(self, name: object, file: IO[bytes], times: int = MOST_TIMES) -> None:
         self.name = name
+        self.times = times
         self.size = os.fstat(file.fileno()).st_size
         with decoding(name), bounded_memory():  # a list of members takes far more than its bytes
             self._archive = zipfile.ZipFile(file)
@@ -124,7 +126,7 @@ class Npz:
     @property
     def most(self) -> int:
         """Bytes that may be unpacked at once."""
-        return max(MOST_UNPACKED, MOST_TIMES * self.size)
+        return max(MOST_UNPACKED, self.times * self.size)
 
     def header(self, key: str) -> Header:
         """
@@ -158,7 +160,7 @@ class Npz:
 
         Raises:
             FileError: there is no array ``key``; it holds other things than numbers; it is damaged;
-                or it takes more than 20 times the bytes of the file (and than 64 MiB).
+                or it takes more bytes than :attr:`most`.
         """
         name, header = self._name(key), self.header(key)
         if header.dtype.kind not in "biuf":
@@ -178,7 +180,7 @@ class Npz:
 
 
 @contextmanager
-def open_npz(path: Path) -> Iterator[Npz]:
+def open_npz(path: Path, times: int = MOST_TIMES) -> Iterator[Npz]:
     """
     Raises:
         FileError: it is no regular file or no archive; it changed while it was read.
@@ -186,7 +188,7 @@ def open_npz(path: Path) -> Iterator[Npz]:
     """
     with open_regular(path) as file:
         version = version_of(file)
-        yield Npz(path, file)
+        yield Npz(path, file, times)
         if version_of(file) != version:
             raise FileError(path, "changed while it was read")
 
