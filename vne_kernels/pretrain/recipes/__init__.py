@@ -12,14 +12,15 @@ What is given on the command line comes before a recipe, and its ``batch_size`` 
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import math
 import sys
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
+from vne_kernels.common.reading import printable, read_text
 from vne_kernels.pretrain.config import OptionError, Options
 
 if sys.version_info >= (3, 11):
@@ -27,18 +28,39 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-KEYS = {"description", "source", "not_stated", "options", "batch_size"}
-TYPES = {"int": int, "float": float, "str": str, "bool": bool}
+MOST_RECIPE = 1 << 16  # bytes
+#: A recipe says what is computed, not where and how fast.
 NOT_OF_RECIPES = (
     *("out", "recipe", "accelerator", "devices", "workers", "download_dir"),
     *("checkpoint_every", "keep_checkpoints"),
 )
-#: Option -> its type. A recipe says what is computed, not where and how fast.
-ALLOWED: dict[str, type] = {
-    field.name: TYPES[str(field.type).split(" | ")[0]]
-    for field in dataclasses.fields(Options)
-    if field.name not in NOT_OF_RECIPES
-}
+
+
+@functools.cache
+def _recipe_type() -> Any:
+    """What a recipe's content must be, strictly: no other keys, no text for a number."""
+    import msgspec
+    from msgspec import UNSET, Meta, UnsetType
+
+    # Larger ones, which TOML has in hexadecimal, cannot even be shown in an error.
+    whole = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+    bounded = {int: whole, int | None: whole | None}
+    options = msgspec.defstruct(
+        "options",
+        [
+            (name, bounded.get(kind, kind) | UnsetType, UNSET)
+            for name, kind in get_type_hints(Options).items()
+            if name not in NOT_OF_RECIPES
+        ],
+        forbid_unknown_fields=True,
+    )
+    size = Annotated[int, Meta(ge=1, le=2**31)]
+    fields: list[tuple[str, Any, Any]] = [
+        *((name, str | UnsetType, UNSET) for name in ("description", "source", "not_stated")),
+        ("options", options | UnsetType, UNSET),
+        ("batch_size", dict[size, options] | UnsetType, UNSET),  # type: ignore[valid-type]
+    ]
+    return msgspec.defstruct("recipe", fields, forbid_unknown_fields=True)
 
 
 def names() -> list[str]:
@@ -53,46 +75,32 @@ def text(name: str) -> str:
     Raises:
         OptionError: there is none.
     """
-    path = Path(name) if name.endswith(".toml") else files(__name__) / f"{name}.toml"
+    own = name.endswith(".toml")
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        if not own and name not in names():
+            raise FileNotFoundError("there is no such recipe")
+        return read_text(Path(name if own else f"{files(__name__)}/{name}.toml"), MOST_RECIPE)
+    except (OSError, ValueError) as error:
         wanted = f"a .toml file, or one of {', '.join(names())}"
-        raise OptionError("recipe", wanted, name) from error
+        raise OptionError("recipe", wanted, f"{name} ({error})") from error
 
 
 def read(name: str) -> dict[str, Any]:
-    """A recipe's content, checked for names that mean nothing.
+    """A recipe's content, checked; the keys of ``batch_size`` are numbers.
 
     Raises:
         OptionError: it cannot be read, or says what no recipe can say.
     """
+    import msgspec
+
+    content = text(name)
     try:
-        content: dict[str, Any] = tomllib.loads(text(name))
-    except tomllib.TOMLDecodeError as error:
-        raise OptionError("recipe", "a readable TOML file", f"{name} ({error})") from error
-    tables = {"options": content.get("options", {}), **_by_batch_size(name, content)}
-    unknown = set(content) - KEYS
-    for table in tables.values():
-        unknown |= table.keys() - ALLOWED.keys()
-    if unknown:
-        wanted = f"a recipe of known keys ({', '.join(sorted(KEYS))}) and options"
-        raise OptionError("recipe", wanted, f"{name} with {', '.join(sorted(unknown))}")
-    for table in tables.values():
-        for option, value in table.items():
-            kind = ALLOWED[option]
-            if type(value) is not kind and not (kind is float and type(value) is int):
-                wanted = f"a recipe whose {option} is of type {kind.__name__}"
-                raise OptionError("recipe", wanted, f"{name} with {value!r}")
-    return content
-
-
-def _by_batch_size(name: str, content: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    tables = content.get("batch_size", {})
-    if not isinstance(tables, dict) or not all(size.isdecimal() for size in tables):
-        wanted = "a recipe whose batch_size holds tables like [batch_size.64]"
-        raise OptionError("recipe", wanted, name)
-    return tables
+        recipe = msgspec.convert(tomllib.loads(content), _recipe_type(), str_keys=True)
+    except (ValueError, RecursionError) as error:  # of a number of 5,000 digits; of deep nesting
+        wanted = "a readable TOML file of a recipe's keys"
+        raise OptionError("recipe", wanted, f"{name} ({printable(error, 200)})") from error
+    read: dict[str, Any] = msgspec.to_builtins(recipe)
+    return read
 
 
 def options(given: Mapping[str, Any]) -> Options:
@@ -106,12 +114,9 @@ def options(given: Mapping[str, Any]) -> Options:
         return Options(**given)
     content = read(name)
     chosen = {**content.get("options", {})}
-    tables = _by_batch_size(name, content)
-    if tables:
+    if tables := content.get("batch_size"):
         size = given.get("batch_size", chosen.get("batch_size", Options.batch_size))
-        sizes = sorted(map(int, tables))
-        below = [candidate for candidate in sizes if candidate <= size]
-        chosen |= tables[str(below[-1] if below else sizes[0])]
+        chosen |= tables[max((at for at in tables if at <= size), default=min(tables))]
     if chosen.get("warmup_epochs", 0) >= given.get("epochs", math.inf):
         chosen.pop("warmup_epochs", None)  # a run shorter than the warm-up takes what fits
     if "data" not in chosen | dict(given):
