@@ -7,13 +7,13 @@ another image takes its place.
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import threading
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from importlib.resources import files
 from itertools import chain
 from pathlib import Path
@@ -22,18 +22,38 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from vne_kernels.common.arrays import Npz, open_npz
+from vne_kernels.common.reading import (
+    FileError,
+    bounded_memory,
+    decoding,
+    printable,
+    read_bytes,
+    read_text,
+)
 from vne_kernels.pretrain.config import DOWNLOADS, Config, OptionError
 
 Views = Callable[[Sequence[Image.Image]], tuple[Tensor, Tensor]]
+Identity = tuple[int, int]  # device and inode: of a folder, whatever it is called
 TEST_SHARE = 0.2
 SPLIT_SEED = 0
+STATISTICS_PIXELS = 2**22  # counted at once: a count takes 8 bytes a pixel
 
-#: What Pillow raises for a file that is missing, cut short, no image, or a decompression bomb.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+#: torchvision's extensions of images, and the formats that they stand for. Pillow would open other
+#: formats under these names too, and start Ghostscript for one of them.
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+MOST_PIXELS = 2**25
+MOST_IMAGE = 2**27  # bytes of an image's file
+MOST_DECODING = 280 << 20  # bytes of memory: an image of the most pixels in RGBA and in RGB
+MOST_SCANNED = 2**33  # pixels times scans of a JPEG: about ten seconds
+MOST_LIST = 1 << 20  # bytes of a list of classes
+MOST_TIMES = 100  # of a file's bytes, in memory: drawings in black and white take less
+
 UNREADABLE_IN_A_ROW = 100  # more are not the files' fault: a disk that is gone
 
 #: Lists of class folders that come with the package: the paper's Table 6.
@@ -73,13 +93,11 @@ class ImageSet:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Image.Image:
-        """The image in RGB; a file that cannot be read raises one of :data:`UNREADABLE`."""
+        """The image in RGB; a file that cannot be read raises :class:`FileError`."""
         image = self.images[index]
         if not isinstance(image, str):
             return Image.fromarray(image).convert("RGB")
-        with Image.open(image) as file:
-            rgb: Image.Image = file.convert("RGB")
-        return rgb
+        return read_image(image)
 
     def readable(self, index: int) -> tuple[int, Image.Image, list[str]]:
         """The first image from ``index`` on that can be read (after the last comes the first).
@@ -95,9 +113,9 @@ class ImageSet:
             place = (index + step) % len(self)
             try:
                 return place, self[place], broken
-            except UNREADABLE as error:
+            except FileError as error:
                 broken.append(str(self.images[place]))
-                reason = " ".join(str(error).split())
+                reason = printable(error, 300)
         got = f"{len(broken)} in a row that cannot, from {broken[0]} on ({reason})"
         wanted = "a set of images that can be read"
         raise UnreadableImages(str(OptionError("data", wanted, got)))
@@ -106,6 +124,37 @@ class ImageSet:
         if isinstance(self.images, np.ndarray):
             return ImageSet(self.images[indices], self.labels[indices])
         return ImageSet([self.images[i] for i in indices], self.labels[indices])
+
+
+def read_image(path: str) -> Image.Image:
+    """Returns the image in a file, in RGB.
+
+    The pixels are counted before they are decoded, and what the decoder takes is bounded. The file
+    is read at once: libtiff would map it, and a file cut short meanwhile would end the process.
+
+    Raises:
+        FileError: it cannot be read, whatever the decoder found.
+    """
+    name = printable(path, 300)
+    with decoding(name), bounded_memory(MOST_DECODING):
+        content = read_bytes(Path(path), MOST_IMAGE)
+        scans = content.count(b"\xff\xda")  # of a JPEG
+        with io.BytesIO(content) as stream:
+            del content
+            try:
+                image = Image.open(stream, formats=FORMATS)
+            except UnidentifiedImageError as error:
+                raise FileError(name, f"must be an image ({', '.join(FORMATS)})") from error
+            width, height = image.size
+            if width * height > MOST_PIXELS:
+                got = f"{width:,} x {height:,}"
+                raise FileError(name, f"must have at most {MOST_PIXELS:,} pixels, got {got}")
+            # A scan goes over every pixel, and 50 bytes are enough to write one.
+            if image.format in ("JPEG", "MPO") and width * height * scans > MOST_SCANNED:
+                raise FileError(name, f"must have fewer scans, got {scans:,}")
+            image.load()
+        # Not copied where that is not needed; but Pillow's WebP images keep their decoder.
+        return image if image.mode == "RGB" and image.format != "WEBP" else image.convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -151,15 +200,15 @@ def load(
     """
     path = Path(data)
     named = data in ("digits", *DOWNLOADS)  # even where a folder has that name
-    if classes is not None and (named or not path.is_dir()):
+    if classes is not None and (named or not os.path.isdir(path)):
         raise OptionError("classes", "left out where --data is not an image folder", classes)
     if data == "digits":
         train, test = _digits()
     elif data in DOWNLOADS:
         train, test = _cifar(data, download_dir)
-    elif path.is_file() and path.suffix == ".npz":
+    elif os.path.isfile(path) and path.suffix == ".npz":
         train, test = _npz(path)
-    elif path.is_dir():
+    elif os.path.isdir(path):  # other than pathlib's it is False for a name that is too long
         train, test = _folder(path, None if classes is None else class_list(classes))
     else:
         wanted = f"'digits', {', '.join(map(repr, DOWNLOADS))}, an .npz file or an image folder"
@@ -185,15 +234,16 @@ def class_list(name: str) -> list[str]:
         OptionError: there is none, or it names fewer than two.
     """
     known = name in CLASS_LISTS
-    path = files("vne_kernels.pretrain") / f"classes/{name}.txt" if known else Path(name)
+    path = Path(f"{files('vne_kernels.pretrain')}/classes/{name}.txt" if known else name)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path, MOST_LIST).splitlines()
+    except (OSError, ValueError) as error:
         wanted = f"one of {', '.join(CLASS_LISTS)}, or a file with a folder's name in each line"
-        raise OptionError("classes", wanted, name) from error
+        raise OptionError("classes", wanted, f"{name} ({error})") from error
     names = sorted({line.strip() for line in lines if not line.startswith("#")} - {""})
     if len(names) < 2:
-        raise OptionError("classes", "a list of at least 2 folders", f"{name} with {names}")
+        got = f"{name} with {_listed(names) or 'none'}"
+        raise OptionError("classes", "a list of at least 2 folders", got)
     return names
 
 
@@ -253,42 +303,41 @@ def _cifar(name: str, download_dir: str) -> tuple[ImageSet, ImageSet]:
 
     try:
         return subset(True), subset(False)
-    except (OSError, RuntimeError) as error:
-        raise OptionError(
-            "data", f"a set that can be downloaded to {download_dir}", f"{name} ({error})"
-        ) from error
+    except (OSError, RuntimeError, ValueError, HTTPException) as error:
+        wanted = f"a set that can be downloaded to {printable(download_dir, 300)}"
+        raise OptionError("data", wanted, f"{name} ({error})") from error
 
 
 def _npz(path: Path) -> tuple[ImageSet, ImageSet]:
     """MedMNIST's keys. ``val_*``, where present, is left aside: nothing is tuned on it here."""
     try:
-        if not zipfile.is_zipfile(path):
-            raise ValueError("it is no zip archive")
-        with np.load(path, allow_pickle=False) as file:
+        with open_npz(path, MOST_TIMES) as file:
             return _npz_part(file, "train", path), _npz_part(file, "test", path)
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, OptionError):
-            raise
-        raise OptionError("data", "a readable .npz file", f"{path} ({error})") from error
+    except (OSError, FileError) as error:
+        raise OptionError("data", "a readable .npz file", str(error)) from error
 
 
-def _npz_part(file: np.lib.npyio.NpzFile, part: str, path: Path) -> ImageSet:
+def _npz_part(file: Npz, part: str, path: Path) -> ImageSet:
     names = f"{part}_images", f"{part}_labels"
     for name in names:
-        if name not in file:
-            got = f"{path} with {', '.join(file.files)}"
+        if name not in file.keys:
+            got = f"{path} with {_listed(file.keys)}"
             raise OptionError("data", f"an .npz with the key {name}", got)
-    images, labels = (file[name] for name in names)
+    images, labels = (file.array(name) for name in names)
     shaped = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3))
-    if images.dtype != np.uint8 or not shaped:
+    if images.dtype != np.uint8 or not shaped or 0 in images.shape[1:]:
         got = f"{images.dtype} {images.shape} in {path}"
         raise OptionError("data", f"an .npz whose {names[0]} is uint8 (N, H, W[, 1 or 3])", got)
-    if labels.size != len(images) or not np.issubdtype(labels.dtype, np.integer):
+    if labels.size != len(images) or labels.dtype.kind not in "iu":
         got = f"{labels.dtype} {labels.shape} in {path}"
         raise OptionError("data", f"an .npz whose {names[1]} has one integer per image", got)
+    numbers = labels.reshape(-1).astype(np.int64)
+    if labels.dtype.kind == "u" and (numbers < 0).any():
+        got = f"{labels.max()} in {path}"
+        raise OptionError("data", f"an .npz whose {names[1]} are less than 2**63", got)
     if images.ndim == 4 and images.shape[-1] == 1:
         images = images[..., 0]
-    return ImageSet(images, labels.reshape(-1).astype(np.int64))
+    return ImageSet(images, numbers)
 
 
 def _folder(path: Path, chosen: list[str] | None) -> tuple[ImageSet, ImageSet]:
@@ -298,10 +347,16 @@ def _folder(path: Path, chosen: list[str] | None) -> tuple[ImageSet, ImageSet]:
     """
     try:
         parts = _parts(path)
+        # A link to one of these folders shows images that are read in their own place.
+        elsewhere = {*map(_identity, (path, *path.resolve().parents, *(parts or ())))}
+        for part in parts or (path,):
+            elsewhere |= {_identity(part / name) for name in _folders_in(part)}
         if parts is None:
-            whole, _ = _class_folders(path, chosen)
+            whole, _ = _class_folders(path, chosen, elsewhere)
             return _split(whole)
-        (train, classes), (test, test_classes) = (_class_folders(part, chosen) for part in parts)
+        (train, classes), (test, test_classes) = (
+            _class_folders(part, chosen, elsewhere) for part in parts
+        )
     except OSError as error:
         raise OptionError("data", "a folder that can be read", f"{path} ({error})") from error
     except ValueError as error:
@@ -331,36 +386,83 @@ def _parts(path: Path) -> tuple[Path, Path] | None:
     return None
 
 
-def _class_folders(path: Path, chosen: list[str] | None) -> tuple[ImageSet, list[str]]:
+def _class_folders(
+    path: Path, chosen: list[str] | None, elsewhere: set[Identity]
+) -> tuple[ImageSet, list[str]]:
     """The images of the ``chosen`` (None: all) folders in ``path``, and these folders' names."""
-    from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
-
     found = _folders_in(path)
     if not found:
-        loose = sum(item.suffix.lower() in IMG_EXTENSIONS for item in path.iterdir())
+        loose = sum(name.lower().endswith(EXTENSIONS) for name in os.listdir(path))
         wanted = "a folder that sorts its images into a folder per class, for the probes' labels"
         raise OptionError("data", wanted, f"{path} with {loose} images and no folders")
     names = found if chosen is None else chosen
     if missing := set(names).difference(found):
-        raise OptionError("classes", f"class folders of {path}", f"{_listed(missing)} (missing)")
-    labels = {name: label for label, name in enumerate(names)}
-    samples = make_dataset(str(path), labels, IMG_EXTENSIONS, allow_empty=True)
-    if empty := set(labels.values()).difference(label for _, label in samples):
+        wanted = f"class folders of {printable(path, 300)}"
+        raise OptionError("classes", wanted, f"{_listed(missing)} (missing)")
+    if len({_identity(path / name) for name in names}) < len(names):
+        wanted = "a folder whose class folders differ"
+        raise OptionError("data", wanted, f"{path} with links from one to another")
+    images = [_images_in(os.path.join(path, name), elsewhere) for name in names]
+    if empty := [name for name, its in zip(names, images, strict=True) if not its]:
         wanted = "a folder whose class folders all hold images"
-        raise OptionError("data", wanted, f"{path} with none in {_listed(names[i] for i in empty)}")
-    images, numbers = zip(*samples, strict=True)
-    return ImageSet(images, np.array(numbers, np.int64)), names
+        raise OptionError("data", wanted, f"{path} with none in {_listed(empty)}")
+    labels = np.repeat(np.arange(len(names)), [len(its) for its in images])
+    return ImageSet(list(chain.from_iterable(images)), labels), names
+
+
+def _images_in(folder: str, elsewhere: set[Identity]) -> list[str]:
+    """The files with :data:`EXTENSIONS` in ``folder`` and below, in the order of torchvision's.
+
+    Links are followed, but to no folder of ``elsewhere``, and to no folder twice.
+    """
+    found: list[tuple[str, list[str]]] = []
+    read: set[Identity] = set()
+    real, links = [folder], list[str]()
+    behind_link = False
+    while real or links:
+        behind_link = behind_link or not real  # the others come first
+        here = (real or links).pop()
+        identity = _identity(here)
+        if behind_link and (identity in read or identity in elsewhere):
+            continue
+        read.add(identity)
+        names: list[str] = []
+        folders: list[tuple[str, bool]] = []
+        with os.scandir(here) as entries:
+            for entry in entries:
+                if _is_folder(entry):
+                    folders.append((entry.path, entry.is_symlink()))
+                elif entry.name.lower().endswith(EXTENSIONS):
+                    names.append(entry.name)
+        for inner, is_link in sorted(folders):
+            (links if is_link else real).append(inner)
+        found.append((here, sorted(names)))
+    return [f"{here}/{name}" for here, names in sorted(found) for name in names]
+
+
+def _identity(folder: str | Path) -> Identity:
+    about = os.stat(folder)
+    return about.st_dev, about.st_ino
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link that leads nowhere
+        return False
 
 
 def _folders_in(path: Path) -> list[str]:
     """Their names, sorted; not the hidden ones, which file managers and notebooks leave behind."""
-    return sorted(x.name for x in path.iterdir() if x.is_dir() and not x.name.startswith("."))
+    with os.scandir(path) as entries:
+        return sorted(x.name for x in entries if not x.name.startswith(".") and _is_folder(x))
 
 
 def _listed(names: Iterable[str], shown: int = 5) -> str:
     """The first names in alphabetical order, and how many more there are."""
     first, others = (ordered := sorted(names))[:shown], len(ordered) - shown
-    return ", ".join(first) + (f" and {others} more" if others > 0 else "")
+    shown_names = ", ".join(printable(name, 100) for name in first)
+    return shown_names + (f" and {others} more" if others > 0 else "")
 
 
 def _native_size(images: ImageSet) -> int:
@@ -377,12 +479,17 @@ def _statistics(
     """Mean and deviation per channel of images in memory, ImageNet's for files."""
     if not isinstance(images.images, np.ndarray):
         return (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    pixels = images.images.reshape(-1, images.images.shape[3] if images.images.ndim == 4 else 1)
     # From histograms: exact, and without a float copy of the images.
-    counts = np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])
+    channels = images.images.shape[3] if images.images.ndim == 4 else 1
+    counts = np.zeros((channels, 256), np.int64)
+    some = max(1, STATISTICS_PIXELS // images.images[0].size)
+    for first in range(0, len(images), some):
+        pixels = images.images[first : first + some].reshape(-1, channels)
+        counts += np.stack([np.bincount(channel, minlength=256) for channel in pixels.T])
+    total = counts[0].sum()
     values = np.arange(256) / 255
-    mean = counts @ values / len(pixels)
-    std = np.sqrt(np.maximum(counts @ values**2 / len(pixels) - mean**2, 1e-12))
+    mean = counts @ values / total
+    std = np.sqrt(np.maximum(counts @ values**2 / total - mean**2, 1e-12))
     red, green, blue = np.broadcast_to(np.stack([mean, std], 1), (3, 2)).tolist()
     return (red[0], green[0], blue[0]), (red[1], green[1], blue[1])
 

@@ -27,10 +27,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from vne_kernels.common.reading import read_tensors
+from vne_kernels.common.reading import FileError, read_tensors
 from vne_kernels.pretrain.config import Config, OptionError
 from vne_kernels.pretrain.data import (
-    UNREADABLE,
     ImageSet,
     leave_interrupts_to_the_main_process,
     stratified,
@@ -70,7 +69,7 @@ class PlainImages(Dataset["tuple[int, Tensor] | None"]):
     def __getitem__(self, index: int) -> tuple[int, Tensor] | None:
         try:
             image = self.images[index]
-        except UNREADABLE:
+        except FileError:
             return None
         return index, self.view(image)
 
