@@ -123,6 +123,7 @@ HOSTILE_IMAGES = {
     ),
     "postscript": lambda: saved(picture(), "EPS"),
     "an icon": lambda: saved(picture(), "ICO"),
+    "a line": lambda: saved(Image.new("L", (100_000, 1)), "PNG"),  # scaled to 256 rows, 20 GB
     "nothing": lambda: b"",
     "its begin": lambda: saved(picture(), "PNG")[:200],
 }
@@ -407,7 +408,15 @@ def patched(path: Path, local: int, central: int, value: int) -> None:
 
 HOSTILE_NPZ = (
     *("encrypted", "unknown method", "lzma", "broken lzma", "10 TB", "zip bomb", "header of 4 GB"),
-    *("pickled", "negative shape", "many keys", "beyond int64", "durations", "without pixels"),
+    *(
+        "pickled",
+        "negative shape",
+        "many keys",
+        "beyond int64",
+        "durations",
+        "without pixels",
+        "lines",
+    ),
 )
 
 
@@ -445,7 +454,8 @@ def write_hostile_npz(path: Path, kind: str) -> None:
     elif kind == "durations":
         write_npz(path, train_labels=LABELS.astype("m8[s]"))
     else:
-        write_npz(path, train_images=np.zeros((6, 0, 4), np.uint8))
+        sides = (1, 1000) if kind == "lines" else (0, 4)
+        write_npz(path, train_images=np.zeros((6, *sides), np.uint8))
 
 
 @pytest.mark.parametrize("kind", HOSTILE_NPZ)

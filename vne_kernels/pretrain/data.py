@@ -48,6 +48,7 @@ STATISTICS_PIXELS = 2**22  # counted at once: a count takes 8 bytes a pixel
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 MOST_PIXELS = 2**25
+MOST_RATIO = 100  # of an image's sides: a view that scales the shorter one to its own scales both
 MOST_IMAGE = 2**27  # bytes of an image's file
 MOST_DECODING = 280 << 20  # bytes of memory: an image of the most pixels in RGBA and in RGB
 MOST_SCANNED = 2**33  # pixels times scans of a JPEG: about ten seconds
@@ -149,6 +150,9 @@ def read_image(path: str) -> Image.Image:
             if width * height > MOST_PIXELS:
                 got = f"{width:,} x {height:,}"
                 raise FileError(name, f"must have at most {MOST_PIXELS:,} pixels, got {got}")
+            if max(width, height) > MOST_RATIO * min(width, height):
+                got = f"{width:,} x {height:,}"
+                raise FileError(name, f"must have sides of a ratio up to {MOST_RATIO}, got {got}")
             # A scan goes over every pixel, and 50 bytes are enough to write one.
             if image.format in ("JPEG", "MPO") and width * height * scans > MOST_SCANNED:
                 raise FileError(name, f"must have fewer scans, got {scans:,}")
@@ -325,7 +329,8 @@ def _npz_part(file: Npz, part: str, path: Path) -> ImageSet:
             raise OptionError("data", f"an .npz with the key {name}", got)
     images, labels = (file.array(name) for name in names)
     shaped = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3))
-    if images.dtype != np.uint8 or not shaped or 0 in images.shape[1:]:
+    sides = images.shape[1:3] if shaped else ()
+    if images.dtype != np.uint8 or not shaped or not 0 < max(sides) <= MOST_RATIO * min(sides):
         got = f"{images.dtype} {images.shape} in {path}"
         raise OptionError("data", f"an .npz whose {names[0]} is uint8 (N, H, W[, 1 or 3])", got)
     if labels.size != len(images) or labels.dtype.kind not in "iu":
