@@ -302,6 +302,20 @@ def test_what_cannot_be_merged_or_loaded() -> None:
     state = other.state_dict()
     with pytest.raises(ValueError, match=r"state must hold a \(4, 4\) total, .* got \[\(3, 4\)"):
         DensityAccumulator(4).load_state_dict(state | {"total": torch.zeros(3, 4)})
+    for name, wrong, error in (
+        ("total", torch.zeros(4, 4).int(), TypeError),
+        ("total", torch.zeros(4, 4).to_sparse(), TypeError),
+        ("weight", 4.0, TypeError),
+        ("pending", state["pending"].half(), TypeError),
+        ("rows", -5, ValueError),
+        ("rows", 3, ValueError),  # fewer than wait
+        ("rows", 4.0, ValueError),
+    ):
+        loaded = DensityAccumulator(4).update(torch.ones(7, 4))
+        with pytest.raises(error, match="state must"):
+            loaded.load_state_dict(state | {name: wrong})
+        assert loaded.rows == 7
+        assert float(loaded.entropy()) == pytest.approx(0, abs=1e-6)
     del state["rows"]
     with pytest.raises(
         ValueError, match=r"state must have the entries d, normalize, .* got d, nor"

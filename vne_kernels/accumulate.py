@@ -241,12 +241,14 @@ class DensityAccumulator:
             "pending_weights": pending.w[: pending.count].clone(),
         }
 
+    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take the place of the accumulator that ``state_dict`` was called of; on this device.
 
         Raises:
             ValueError: it was made with another d, normalize, eps or double; or has not the
                 entries and shapes of a state.
+            TypeError: it holds other things than tensors where those have to be.
         """
         if state.keys() != self.state_dict().keys():
             raise ValueError(
@@ -254,17 +256,28 @@ class DensityAccumulator:
                 f"got {', '.join(map(str, state))}"
             )
         self._check_same("state", {name: state[name] for name in self._settings()})
-        x, w = state["pending"], state["pending_weights"]
-        shapes = [tuple(tensor.shape) for tensor in (state["total"], state["weight"], x, w)]
+        tensors = [state[name] for name in ("total", "weight", "pending", "pending_weights")]
+        rows = state["rows"]
+        if not all(
+            isinstance(x, Tensor)
+            and x.layout == torch.strided
+            and x.dtype in (torch.float32, torch.float64)
+            for x in tensors
+        ):
+            raise TypeError("state must hold dense tensors of float32 or float64")
+        _, _, x, w = tensors
+        shapes = [tuple(tensor.shape) for tensor in tensors]
         if shapes != [(self.d, self.d), (), (len(w), self.d), (len(w),)] or len(w) >= BLOCK_ROWS:
             raise ValueError(
                 f"state must hold a ({self.d}, {self.d}) total, a () weight, and fewer than "
                 f"{BLOCK_ROWS} pending rows with as many weights, got {shapes}"
             )
+        if type(rows) is not int or rows < len(w):
+            raise ValueError(f"state must count at least its {len(w)} pending rows, got {rows!r}")
         with torch.inference_mode(False):
             self._total = state["total"].to(self.device, torch.float64, copy=True)
             self._weight = state["weight"].to(self.device, torch.float64, copy=True)
-        self._rows = int(state["rows"])
+        self._rows = rows
         self._pending = _Pending.empty(self.d, x.dtype, self.device)
         self._pending.append(x, w)
 
