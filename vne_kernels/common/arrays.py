@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import math
-import os
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -28,7 +27,8 @@ from vne_kernels.common.reading import (
     first_sentence,
     open_regular,
     printable,
-    version_of,
+    size_of,
+    unchanged,
 )
 
 PIECE = 1 << 20  # bytes read or unpacked at once
@@ -109,7 +109,7 @@ class Npz:
     def __init__(self, name: object, file: IO[bytes], times: int = MOST_TIMES) -> None:
         self.name = name
         self.times = times
-        self.size = os.fstat(file.fileno()).st_size
+        self.size = size_of(file)
         with decoding(name), bounded_memory():  # a list of members takes far more than its bytes
             self._archive = zipfile.ZipFile(file)
         #: keys to members, in the file's order
@@ -186,11 +186,8 @@ def open_npz(path: Path, times: int = MOST_TIMES) -> Iterator[Npz]:
         FileError: it is no regular file or no archive; it changed while it was read.
         OSError: it cannot be opened.
     """
-    with open_regular(path) as file:
-        version = version_of(file)
+    with open_regular(path) as file, unchanged(path, file):
         yield Npz(path, file, times)
-        if version_of(file) != version:
-            raise FileError(path, "changed while it was read")
 
 
 def fill(file: IO[bytes], array: npt.NDArray[Any]) -> None:

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vne_kernels.common.files import replacing
+from vne_kernels.common.reading import printable
 
 INK, MUTED, ACCENT = "#1f4e79", "#9db7d1", "#c0504d"
 DPI = 150
@@ -18,9 +19,14 @@ def new_axes(title: str, ylabel: str, xlabel: str = "step") -> tuple[Figure, Axe
     # A Figure of its own, without pyplot: no window system, no global state.
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.add_subplot()
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel)
+    axes.set(title=literal(title), xlabel=xlabel, ylabel=ylabel)
     tidy(axes)
     return figure, axes
+
+
+def literal(text: str) -> str:
+    """``text`` for a picture as it is: no sign of it is mathematics, and none begins a line."""
+    return printable(text, 120).replace("$", r"\$")
 
 
 def tidy(axes: Axes) -> None:

@@ -13,11 +13,12 @@ import pickle
 import re
 import resource
 import stat
+import sys
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 Kind = TypeVar("Kind")
 
@@ -31,6 +32,7 @@ class FileError(ValueError):
 
     def __init__(self, name: object, why: str) -> None:
         super().__init__(f"{name}: {why}")
+        self.why = why
 
 
 def printable(text: object, most: int = 1000) -> str:
@@ -41,6 +43,13 @@ def printable(text: object, most: int = 1000) -> str:
     """
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
     return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+
+
+def show_every_character() -> None:
+    """Escapes what the terminal's encoding has not, instead of a UnicodeEncodeError."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def open_regular(path: Path, most: int | None = None) -> IO[bytes]:
@@ -76,10 +85,40 @@ def _check_regular(path: Path, about: os.stat_result) -> None:
     raise FileError(path, f"must be a regular file, got {kind}")
 
 
-def version_of(file: IO[bytes]) -> tuple[int, ...]:
-    """What differs once the file has been written to, or another has taken its name."""
-    about = os.fstat(file.fileno())
-    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+class Version(NamedTuple):
+    """What differs once a file has been written to, or another has taken its name."""
+
+    device: int
+    inode: int
+    size: int
+    modified: int  # in nanoseconds
+
+    @classmethod
+    def of(cls, file: IO[bytes]) -> Version:
+        about = os.fstat(file.fileno())
+        return cls(about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+def size_of(file: IO[bytes]) -> int:
+    return os.fstat(file.fileno()).st_size
+
+
+@contextmanager
+def unchanged(name: object, file: IO[bytes], version: Version | None = None) -> Iterator[None]:
+    """Raises :class:`FileError` where the open file changes meanwhile, or is not ``version``."""
+    version = version or Version.of(file)
+
+    def check(cause: Exception | None = None) -> None:
+        if Version.of(file) != version:
+            raise FileError(name, "changed while it was read") from cause
+
+    check()
+    try:
+        yield
+    except Exception as error:  # of a decoder, which may well come of the change
+        check(error)
+        raise
+    check()
 
 
 @contextmanager
@@ -90,7 +129,9 @@ def decoding(name: object) -> Iterator[None]:
     except (FileError, ModuleNotFoundError):
         raise
     except MemoryError as error:
-        raise FileError(name, "takes more memory than a file of its size may take") from error
+        raise FileError(
+            name, "takes more memory to read than a file of its size may take"
+        ) from error
     except OSError as error:
         raise FileError(
             name, f"cannot be read: {error.strerror or first_sentence(error)}"
