@@ -98,7 +98,7 @@ def test_rows_of_every_format(tmp_path: Path, name: str) -> None:
     for start, size in ((0, 7), (0, 100), (28, 7), (30, 15), (57, 3)):
         chunks = [chunk.clone() for chunk in embeddings.chunks(start, size)]
         assert [len(chunk) for chunk in chunks[:-1]] == [size] * (len(chunks) - 1)
-        assert all(chunk.dtype == embeddings.dtype for chunk in chunks)
+        assert all(chunk.dtype == embeddings.matrix.dtype for chunk in chunks)
         read = torch.cat(chunks) if chunks else torch.empty(0, D)
         assert np.array_equal(read.double().numpy(), z[start:].astype(np.float64))
 
@@ -143,9 +143,9 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "short npy": ("a.npy", cut("rows.npy", 0.5), r"is cut short: \(57, 6\) float32 takes 1,368 by"),
     "short npz": ("a.npz", cut("one.npz", 0.5), r"damaged or cut short: File is not a zip file"),
     "crc": ("a.npz", flip, r"damaged or cut short: Bad CRC-32"),
-    "short safetensors": ("a.safetensors", cut("half.safetensors", 0.9), r"short: .*incomplete"),
+    "short safetensors": ("a.safetensors", cut("half.safetensors", 0.9), r"is cut short: "),
     "short parquet": ("a.parquet", cut("fixed.parquet", 0.5), r"cut short: .*[Pp]arquet magic"),
-    "no npy": ("a.npy", lambda path: path.write_bytes(b"x" * 99), r"cut short: the magic string"),
+    "no npy": ("a.npy", lambda path: path.write_bytes(b"x" * 99), r"no header of NumPy's: the"),
     "keys": (
         "a.npz",
         lambda path: FORMATS["deflated.npz:train"](path, matrix()),
@@ -386,14 +386,17 @@ def test_killed_run_goes_on_from_what_was_saved(
 ) -> None:
     out = tmp_path / "out"
 
+    class Killed(Exception):
+        pass
+
     def die() -> None:
-        raise MemoryError
+        raise Killed
 
     command = [*two_files, "--chunk-rows", 11, "--no-plot", "--out"]
     with monkeypatch.context() as patch:
         patch.setattr(work, "SAVE_SECONDS", 0)
         chunks_until(patch, 8, die)
-        with pytest.raises(MemoryError):
+        with pytest.raises(Killed):
             run(*command, out)
     assert run(*command, out) == 0
     assert "going on after 68 rows" in capsys.readouterr().err
@@ -439,10 +442,10 @@ def test_what_was_saved_is_used_for_the_same_work_alone(
         (["--chunk-rows", 11], r"columns\.npy: modification time was \d+, is 0$", saved),
         (["--chunk-rows", 7, "--no-normalize"], r"options: normalize was True, is False; ", saved),
         ([two_files[0]], r"it is of other files$", saved),
-        ([], r"it cannot be read \(", saved[:-300]),
+        ([], r"cannot be read \(", saved[:-300]),
         (
             [],
-            r"it cannot be read \(Unsupported global: GLOBAL print\)",
+            r"cannot be read \(",
             b"cbuiltins\nprint\n.",
         ),
     ):

@@ -7,6 +7,7 @@ SIGUSR1): the same command goes on, 130 Ctrl-C: likewise.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import signal
 import sys
@@ -19,8 +20,9 @@ import torch
 
 import vne_kernels
 from vne_kernels import available_backends, spectra
-from vne_kernels.common.files import remove_temporaries, write_json, write_table
-from vne_kernels.common.stopping import REQUEUE, Stopped, StopSignals
+from vne_kernels.common.files import locked, spare, write_json, write_table
+from vne_kernels.common.reading import FileError, printable, show_every_character
+from vne_kernels.common.stopping import REQUEUE, Stopped, StopSignals, out_of_memory
 
 if TYPE_CHECKING:
     from vne_kernels.spectrum_files.readers import Embeddings
@@ -69,6 +71,11 @@ def make_parser() -> argparse.ArgumentParser:
         type=Path,
         metavar="DIR",
         help="where results go (default: FILE-spectrum, beside the first FILE)",
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="write over files of these names that this program has not written",
     )
     parser.add_argument(
         "--no-normalize",
@@ -128,17 +135,21 @@ def _device(text: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
+    show_every_character()
     options = make_parser().parse_args(arguments)
     try:
-        from vne_kernels.spectrum_files.readers import FileError
-
         with StopSignals() as signals:
             try:
                 return _run(options, signals)
             except FileError as error:
                 return _fail(str(error))
             except OSError as error:
-                return _fail(f"{error.filename or 'cannot write results'}: {error.strerror}")
+                name = error.filename or "cannot write results"
+                return _fail(f"{os.fsdecode(name)}: {error.strerror}")
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
+                return _fail("there is not enough memory for the matrices of so many features")
     except ModuleNotFoundError as error:
         module = (error.name or str(error)).split(".")[0]
         return _fail(
@@ -158,9 +169,9 @@ def _fail(message: str) -> int:
 
 
 def _run(options: argparse.Namespace, signals: StopSignals) -> int:
+    from vne_kernels.spectrum_files import outputs
     from vne_kernels.spectrum_files import scores as scoring
     from vne_kernels.spectrum_files.work import (
-        UNFINISHED,
         Settings,
         Work,
         default_chunk_rows,
@@ -179,52 +190,53 @@ def _run(options: argparse.Namespace, signals: StopSignals) -> int:
         skip_nonfinite=options.skip_nonfinite,
     )
     for embeddings in data:
-        if embeddings.ignored:
-            _tell(f"{embeddings.name}: leaves out {', '.join(embeddings.ignored)}")
+        if ignored := embeddings.matrix.ignored:
+            _tell(f"{embeddings.name}: leaves out {ignored}")
     out: Path = options.out or _default_out(data)
-    out.mkdir(parents=True, exist_ok=True)
-    remove_temporaries(out)
-    work = Work(data, settings)
-    if message := work.resume(out):
-        _tell(message)
-    work.run(out, signals)
+    with locked(out, "spectrum"):
+        if not options.overwrite and not outputs.is_ours(out):
+            spare(out, outputs.ALL, "give another --out, or --overwrite")
+        work = Work(data, settings)
+        if message := work.resume(out):
+            _tell(message)
+        work.run(out, signals)
+        eigenvalues, raw = work.spectra()
+        scores = scoring.compute(eigenvalues, raw, work.rounding)
+        kept = work.sums["rows"].rows
+        of_files = f"from {len(data)} files" if len(data) > 1 else f"of {data[0].name}"
+        title = f"{kept:,} rows of {data[0].features:,} features {of_files}"
+        about = {
+            "files": [outputs.well_formed(embeddings.name) for embeddings in data],
+            "rows": kept,
+            "rows_left_out": work.nonfinite,
+            "features": data[0].features,
+            "normalize": settings.normalize,
+            "precision": settings.precision,
+            "vne_kernels": vne_kernels.__version__,
+        }
+        # The scores come first: by them the folder is known as this program's from now on.
+        write_json(out / outputs.SCORES, about | scores)
+        write_table(out / outputs.TABLE, scoring.HEADER, scoring.table(eigenvalues))
+        written = [outputs.TABLE, outputs.SCORES]
+        if not options.no_plot:
+            shares = scoring.cumulative_shares(eigenvalues).numpy()
+            drawn = spectra.resolved(eigenvalues.to(getattr(torch, settings.precision))).double()
+            plot.draw(out / outputs.PICTURE, title, drawn.numpy(), shares, scores)
+            written.append(outputs.PICTURE)
+        (out / outputs.UNFINISHED).unlink(missing_ok=True)
 
-    eigenvalues, raw = work.spectra()
-    scores = scoring.compute(eigenvalues, raw, work.rounding)
-    m = len(eigenvalues)
-    kept = work.sums["rows"].rows
-    of_files = f"from {len(data)} files" if len(data) > 1 else f"of {data[0].name}"
-    title = f"{kept:,} rows of {data[0].features:,} features {of_files}"
-    write_table(out / "spectrum.csv", scoring.HEADER, scoring.table(eigenvalues))
-    about = {
-        "files": [embeddings.name for embeddings in data],
-        "rows": kept,
-        "rows_left_out": work.nonfinite,
-        "features": data[0].features,
-        "normalize": settings.normalize,
-        "precision": settings.precision,
-        "vne_kernels": vne_kernels.__version__,
-    }
-    write_json(out / "scores.json", about | scores)
-    written = ["spectrum.csv", "scores.json"]
-    if not options.no_plot:
-        shares = scoring.cumulative_shares(eigenvalues).numpy()
-        drawn = spectra.resolved(eigenvalues.to(getattr(torch, settings.precision))).double()
-        plot.draw(out / "spectrum.png", title, drawn.numpy(), shares, scores)
-        written.append("spectrum.png")
-    (out / UNFINISHED).unlink(missing_ok=True)
-
-    print(title)
+    print(printable(title))
     if work.nonfinite:
         print(f"  {work.nonfinite:,} rows with NaN or infinity are left out")
-    for name, value, remark in scoring.lines(scores, m):
+    for name, value, remark in scoring.lines(scores, len(eigenvalues)):
         print(f"  {name:<24} {value:<13} {remark}".rstrip())
-    print(f"wrote {', '.join(written)} in {out} ({time.monotonic() - begin:.1f} s)")
+    seconds = time.monotonic() - begin
+    print(f"wrote {', '.join(written)} in {printable(out)} ({seconds:.1f} s)")
     return 0
 
 
 def _tell(message: str) -> None:
-    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    print(f"{PROGRAM}: {printable(message)}", file=sys.stderr)
 
 
 def _default_out(data: Sequence[Embeddings]) -> Path:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from vne_kernels.common.figures import ACCENT, INK, MUTED, save, tidy
+from vne_kernels.common.figures import ACCENT, INK, MUTED, literal, save, tidy
 from vne_kernels.spectrum_files.scores import lines
 
 FEW = 40  # eigenvalues up to which each gets a point
@@ -32,7 +32,7 @@ def draw(
         scores: all, as they are computed.
     """
     figure = Figure(figsize=(10.5, 5.6), layout="constrained")
-    figure.suptitle(title, fontsize=13)
+    figure.suptitle(literal(title), fontsize=13)
     left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1.75, 1])[0]
     above, below = left.subplots(2, 1, sharex=True, height_ratios=[2, 1])
     m, seen = len(eigenvalues), np.count_nonzero(eigenvalues) or len(eigenvalues)

@@ -1,28 +1,42 @@
 """Files of embeddings as streams of rows: one reader for each format.
 
 Memory stays flat: a reader holds one chunk, whatever the size of the file. No file is mapped into
-memory (its pages would count as the program's own) and nothing is unpickled (that could run any
-code).
+memory (its pages would count as the program's own, and one that is cut short meanwhile would end
+the program) and nothing is unpickled (that could run any code). Nothing that a file declares is
+believed: `Embeddings.chunks` counts the rows, for every format.
 """
 
 from __future__ import annotations
 
 import re
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import copyfileobj
-from typing import IO, Any
+from typing import IO, Annotated, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from vne_kernels.checks import DTYPES
+from vne_kernels.common.arrays import PIECE, Header, Npz, fill
+from vne_kernels.common.reading import (
+    MOST_MEMORY,
+    MOST_TEXT,
+    FileError,
+    Version,
+    bounded_memory,
+    decoding,
+    open_regular,
+    printable,
+    size_of,
+    unchanged,
+)
 
 #: by the names of NumPy and safetensors
 _DTYPES = {
@@ -32,32 +46,62 @@ _DTYPES = {
     "F32": torch.float32,
     "F64": torch.float64,
 }
-_PIECE = 1 << 20  # bytes read, unpacked or decoded at once
-#: Of a parquet file, whose columns are buffered each for itself.
-_BUFFERS = {"pre_buffer": False, "buffer_size": 1 << 16}
+#: Rows of a file that is open, (file, start, size) -> tensors of `size` rows each, the last of
+#: fewer, from row `start` on. Each is overwritten by the next: memory taken anew for every one
+#: leaves holes between that add up.
+Read = Callable[[IO[bytes], int, int], Iterator[Tensor]]
 
 
-class FileError(Exception):
-    """A file cannot be used: one line that names it and says why."""
+@dataclass(frozen=True)
+class Matrix:
+    """What a reader finds in a file: (rows, features), and how to read it."""
 
-    def __init__(self, name: object, why: str) -> None:
-        super().__init__(f"{name}: {why}")
+    rows: int
+    features: int
+    dtype: torch.dtype
+    read: Read
+    ignored: str = ""  # columns beside the matrix
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """A matrix in a file, (rows, features), that is read in chunks."""
+    """A matrix in a file, that is read in chunks."""
 
     name: str  # as it was given: PATH, or PATH:KEY
     path: Path
     key: str | None  # likewise
-    rows: int
-    features: int
-    dtype: torch.dtype
-    #: (start, size) -> tensors of `size` rows each, the last of fewer, from row `start` on. Each is
-    #: overwritten by the next: memory taken anew for every one leaves holes between that add up.
-    chunks: Callable[[int, int], Iterator[Tensor]]
-    ignored: Sequence[str] = ()  # columns beside the matrix
+    version: Version  # of the file when it was opened
+    matrix: Matrix
+
+    @property
+    def rows(self) -> int:
+        return self.matrix.rows
+
+    @property
+    def features(self) -> int:
+        return self.matrix.features
+
+    def chunks(self, start: int, size: int) -> Iterator[Tensor]:
+        """The rows from ``start`` on, as `Read` yields them.
+
+        Raises:
+            FileError: it cannot be read, holds more or fewer rows than it declares, or has changed
+                since it was opened.
+        """
+        with (
+            decoding(self.name),
+            open_regular(self.path) as file,
+            unchanged(self.name, file, self.version),
+        ):
+            row = start
+            for chunk in self.matrix.read(file, start, size):
+                row += len(chunk)
+                if row > self.rows:
+                    break
+                yield chunk
+            if row != self.rows:
+                more = f"more than {self.rows:,}" if row > self.rows else f"{row:,}"
+                raise FileError(self.name, f"declares {self.rows:,} rows and holds {more}")
 
 
 def open_embeddings(text: str) -> Embeddings:
@@ -67,38 +111,26 @@ def open_embeddings(text: str) -> Embeddings:
         FileError: there is no such file, or no matrix of floating-point rows in it.
         ModuleNotFoundError: the library that reads this format is not installed.
     """
+    with decoding(text):
+        path, key = _path_and_key(text)
+        reader = _READERS.get(path.suffix)
+        if reader is None:
+            got = repr(path.suffix)
+            raise FileError(path, f"must end in {', '.join(_READERS)}, got {got}")
+        with open_regular(path) as file, unchanged(text, file):
+            return Embeddings(text, path, key, Version.of(file), reader(text, path, key, file))
+
+
+def _path_and_key(text: str) -> tuple[Path, str | None]:
     path, key = Path(text), None
     suffixes = "|".join(re.escape(suffix) for suffix in _READERS)
-    if not path.exists() and (named := re.fullmatch(f"(.+?(?:{suffixes})):(.+)", text)):
+    if not path.exists() and (named := re.fullmatch(f"(.+?(?:{suffixes})):(.+)", text, re.DOTALL)):
         path, key = Path(named[1]), named[2]
     if not path.exists():
         raise FileError(path, "there is no such file")
     if path.is_dir():
         raise FileError(path, f"is a folder; give the files in it, such as {path}/*.npy")
-    reader = _READERS.get(path.suffix)
-    if reader is None:
-        raise FileError(path, f"must end in {', '.join(_READERS)}, got {path.suffix!r}")
-    with _told(text):
-        return reader(text, path, key)
-
-
-@contextmanager
-def _told(name: str) -> Iterator[None]:
-    """What the libraries raise about a file, as an error that names it."""
-    try:
-        yield
-    except (FileError, ModuleNotFoundError, MemoryError):
-        raise
-    except OSError as error:
-        raise FileError(name, f"cannot be read: {error.strerror or _first_line(error)}") from error
-    except Exception as error:
-        # zipfile, zlib, NumPy, safetensors and Arrow each have classes of their own for this.
-        why = f"cannot be read, it is damaged or cut short: {_first_line(error)}"
-        raise FileError(name, why) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return path, key
 
 
 def _matrix(name: str, shape: Sequence[int], dtype: str) -> tuple[int, int, torch.dtype]:
@@ -134,219 +166,260 @@ def _matrix(name: str, shape: Sequence[int], dtype: str) -> tuple[int, int, torc
     return shape[0], shape[1], _DTYPES[dtype]
 
 
-def _choose(name: str, path: Path, key: str | None, found: dict[str, str], what: str) -> str:
+def _choose(
+    name: str,
+    path: Path,
+    key: str | None,
+    keys: Sequence[str],
+    what: str,
+    describe: Callable[[str], object],
+) -> str:
     """The key of the only array of a file, or the one that was named."""
-    listed = ", ".join(f"{k} {shape}" for k, shape in found.items())
-    if not found:
+    if not keys:
         raise FileError(name, f"holds no {what}")
-    if key is None and len(found) > 1:
-        example = f"{path}:{next(iter(found))}"
-        raise FileError(name, f"holds several {what}s, name one, such as {example}: {listed}")
-    if key is not None and key not in found:
-        raise FileError(name, f"holds no {what} {key!r}, only {listed}")
-    return next(iter(found)) if key is None else key
+    if key is None and len(keys) == 1:
+        return keys[0]
+    if key is not None and key in keys:
+        return key
+    listed = _listed(keys, describe)
+    if key is not None:
+        raise FileError(name, f"holds no {what} {printable(key, 60)!r}, only {listed}")
+    example = f"{path}:{printable(keys[0], 60)}"
+    raise FileError(name, f"holds several {what}s, name one, such as {example}: {listed}")
+
+
+def _listed(keys: Sequence[str], describe: Callable[[str], object]) -> str:
+    """Some of the keys, each with what it is."""
+    first = [f"{printable(key, 60)} {printable(describe(key), 100)}" for key in keys[:5]]
+    return ", ".join([*first, *([f"{len(keys) - 5:,} more"] if len(keys) > 5 else [])])
 
 
 # ---- NumPy -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Header:
-    """Of an array in NumPy's format, and where in the stream its numbers begin."""
-
-    shape: tuple[int, ...]
-    by_columns: bool
-    dtype: np.dtype[Any]
-    offset: int
-
-    @property
-    def type_name(self) -> str:
-        return str(self.dtype.newbyteorder("="))
-
-    @classmethod
-    def read(cls, file: IO[bytes]) -> _Header:
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            header = np.lib.format.read_array_header_1_0(file)
-        elif version == (2, 0):
-            header = np.lib.format.read_array_header_2_0(file)
-        else:  # (3, 0) is for names of columns alone
-            raise ValueError(f"version {version} of NumPy's format")
-        return cls(*header, file.tell())
-
-
-def _open_npy(name: str, path: Path, key: str | None) -> Embeddings:
+def _open_npy(name: str, path: Path, key: str | None, file: IO[bytes]) -> Matrix:
     if key is not None:
         raise FileError(name, f"a .npy file holds one array and no {key!r}; leave out :{key}")
-    with path.open("rb") as file:
-        header = _Header.read(file)
+    header = Header.read(name, file, size_of(file))
+
+    def read(file: IO[bytes], start: int, size: int) -> Iterator[Tensor]:
+        return _array_chunks(file, header, start, size)
+
+    return Matrix(*_matrix(name, header.shape, header.type_name), read)
+
+
+def _open_npz(name: str, path: Path, key: str | None, file: IO[bytes]) -> Matrix:
+    npz = Npz(path, file)
+    chosen = _choose(name, path, key, npz.keys, "array", npz.header)
+    header = npz.header(chosen)
     rows, features, dtype = _matrix(name, header.shape, header.type_name)
-    there = path.stat().st_size - header.offset
-    wanted = rows * features * header.dtype.itemsize
-    if there < wanted:
+    if header.by_columns and header.nbytes > npz.most:
         raise FileError(
             name,
-            f"is cut short: {header.shape} {header.type_name} takes {wanted:,} "
-            f"bytes, {there:,} are there",
+            f"is stored by columns and would have to be unpacked as a whole, to "
+            f"{header.nbytes:,} bytes, for which the file is too small to be believed; "
+            "save it by rows, as numpy.ascontiguousarray(x)",
         )
 
-    def chunks(start: int, size: int) -> Iterator[Tensor]:
-        with _told(name), path.open("rb") as file:
-            yield from _array_chunks(file, header, start, size)
-
-    return Embeddings(name, path, key, rows, features, dtype, chunks)
-
-
-def _open_npz(name: str, path: Path, key: str | None) -> Embeddings:
-    headers = {}
-    with zipfile.ZipFile(path) as archive:
-        for member in archive.namelist():
-            if member.endswith(".npy"):
-                with archive.open(member) as file:
-                    headers[member.removesuffix(".npy")] = _Header.read(file)
-    found = {k: f"{header.shape} {header.type_name}" for k, header in headers.items()}
-    chosen = _choose(name, path, key, found, "array")
-    header = headers[chosen]
-    rows, features, dtype = _matrix(name, header.shape, header.type_name)
-
-    def chunks(start: int, size: int) -> Iterator[Tensor]:
-        with (
-            _told(name),
-            zipfile.ZipFile(path) as archive,
-            archive.open(f"{chosen}.npy") as member,
-            tempfile.TemporaryFile() as unpacked,
-        ):
-            file: IO[bytes] = member
+    def read(file: IO[bytes], start: int, size: int) -> Iterator[Tensor]:
+        with Npz(path, file).open(chosen) as member, tempfile.TemporaryFile() as unpacked:
             if header.by_columns:  # which are read side by side: not possible while unpacking
-                copyfileobj(member, unpacked, _PIECE)
-                file = unpacked
-            yield from _array_chunks(file, header, start, size)
+                copyfileobj(member, unpacked, PIECE)
+                yield from _array_chunks(unpacked, header, start, size)
+                return
+            # Read rather than skipped, which would leave the checksum out.
+            before = header.offset + start * features * header.dtype.itemsize
+            while before:
+                before -= len(member.read(min(before, PIECE))) or before
+            yield from _rows(member, header, start, size)
 
-    return Embeddings(name, path, key, rows, features, dtype, chunks)
+    return Matrix(rows, features, dtype, read)
 
 
-def _array_chunks(file: IO[bytes], header: _Header, start: int, size: int) -> Iterator[Tensor]:
+def _array_chunks(file: IO[bytes], header: Header, start: int, size: int) -> Iterator[Tensor]:
     (rows, features), item = header.shape, header.dtype.itemsize
-    file.seek(header.offset + (0 if header.by_columns else start * features * item))
+    if not header.by_columns:
+        file.seek(header.offset + start * features * item)
+        yield from _rows(file, header, start, size)
+        return
     block = np.empty((min(size, rows), features), header.dtype)
     column = np.empty(len(block), header.dtype)
     for first in range(start, rows, size):
         block = block[: rows - first]
-        if header.by_columns:
-            for j in range(features):
-                file.seek(header.offset + (j * rows + first) * item)
-                _fill(file, column[: len(block)])
-                block[:, j] = column[: len(block)]
-        else:
-            _fill(file, block)
-        yield torch.from_numpy(block.astype(header.dtype.newbyteorder("="), copy=False))
+        for j in range(features):
+            file.seek(header.offset + (j * rows + first) * item)
+            fill(file, column[: len(block)])
+            block[:, j] = column[: len(block)]
+        yield _native(block)
 
 
-def _fill(file: IO[bytes], array: npt.NDArray[Any]) -> None:
-    buffer = memoryview(array.view(np.uint8)).cast("B")  # type: ignore[arg-type]  # NumPy 1
-    while buffer:
-        count = file.readinto(buffer[:_PIECE])  # type: ignore[attr-defined]  # every binary file has it
-        if not count:
-            raise EOFError("it ends too early")
-        buffer = buffer[count:]
+def _rows(file: IO[bytes], header: Header, start: int, size: int) -> Iterator[Tensor]:
+    """The rows from ``start`` on, at whose begin the file stands."""
+    rows, features = header.shape
+    block = np.empty((min(size, rows), features), header.dtype)
+    for first in range(start, rows, size):
+        block = block[: rows - first]
+        fill(file, block)
+        yield _native(block)
+
+
+def _native(block: npt.NDArray[Any]) -> Tensor:
+    return torch.from_numpy(block.astype(block.dtype.newbyteorder("="), copy=False))
 
 
 # ---- safetensors -------------------------------------------------------------------------------
 
+_Size = Annotated[int, msgspec.Meta(ge=0)]
 
-def _open_safetensors(name: str, path: Path, key: str | None) -> Embeddings:
-    from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as file:
-        slices = {k: file.get_slice(k) for k in file.keys()}  # noqa: SIM118  (no dict)
-        found = {k: f"{tuple(s.get_shape())} {s.get_dtype()}" for k, s in slices.items()}
-        chosen = _choose(name, path, key, found, "tensor")
-        shape, dtype = slices[chosen].get_shape(), slices[chosen].get_dtype()
-    rows, features, torch_dtype = _matrix(name, shape, dtype)
+class _Entry(msgspec.Struct, forbid_unknown_fields=True):
+    """A tensor in the header of a safetensors file."""
 
-    def chunks(start: int, size: int) -> Iterator[Tensor]:
-        for first in range(start, rows, size):
-            # Opened for each: it maps the file, and pages once read stay while it is open.
-            with _told(name), safe_open(path, framework="pt") as file:
-                chunk = file.get_slice(chosen)[first : first + size]
-            yield chunk
+    dtype: str
+    shape: list[_Size]
+    data_offsets: tuple[_Size, _Size]
 
-    return Embeddings(name, path, key, rows, features, torch_dtype, chunks)
+    def __str__(self) -> str:
+        return f"{tuple(self.shape)} {self.dtype}"
+
+
+def _open_safetensors(name: str, path: Path, key: str | None, file: IO[bytes]) -> Matrix:
+    with bounded_memory():  # an entry takes far more than its bytes
+        entries, begin = _safetensors_header(name, file)
+    chosen = _choose(name, path, key, list(entries), "tensor", entries.__getitem__)
+    entry = entries[chosen]
+    rows, features, dtype = _matrix(name, entry.shape, entry.dtype)
+    first, last = entry.data_offsets
+    if rows * features * dtype.itemsize != last - first:
+        raise FileError(name, f"is damaged: {entry} does not take {last - first:,} bytes")
+    # NumPy has no bfloat16: two bytes are two bytes until torch has them.
+    numbers = np.dtype("<i2" if dtype == torch.bfloat16 else f"<f{dtype.itemsize}")
+    header = Header((rows, features), False, numbers, begin + first)
+
+    def read(file: IO[bytes], start: int, size: int) -> Iterator[Tensor]:
+        return (chunk.view(dtype) for chunk in _array_chunks(file, header, start, size))
+
+    return Matrix(rows, features, dtype, read)
+
+
+def _safetensors_header(name: str, file: IO[bytes]) -> tuple[dict[str, _Entry], int]:
+    """The tensors, and where the first begins; they fill the file without a hole, by the format."""
+    size, begin = size_of(file), 8 + int.from_bytes(file.read(8), "little")
+    if begin > min(size, 8 + MOST_TEXT):
+        raise FileError(name, f"is damaged or cut short: its header takes {begin - 8:,} bytes")
+    raw = msgspec.json.decode(file.read(begin - 8), type=dict[str, msgspec.Raw])
+    raw.pop("__metadata__", None)
+    entries = {key: msgspec.json.decode(text, type=_Entry) for key, text in raw.items()}
+    end = begin
+    for first, last in sorted(entry.data_offsets for entry in entries.values()):
+        if begin + first != end or last < first:
+            raise FileError(name, "is damaged: its tensors overlap or leave a hole")
+        end = begin + last
+    if end != size:
+        what = "is cut short" if end > size else "holds more than its tensors"
+        raise FileError(name, f"{what}: they end at byte {end:,}, it has {size:,}")
+    return entries, begin
 
 
 # ---- parquet -----------------------------------------------------------------------------------
 
 
-def _open_parquet(name: str, path: Path, key: str | None) -> Embeddings:
+def _open_parquet(name: str, path: Path, key: str | None, file: IO[bytes]) -> Matrix:
     import pyarrow.types as kinds
-    from pyarrow import parquet
 
     def is_list(kind: Any) -> bool:
         some = kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
         return bool(some and kinds.is_floating(kind.value_type))
 
-    with parquet.ParquetFile(path) as file:
-        schema, rows = file.schema_arrow, file.metadata.num_rows
+    content = _parquet(file)
+    schema, groups = content.schema_arrow, content.metadata
     kinds_by_name = {field.name: field.type for field in schema}
-    lists = {k: str(kind) for k, kind in kinds_by_name.items() if is_list(kind)}
+    if len(kinds_by_name) < len(schema):
+        raise FileError(name, "holds several columns of one name")
+    lists = {k: kind for k, kind in kinds_by_name.items() if is_list(kind)}
     numbers = [k for k, kind in kinds_by_name.items() if kinds.is_floating(kind)]
+    describe = kinds_by_name.__getitem__
     if key is not None or lists:
         # named, a column of numbers is a matrix of one feature
-        named = {} if key is None else {k: "" for k in numbers}
-        columns = [_choose(name, path, key, {**lists, **named}, "column of floating-point numbers")]
+        keys = [*lists, *([] if key is None else numbers)]
+        what = "column of floating-point numbers"
+        columns = [_choose(name, path, key, keys, what, describe)]
     else:
         columns = numbers
     if not columns:
-        listed = ", ".join(f"{k} {kind}" for k, kind in kinds_by_name.items())
+        listed = _listed(list(kinds_by_name), describe) or "no column at all"
         raise FileError(
-            name,
-            "holds no floating-point column and no list of such numbers: "
-            f"{listed or 'no column at all'}",
+            name, f"holds no floating-point column and no list of such numbers: {listed}"
         )
-    values = [kinds_by_name[k].value_type if k in lists else kinds_by_name[k] for k in columns]
+    of_lists = columns[0] in lists
+    values = [kinds_by_name[k].value_type if of_lists else kinds_by_name[k] for k in columns]
     dtype = np.result_type(*(kind.to_pandas_dtype() for kind in values))
     width = len(columns)
-    if columns[0] in lists:
-        width = _list_width(name, path, columns[0], kinds_by_name[columns[0]])
-    rows, features, torch_dtype = _matrix(name, (rows, width), str(dtype))
+    if of_lists:
+        width = _list_width(name, file, columns[0], kinds_by_name[columns[0]])
+    rows, features, torch_dtype = _matrix(name, (groups.num_rows, width), str(dtype))
 
-    def blocks(skip_groups: int, size: int) -> Iterator[Tensor]:
-        with _told(name), parquet.ParquetFile(path, **_BUFFERS) as file:
-            row = sum(file.metadata.row_group(i).num_rows for i in range(skip_groups))
-            groups = range(skip_groups, file.metadata.num_row_groups)
-            rows_at_once = max(1, min(size, _PIECE // (features * dtype.itemsize)))
-            for batch in file.iter_batches(rows_at_once, groups, columns, use_threads=False):
-                if columns[0] in lists:
-                    block = _list_rows(name, batch.column(0), row, features)
-                else:
-                    block = np.empty((batch.num_rows, features), dtype)
-                    for j, column in enumerate(batch.columns):
-                        block[:, j] = column.to_numpy(zero_copy_only=False)  # null is NaN
-                row += batch.num_rows
-                yield torch.from_numpy(np.array(block, dtype))
+    def blocks(file: IO[bytes], skip_groups: int, row: int, size: int) -> Iterator[Tensor]:
+        at_once = max(1, min(size, PIECE // (features * dtype.itemsize)))
+        for batch in _batches(file, columns, at_once, skip_groups):
+            if of_lists:
+                block = _list_rows(name, batch.column(0), row, features)
+            else:
+                block = np.empty((batch.num_rows, features), dtype)
+                for j, column in enumerate(batch.columns):
+                    block[:, j] = column.to_numpy(zero_copy_only=False)  # null is NaN
+            row += batch.num_rows
+            yield torch.from_numpy(np.array(block, dtype))
 
-    def chunks(start: int, size: int) -> Iterator[Tensor]:
-        with _told(name), parquet.ParquetFile(path) as file:
-            lengths = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
-        ends = np.cumsum(lengths)
-        skip = int(np.searchsorted(ends, start, side="right"))
+    def read(file: IO[bytes], start: int, size: int) -> Iterator[Tensor]:
+        lengths = [groups.row_group(i).num_rows for i in range(groups.num_row_groups)]
+        skip = int(np.searchsorted(np.cumsum(lengths), start, side="right"))
         before = sum(lengths[:skip])
-        yield from _regrouped(blocks(skip, size), start - before, min(size, rows))
+        rows_of = blocks(file, skip, before, size)
+        yield from _regrouped(rows_of, start - before, min(size, rows))
 
-    ignored = [f"{k} ({kind})" for k, kind in kinds_by_name.items() if k not in columns]
-    return Embeddings(name, path, key, rows, features, torch_dtype, chunks, ignored)
+    ignored = [k for k in kinds_by_name if k not in columns]
+    told = _listed(ignored, lambda k: f"({describe(k)})")
+    return Matrix(rows, features, torch_dtype, read, told)
 
 
-def _list_width(name: str, path: Path, column: str, kind: Any) -> int:
+def _parquet(file: IO[bytes]) -> Any:
+    """The open file as Arrow's, whose columns are buffered each for itself."""
+    from pyarrow import parquet
+
+    with _bounded_by(file):
+        return parquet.ParquetFile(
+            file, pre_buffer=False, buffer_size=1 << 16, page_checksum_verification=True
+        )
+
+
+def _bounded_by(file: IO[bytes]) -> AbstractContextManager[None]:
+    """What Arrow decodes at once: columns side by side take a page each, as large as the file."""
+    return bounded_memory(max(MOST_MEMORY, 4 * size_of(file)))
+
+
+def _batches(file: IO[bytes], columns: list[str], rows: int, skip_groups: int = 0) -> Iterator[Any]:
+    content = _parquet(file)
+    groups = range(skip_groups, content.num_row_groups)
+    with _bounded_by(file):
+        batches = content.iter_batches(rows, groups, columns, use_threads=False)
+    while True:
+        with _bounded_by(file):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _list_width(name: str, file: IO[bytes], column: str, kind: Any) -> int:
     """How many numbers a list holds: as its type says, or else the first row."""
-    from pyarrow import parquet, types
+    from pyarrow import types
 
     if types.is_fixed_size_list(kind):
         return int(kind.list_size)
-    with parquet.ParquetFile(path, **_BUFFERS) as file:
-        for batch in file.iter_batches(1, columns=[column], use_threads=False):
-            first = batch.column(0)[0]
-            return len(first) if first.is_valid else 0
+    for batch in _batches(file, [column], 1):
+        first = batch.column(0)[0]
+        return len(first) if first.is_valid else 0
     raise FileError(name, "no rows, which leaves open how many features they have")
 
 
@@ -384,7 +457,7 @@ def _regrouped(blocks: Iterable[Tensor], skip: int, size: int) -> Iterator[Tenso
 
 
 #: suffix -> reader of the format
-_READERS: dict[str, Callable[[str, Path, str | None], Embeddings]] = {
+_READERS: dict[str, Callable[[str, Path, str | None, IO[bytes]], Matrix]] = {
     ".npy": _open_npy,
     ".npz": _open_npz,
     ".safetensors": _open_safetensors,

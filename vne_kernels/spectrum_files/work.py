@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import msgspec
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -17,16 +19,18 @@ from tqdm import tqdm
 import vne_kernels
 from vne_kernels.accumulate import DensityAccumulator
 from vne_kernels.common.files import replacing
-from vne_kernels.common.reading import first_sentence
+from vne_kernels.common.reading import FileError, first_sentence, printable, read_tensors
 from vne_kernels.common.stopping import Stopped, StopSignals
 from vne_kernels.ops import compute_dtype
-from vne_kernels.spectrum_files.readers import Embeddings, FileError, open_embeddings
+from vne_kernels.spectrum_files.outputs import UNFINISHED
+from vne_kernels.spectrum_files.readers import Embeddings, open_embeddings
 
-UNFINISHED = "unfinished.pt"  # in the output folder, while there is something to go on from
 RAW = "raw rows"
 GOING_ON = "going on"
 CHUNK_BYTES = 16 << 20
 SAVE_SECONDS = 60.0
+SAFE = 300  # powers of two, up and down, of entries whose squares float64 can sum up
+MOST = 480  # likewise, up, where most are within those
 _MATRICES = 6  # d x d in float64 at once: two sums, a chunk's, and what the eigensolver needs
 
 
@@ -75,8 +79,20 @@ def _check_memory(embeddings: Embeddings) -> None:
 
 
 def default_chunk_rows(data: Sequence[Embeddings]) -> int:
-    row_bytes = max(embeddings.dtype.itemsize for embeddings in data) * data[0].features
+    row_bytes = max(embeddings.matrix.dtype.itemsize for embeddings in data) * data[0].features
     return max(1, CHUNK_BYTES // row_bytes)
+
+
+class _Progress(msgspec.Struct, forbid_unknown_fields=True):
+    """What is summed up so far, and how far that is, as it is saved."""
+
+    identity: dict[str, dict[str, Any]]
+    file: int
+    row: int
+    nonfinite: int
+    first_nonfinite: str
+    exponent: int | None
+    sums: dict[str, dict[str, Any]]
 
 
 class Work:
@@ -84,24 +100,36 @@ class Work:
 
     def __init__(self, data: Sequence[Embeddings], settings: Settings) -> None:
         self.data, self.settings = data, settings
-        double = settings.precision == "float64"
-        d, device = data[0].features, torch.device(settings.device)
-        self.sums = {
-            "rows": DensityAccumulator(
-                d, normalize=settings.normalize, double=double, device=device
-            )
-        }
-        if double and settings.normalize:
-            # RankMe and the rank are those of the rows as they are.
-            self.sums[RAW] = DensityAccumulator(d, normalize=False, double=True, device=device)
+        self.sums = self._new_sums()
         self.file, self.row = 0, 0  # the next row to read
         self.nonfinite = 0
         self.first_nonfinite = ""
+        #: All rows are divided by 2 to this power, that of the first chunk that is not 0
+        self.exponent: int | None = None
 
         self.rows_in_all = sum(embeddings.rows for embeddings in data)
         self.identity = self._identity()  # of the files as they were opened
         #: eps of the dtype that the rows count as
-        self.rounding = max(torch.finfo(compute_dtype(x.dtype)).eps for x in data)
+        self.rounding = max(torch.finfo(compute_dtype(x.matrix.dtype)).eps for x in data)
+
+    def _new_sums(self) -> dict[str, DensityAccumulator]:
+        s = self.settings
+        double = s.precision == "float64"
+
+        def new(normalize: bool) -> DensityAccumulator:
+            # eps = 0: a row of 1e-200 has a direction as any other.
+            return DensityAccumulator(
+                self.data[0].features,
+                normalize=normalize,
+                eps=0.0,
+                double=double,
+                device=torch.device(s.device),
+            )
+
+        sums = {"rows": new(s.normalize)}
+        if double and s.normalize:
+            sums[RAW] = new(False)  # RankMe and the rank are those of the rows as they are
+        return sums
 
     @property
     def rows_read(self) -> int:
@@ -143,20 +171,42 @@ class Work:
         self._check_finite()
 
     def _add(self, chunk: Tensor) -> None:
-        finite = _finite_rows(chunk)
+        finite, largest = _finite_rows(chunk)
+        kept = chunk
         if finite is not None:
             name, first = self.data[self.file].name, int(finite.logical_not().nonzero()[0])
             self.first_nonfinite = self.first_nonfinite or f"row {self.row + first} of {name}"
             self.nonfinite += int(finite.logical_not().sum())
-        self.row += len(chunk)
-        if finite is not None and self.settings.skip_nonfinite:
-            chunk = chunk[finite]
-        if self.nonfinite and not self.settings.skip_nonfinite:
-            return  # nothing can come of the sums: the others are counted
-        if len(chunk):
-            chunk = chunk.to(self.settings.device)
+            kept = chunk[finite]
+            largest = float(kept.abs().max()) if len(kept) else 0.0
+        if len(kept) and (self.settings.skip_nonfinite or not self.nonfinite):
+            # else nothing can come of the sums: the others are counted
+            self._choose_exponent(chunk, largest)
+            kept = kept.to(self.settings.device)
+            scaled = _over_power_of_two(kept, self.exponent or 0)
             for accumulator in self.sums.values():
-                accumulator.update(chunk)
+                # Normalized, large rows come to the same, and small ones beside them are not lost.
+                as_is = accumulator.normalize and (self.exponent or 0) > 0
+                accumulator.update(kept if as_is else scaled)
+        self.row += len(chunk)
+
+    def _choose_exponent(self, chunk: Tensor, largest: float) -> None:
+        """By the first chunk that is not 0; it has to do for all others.
+
+        Raises:
+            FileError: it does not, or rows that are taken as they are would need one.
+        """
+        power = math.frexp(largest)[1]
+        if self.exponent is None and largest > 0:
+            self.exponent = 0 if abs(power) <= SAFE else power
+        exponent = self.exponent or 0
+        if power - exponent > MOST or (exponent and not self.settings.normalize):
+            row = self.row + int((chunk.abs().amax(-1) == largest).nonzero()[0])
+            raise FileError(
+                self.data[self.file].name,
+                f"row {row} (counted from 0) holds {largest:.3g}: squares of numbers so far from "
+                "1, or from those before, are not in the range of float64; scale the rows",
+            )
 
     def _check_finite(self) -> None:
         if self.nonfinite and not self.settings.skip_nonfinite:
@@ -183,14 +233,8 @@ class Work:
     # ---- interruptions -------------------------------------------------------------------------
 
     def save(self, out: Path) -> None:
-        content = {
-            "identity": self.identity,
-            "file": self.file,
-            "row": self.row,
-            "nonfinite": self.nonfinite,
-            "first_nonfinite": self.first_nonfinite,
-            "sums": {name: sums.state_dict() for name, sums in self.sums.items()},
-        }
+        content = {name: getattr(self, name) for name in _Progress.__struct_fields__}
+        content["sums"] = {name: sums.state_dict() for name, sums in self.sums.items()}
         with replacing(out / UNFINISHED) as temporary:
             torch.save(content, temporary)
 
@@ -214,18 +258,46 @@ class Work:
         if not path.exists():
             return None
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            if changes := _changes(content["identity"], self.identity):
-                return f"{path} is not used, this begins anew: {'; '.join(changes)}"
-            for name, sums in self.sums.items():
-                sums.load_state_dict(content["sums"][name])
-            self.file, self.row = content["file"], content["row"]
-            self.nonfinite = content["nonfinite"]
-            self.first_nonfinite = content["first_nonfinite"]
-        except Exception as error:  # whatever the first wrong byte leads torch's reader to
-            why = first_sentence(error)
-            return f"{path} is not used, this begins anew: it cannot be read ({why})"
+            saved = msgspec.convert(read_tensors(path), _Progress)
+            if changes := _changes(saved.identity, self.identity):
+                raise FileError(path, "; ".join(changes))
+            sums = self._sums_of(saved)
+        except (msgspec.MsgspecError, OSError, TypeError, ValueError) as error:
+            why = error.why if isinstance(error, FileError) else error
+            return f"{path} is not used, this begins anew: {why}"
+        self.sums = sums
+        for name in ("file", "row", "nonfinite", "first_nonfinite", "exponent"):
+            setattr(self, name, getattr(saved, name))
         return f"going on after {self.rows_read:,} rows"
+
+    def _sums_of(self, saved: _Progress) -> dict[str, DensityAccumulator]:
+        """The sums that were saved, which have to agree with all that was saved beside them.
+
+        Raises:
+            TypeError, ValueError: they do not.
+        """
+        sums = self._new_sums()
+        if sums.keys() != saved.sums.keys():
+            raise ValueError("it holds other sums")
+        for name, accumulator in sums.items():
+            accumulator.load_state_dict(saved.sums[name])
+        if not (
+            0 <= saved.file < len(self.data)
+            and 0 <= saved.row <= self.data[saved.file].rows
+            and saved.nonfinite >= 0
+            and abs(saved.exponent or 0) <= 1100
+        ):
+            raise ValueError("it is of rows that are not there")
+        read = sum(embeddings.rows for embeddings in self.data[: saved.file]) + saved.row
+        left = read - saved.nonfinite
+        for accumulator in sums.values():
+            rows, weight = accumulator.rows, float(accumulator.weight)
+            exact = self.settings.skip_nonfinite or not saved.nonfinite
+            if (rows != left if exact else rows > left) or weight != rows:
+                raise ValueError(f"{rows:,} rows are summed up, of {read:,} that were read")
+            if rows and not bool(accumulator.density().isfinite().all()):
+                raise ValueError("the sums are not finite")
+        return sums
 
     def _identity(self) -> dict[str, dict[str, Any]]:
         """What has to be the same for the sums to be the same, part by part."""
@@ -242,33 +314,38 @@ class Work:
             "versions": {"vne_kernels": vne_kernels.__version__, "torch": str(torch.__version__)},
         }
         for embeddings in self.data:
-            about = embeddings.path.stat()
             identity[embeddings.name] = {
                 "path": str(embeddings.path.resolve()),
-                "size": about.st_size,
-                "modification time": about.st_mtime_ns,
+                "size": embeddings.version.size,
+                "modification time": embeddings.version.modified,
             }
         return identity
 
 
 def _tell(message: str) -> None:
-    tqdm.write(message, file=sys.stderr)  # above the bar, where there is one
+    tqdm.write(printable(message), file=sys.stderr)  # above the bar, where there is one
 
 
-def _finite_rows(chunk: Tensor) -> Tensor | None:
-    """Which rows are finite, (n,); None if all are, which one sum tells nearly always."""
-    if bool(chunk.sum(dtype=torch.float64).isfinite()):
-        return None
-    finite = chunk.isfinite().all(-1)
-    return None if bool(finite.all()) else finite
+def _finite_rows(chunk: Tensor) -> tuple[Tensor | None, float]:
+    """Which rows are finite, (n,), None if all are; and the largest entry, by its size."""
+    least, most = (float(x) for x in chunk.aminmax())  # NaN where an entry is
+    largest = max(-least, most)
+    return (None if math.isfinite(largest) else chunk.isfinite().all(-1)), largest
+
+
+def _over_power_of_two(chunk: Tensor, exponent: int) -> Tensor:
+    if exponent == 0:
+        return chunk
+    half = exponent // 2  # 2 ** 1074 is no number of float64
+    return chunk * 2.0**-half * 2.0 ** (half - exponent)
 
 
 def _changes(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
-    if before["files"] != now["files"]:
+    if before.get("files") != now["files"]:
         return ["it is of other files"]
     return [
-        f"{part}: {name} was {before[part].get(name)}, is {value}"
+        f"{part}: {name} was {before.get(part, {}).get(name)}, is {value}"
         for part in now
         for name, value in now[part].items()
-        if before[part].get(name) != value
+        if before.get(part, {}).get(name) != value
     ]
