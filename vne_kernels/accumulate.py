@@ -60,7 +60,8 @@ class DensityAccumulator:
         double: compute the products in float64 whatever the rows are in. The float32 ones are off
             by up to 1e-7 of the largest eigenvalue, which hides eigenvalues below that: take it for
             scores that small ones decide, such as RankMe or the rank, and for rows whose squares
-            leave the range of float32 without ``normalize``.
+            leave the range of float32 without ``normalize``. Those of float64 hold rows from about
+            1e-150 to 1e150; scale others by a power of two.
         device: where the matrix is kept and the chunks have to be; default: torch's.
 
     Raises:

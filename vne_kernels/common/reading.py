@@ -41,7 +41,8 @@ def printable(text: object, most: int = 1000) -> str:
     File names, keys and messages of libraries may hold what moves the cursor, sets a title, begins
     a line or reverses the direction of writing: such characters are escaped, as in ``\x1b``.
     """
-    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
+    begin = str(text)[: most + 1]  # an escape is longer than what it is for
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in begin)
     return shown if len(shown) <= most else f"{shown[: most - 1]}…"
 
 

@@ -8,6 +8,7 @@ with one reason to change, dependencies pointing down only:
 ``plot``      the picture
 ``scores``    what is computed from the spectrum: scores, the table, the printed lines
 ``work``      the pass over the rows, which can be interrupted and goes on where it was
+``outputs``   names of what is written, and whether this program wrote it
 ``readers``   .npy, .npz, .safetensors and .parquet as streams of rows
 ============  =====================================================================================
 

@@ -7,7 +7,6 @@ SIGUSR1): the same command goes on, 130 Ctrl-C: likewise.
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import signal
 import sys
@@ -145,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _fail(str(error))
             except OSError as error:
                 name = error.filename or "cannot write results"
-                return _fail(f"{os.fsdecode(name)}: {error.strerror}")
+                return _fail(f"{name}: {error.strerror or error}")
             except (MemoryError, RuntimeError) as error:
                 if not out_of_memory(error):
                     raise

@@ -276,7 +276,7 @@ class _Entry(msgspec.Struct, forbid_unknown_fields=True):
     """A tensor in the header of a safetensors file."""
 
     dtype: str
-    shape: list[_Size]
+    shape: Annotated[list[_Size], msgspec.Meta(max_length=64)]
     data_offsets: tuple[_Size, _Size]
 
     def __str__(self) -> str:
