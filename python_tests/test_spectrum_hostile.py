@@ -348,11 +348,25 @@ def test_scores_do_not_depend_on_the_scale(scale: float, tmp_path: Path, capsys:
     wanted, scores = scores_of(tmp_path / "one.npy"), scores_of(tmp_path / "scaled.npy")
     for name in ("entropy", "effective_rank", "rankme", "rank", "participation_ratio"):
         assert scores[name] == pytest.approx(wanted[name], rel=1e-12 if scale > 1e-300 else 1e-3)
-    plain = ["--no-normalize", "--out", tmp_path / "plain"]
-    if 1e-100 < scale < 1e100:
-        assert run(tmp_path / "scaled.npy", "--no-plot", *plain) == 0
+
+
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("power", [-500, -250, -100, -35, 35, 54, 100, 250, 450, 500])
+def test_rows_as_they_are(power: int, precision: str, tmp_path: Path, capsys: Capture) -> None:
+    z = matrix().astype(np.float64 if abs(power) > 100 else np.float32)
+    np.save(tmp_path / "one.npy", z)
+    np.save(tmp_path / "scaled.npy", z * 2.0**power)
+    options = ["--no-normalize", "--precision", precision]
+    exact = z.dtype == np.float64 or precision == "float64"
+    if (-300 if exact else -40) < power < (480 if exact else 56):
+        wanted = scores_of(tmp_path / "one.npy", *options)
+        scores = scores_of(tmp_path / "scaled.npy", *options)
+        for name in ("entropy", "effective_rank", "participation_ratio"):
+            assert scores[name] == pytest.approx(wanted[name], rel=1e-12)
+        largest = wanted["largest_eigenvalue"] * 4.0**power
+        assert scores["largest_eigenvalue"] == pytest.approx(largest, rel=1e-12)
     else:
-        assert "row 50 " in refusal(capsys, tmp_path / "scaled.npy", *plain)
+        assert "row 50 " in refusal(capsys, tmp_path / "scaled.npy", *options)
 
 
 def test_rows_too_far_from_those_before(tmp_path: Path, capsys: Capture) -> None:

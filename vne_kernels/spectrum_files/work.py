@@ -29,8 +29,9 @@ RAW = "raw rows"
 GOING_ON = "going on"
 CHUNK_BYTES = 16 << 20
 SAVE_SECONDS = 60.0
-SAFE = 300  # powers of two, up and down, of entries whose squares float64 can sum up
-MOST = 480  # likewise, up, where most are within those
+#: Powers of two of the largest entry, by the dtype of the products: down to -safe and up to safe,
+#: squares and those of far smaller ones can be summed up; up to most, squares can.
+_SAFE_AND_MOST = {torch.float64: (300, 480), torch.float32: (40, 56)}
 _MATRICES = 6  # d x d in float64 at once: two sums, a chunk's, and what the eigensolver needs
 
 
@@ -181,7 +182,8 @@ class Work:
             largest = float(kept.abs().max()) if len(kept) else 0.0
         if len(kept) and (self.settings.skip_nonfinite or not self.nonfinite):
             # else nothing can come of the sums: the others are counted
-            self._choose_exponent(chunk, largest)
+            if not all(accumulator.normalize for accumulator in self.sums.values()):
+                self._choose_exponent(chunk, largest)
             kept = kept.to(self.settings.device)
             scaled = _over_power_of_two(kept, self.exponent or 0)
             for accumulator in self.sums.values():
@@ -196,16 +198,19 @@ class Work:
         Raises:
             FileError: it does not, or rows that are taken as they are would need one.
         """
+        double = self.settings.precision == "float64"
+        safe, most = _SAFE_AND_MOST[torch.float64 if double else compute_dtype(chunk.dtype)]
         power = math.frexp(largest)[1]
-        if self.exponent is None and largest > 0:
-            self.exponent = 0 if abs(power) <= SAFE else power
-        exponent = self.exponent or 0
-        if power - exponent > MOST or (exponent and not self.settings.normalize):
+        is_first = self.exponent is None and largest > 0
+        if is_first:
+            self.exponent = power if self.settings.normalize and abs(power) > safe else 0
+        power -= self.exponent or 0
+        if power > most or (is_first and power < -safe):
             row = self.row + int((chunk.abs().amax(-1) == largest).nonzero()[0])
             raise FileError(
                 self.data[self.file].name,
                 f"row {row} (counted from 0) holds {largest:.3g}: squares of numbers so far from "
-                "1, or from those before, are not in the range of float64; scale the rows",
+                "1, or from those before, cannot be summed up; scale the rows",
             )
 
     def _check_finite(self) -> None:
