@@ -130,9 +130,7 @@ def decoding(name: object) -> Iterator[None]:
     except (FileError, ModuleNotFoundError):
         raise
     except MemoryError as error:
-        raise FileError(
-            name, "takes more memory to read than a file of its size may take"
-        ) from error
+        raise FileError(name, f"takes too much memory: {first_sentence(error)}") from error
     except OSError as error:
         raise FileError(
             name, f"cannot be read: {error.strerror or first_sentence(error)}"
@@ -156,6 +154,8 @@ def bounded_memory(more: int = MOST_MEMORY) -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_DATA, (min([_data_bytes() + more, *limits]), hard))
     try:
         yield
+    except MemoryError as error:
+        raise MemoryError(f"more than {more:,} bytes to decode it") from error
     finally:
         resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
