@@ -219,7 +219,9 @@ def _run(options: argparse.Namespace, signals: StopSignals) -> int:
         written = [outputs.TABLE, outputs.SCORES]
         if not options.no_plot:
             shares = scoring.cumulative_shares(eigenvalues).numpy()
-            drawn = spectra.resolved(eigenvalues.to(getattr(torch, settings.precision))).double()
+            top = eigenvalues[0] if eigenvalues[0] > 0 else 1.0  # may leave the range of float32
+            rounded = (eigenvalues / top).to(getattr(torch, settings.precision))
+            drawn = spectra.resolved(rounded).double() * top
             plot.draw(out / outputs.PICTURE, title, drawn.numpy(), shares, scores)
             written.append(outputs.PICTURE)
         (out / outputs.UNFINISHED).unlink(missing_ok=True)
