@@ -13,7 +13,6 @@ import pickle
 import re
 import resource
 import stat
-import sys
 import zipfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -44,13 +43,6 @@ def printable(text: object, most: int = 1000) -> str:
     begin = str(text)[: most + 1]  # an escape is longer than what it is for
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in begin)
     return shown if len(shown) <= most else f"{shown[: most - 1]}…"
-
-
-def show_every_character() -> None:
-    """Escapes what the terminal's encoding has not, instead of a UnicodeEncodeError."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def open_regular(path: Path, most: int | None = None) -> IO[bytes]:

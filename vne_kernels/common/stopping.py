@@ -12,8 +12,6 @@ import signal
 from types import FrameType
 from typing import Any
 
-import torch
-
 #: sysexits.h's EX_TEMPFAIL, "try again later": what a scheduler can be told to requeue on.
 REQUEUE = os.EX_TEMPFAIL
 PREEMPTIONS = (signal.SIGTERM, signal.SIGUSR1)
@@ -25,13 +23,6 @@ class Stopped(BaseException):
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
         self.signum = signum
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether it says that memory is out: torch's allocator of the CPU has no class for it."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 class StopSignals:

@@ -116,7 +116,7 @@ def draw(table: Path) -> Path:
     panels = 2 if of_paper else 1
     figure = Figure(figsize=(6.5 if panels == 1 else 11, 4.8), layout="constrained")
     axes, *others = figure.subplots(1, panels, squeeze=False, sharex=True, sharey=True)[0]
-    data = ", ".join(sorted({paper.DATA.get(row.data, row.data) for row in rows}))
+    data = ", ".join(sorted({paper.DATA.get(row.data, figures.literal(row.data)) for row in rows}))
     backbones = ", ".join(sorted({row.backbone.replace("resnet", "ResNet-") for row in rows}))
     images = " and ".join(f"{count:,}" for count in sorted({row.train_images for row in rows}))
     axes.set_title(_title("measured", f"{data} ({images} images)", backbones, measured))

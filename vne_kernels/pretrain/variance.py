@@ -197,8 +197,7 @@ def _is_papers(config: Config) -> bool:
 def _protocol(config: Config) -> str:
     data = paper.data_name(config)
     backbone = config.backbone.replace("resnet", "ResNet-")
-    ours = (
-        f"{paper.DATA.get(data, data)}, {backbone}, {config.epochs} epochs, n = {config.batch_size}"
-    )
+    name = paper.DATA.get(data, figures.literal(data))
+    ours = f"{name}, {backbone}, {config.epochs} epochs, n = {config.batch_size}"
     theirs = "\npaper, Figure 2: ResNet-50, 100 epochs, n = 128" if _is_papers(config) else ""
     return ours + theirs

@@ -20,8 +20,9 @@ import torch
 import vne_kernels
 from vne_kernels import available_backends, spectra
 from vne_kernels.common.files import locked, spare, write_json, write_table
-from vne_kernels.common.reading import FileError, printable, show_every_character
-from vne_kernels.common.stopping import REQUEUE, Stopped, StopSignals, out_of_memory
+from vne_kernels.common.reading import FileError, printable
+from vne_kernels.common.stopping import REQUEUE, Stopped, StopSignals
+from vne_kernels.common.terminal import reason, show_any_text
 
 if TYPE_CHECKING:
     from vne_kernels.spectrum_files.readers import Embeddings
@@ -134,7 +135,7 @@ def _device(text: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the program; returns its exit code."""
-    show_every_character()
+    show_any_text()
     options = make_parser().parse_args(arguments)
     try:
         with StopSignals() as signals:
@@ -142,13 +143,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 return _run(options, signals)
             except FileError as error:
                 return _fail(str(error))
-            except OSError as error:
-                name = error.filename or "cannot write results"
-                return _fail(f"{name}: {error.strerror or error}")
-            except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error):
+            except Exception as error:
+                if (why := reason(error)) is None:
                     raise
-                return _fail("there is not enough memory for the matrices of so many features")
+                return _fail(why)
     except ModuleNotFoundError as error:
         module = (error.name or str(error)).split(".")[0]
         return _fail(
