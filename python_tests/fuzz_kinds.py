@@ -300,6 +300,13 @@ def run_folder(folder: Path) -> None:
     wanted(pretrain("knn", folder / "run"), 0)
 
 
+def run_without_tables(folder: Path) -> None:
+    """Its report has no pictures, which take most of the time."""
+    run_folder(folder)
+    for name in ("metrics", "epochs", "spectrum"):
+        (folder / f"run/{name}.csv").unlink()
+
+
 def linear_eval(valid: Path, work: Path) -> int:
     return pretrain("linear-eval", work / "run", "--epochs", 2, "--batch-size", 16)
 
@@ -352,7 +359,10 @@ def report_kind(name: str, mutate: Mutation) -> Kind:
     def run(valid: Path, work: Path) -> int:
         return pretrain("report", work / "run")
 
-    return Kind(run_folder, f"run/{name}", run, report_html, mutate=mutate)
+    # Pictures are of the tables and of the configuration.
+    drawn = name.endswith(".csv") or name == "config.json"
+    make = run_folder if drawn else run_without_tables
+    return Kind(make, f"run/{name}", run, report_html, mutate=mutate)
 
 
 def export(valid: Path, work: Path) -> int:
