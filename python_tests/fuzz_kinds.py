@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,6 +169,12 @@ def parquet_is_whole(valid: bytes, mutant: bytes, work: Path) -> bool:
     about = parquet.read_metadata(io.BytesIO(mutant))
     groups = sum(about.row_group(i).num_rows for i in range(about.num_row_groups))
     return mutant[:pages] == valid[:pages] and scores(work)["rows"] == about.num_rows == groups
+
+
+def members_are_whole(valid: bytes, mutant: bytes, work: Path) -> bool:
+    """By the checksums that torch.save writes."""
+    with zipfile.ZipFile(io.BytesIO(mutant)) as archive:
+        return archive.testzip() is None
 
 
 def steps_are_counted(valid: bytes, mutant: bytes, work: Path) -> bool:
@@ -406,12 +413,15 @@ KINDS = {
         for name in ("metrics", "epochs", "spectrum", "events")
     },
     "export:config": Kind(
-        run_folder, "run/config.json", export, exported, mutate=damage_config
+        run_without_tables, "run/config.json", export, exported, mutate=damage_config
     ),
     "knn:config": Kind(
-        run_folder, "run/config.json", knn, accuracy("knn"), mutate=damage_config, seconds=20
+        run_without_tables, "run/config.json", knn, accuracy("knn"), mutate=damage_config,
+        seconds=20,
     ),
-    "encoder.pt": Kind(run_folder, "run/encoder.pt", export, exported, never, damage_saved),
+    "encoder.pt": Kind(
+        run_without_tables, "run/encoder.pt", export, exported, members_are_whole, damage_saved
+    ),
     "linear_eval.ckpt": Kind(
         stopped_probe, "run/linear_eval.ckpt", linear_eval, table_of("linear_eval"), never,
         damage_saved, seconds=20,
