@@ -122,10 +122,13 @@ SLOW += tuple(f"report:{name}" for name in ("metrics", "epochs", "spectrum", "ev
 
 
 def test_some_mutants_of_every_kind(tmp_path: Path) -> None:
-    """In a process of its own: children of one that has used torch's threads could hang."""
+    """In a process of its own: children of one that has used torch's threads could hang.
+
+    With this seed four kinds failed before the programs distrusted their files.
+    """
     kinds = ",".join(name for name in fuzz_files.KINDS if name not in SLOW)
     done = subprocess.run(
-        [sys.executable, fuzz_files.__file__, "--mutants=3", "--kinds", kinds],
+        [sys.executable, fuzz_files.__file__, "--mutants=3", "--seed=9", "--kinds", kinds],
         cwd=tmp_path,
         capture_output=True,
         text=True,
