@@ -250,6 +250,8 @@ def test_a_checkpoint_of_wrong_content(changes: dict[str, Any], run: Path) -> No
     "changes",
     [
         {"optimizer_states": ["x"]},
+        {"optimizer_states": [{"state": {0: {"momentum_buffer": torch.zeros(3)}}}]},
+        {"lr_schedulers": [{"step": 3}]},
         {"loops": {"fit_loop": 3}},
         {"loops": ...},
         {"state_dict": {"encoder.conv1.weight": "x"}},

@@ -12,11 +12,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vne_kernels.common.files import replacing
 from vne_kernels.common.reading import FileError, printable, read_tensors
 from vne_kernels.pretrain.config import FREE_ON_RESUME, Config, OptionError
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.optim import Optimizer
+    from torch.optim.lr_scheduler import LRScheduler
 
 FOLDER = "checkpoints"  # in the output folder
 NAME = re.compile(r"step-(\d{8,18})\.ckpt")
@@ -30,7 +35,7 @@ class Resumed:
 
     path: Path | None = None  # None: at the beginning
     step: int = 0
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)  # of its network's tensors
+    form: Any = None  # of its content
     passed_over: dict[Path, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -38,20 +43,67 @@ class Resumed:
             return "at step 0, since there is no checkpoint yet"
         return f"at step {self.step}, from {self.path.name}"
 
-    def check_fits(self, state: Mapping[str, Any]) -> None:
-        """That the checkpoint holds the tensors of the network with this ``state_dict``.
+    def check_fits(self, module: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> None:
+        """Checks that the checkpoint is one of such a network, optimizer and schedule.
 
         Raises:
-            OptionError: it does not, as where the images are not those the run began with.
+            OptionError: it is not, as where the images are not those the run began with.
         """
         if self.path is None:
             return
-        wanted = {name: tuple(value.shape) for name, value in state.items()}
-        for name in sorted(wanted.keys() | self.shapes):
-            if wanted.get(name) != self.shapes.get(name):
-                expected = f"{name} {wanted.get(name, 'is not there')}"
-                got = f"{self.path.name}, where it is {self.shapes.get(name, 'not there')}"
-                raise OptionError("resume", f"used with a checkpoint whose {expected}", got)
+        parts = {
+            "state_dict": (form(module.state_dict()), self.form["state_dict"]),
+            "optimizer_states": ([form_of(optimizer)], self.form.get("optimizer_states")),
+            "lr_schedulers": ([form(schedule.state_dict())], self.form.get("lr_schedulers")),
+        }
+        for name, (ours, theirs) in parts.items():
+            if found := difference(ours, theirs, name):
+                wanted = "used with a checkpoint of this network"
+                raise OptionError("resume", wanted, f"{self.path.name}, whose {found}")
+
+
+def form(content: Any) -> Any:
+    """The keys, types and shapes of what a checkpoint holds, without its numbers."""
+    if isinstance(content, Mapping):
+        return {key: form(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [form(value) for value in content]
+    if (shape := getattr(content, "shape", None)) is not None:
+        return f"{content.dtype} {tuple(shape)}"
+    # Of flags that were not given, torch's optimizers hold None.
+    return "flag" if isinstance(content, bool | None) else type(content).__name__
+
+
+def form_of(optimizer: Optimizer) -> Any:
+    """The form of an SGD's state once it has taken a step."""
+    groups = optimizer.state_dict()["param_groups"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state = {i: {"momentum_buffer": form(p)} for i, p in enumerate(parameters)}
+    return {"state": state, "param_groups": form(groups)}
+
+
+def difference(ours: Any, theirs: Any, place: str) -> str | None:
+    """The first place at which two forms differ; None where there is none.
+
+    What one has no gradient for has no momentum, and a later torch has flags that another has not.
+    """
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        may_be_missing = {key for key in ours if ours[key] == "flag" or place.endswith(".state")}
+        for key in sorted((ours.keys() - may_be_missing) | theirs.keys(), key=str):
+            if key not in theirs:
+                return f"{place} lacks {key}"
+            if key not in ours:
+                if theirs[key] == "flag":
+                    continue
+                return f"{place} holds {key}"
+            if found := difference(ours[key], theirs[key], f"{place}.{key}"):
+                return found
+        return None
+    if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
+        parts = zip(ours, theirs, strict=True)
+        each = (difference(a, b, f"{place}.{i}") for i, (a, b) in enumerate(parts))
+        return next(filter(None, each), None)
+    return None if ours == theirs else f"{place} is {theirs}, where {ours} is needed"
 
 
 def files(out: Path) -> list[Path]:
@@ -127,8 +179,7 @@ def newest(config: Config) -> Resumed:
             continue
         _check_same_run(path, content, config)
         resumed.path, resumed.step = path, int(content["global_step"])
-        state = content["state_dict"].items()
-        resumed.shapes = {name: tuple(x.shape) for name, x in state if hasattr(x, "shape")}
+        resumed.form = form(content)
         return resumed
     if found:
         wanted = f"used with a folder in which a checkpoint can be read ({len(found)} tried)"

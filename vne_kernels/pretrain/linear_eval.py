@@ -33,6 +33,7 @@ from vne_kernels.common.files import replacing, write_json
 from vne_kernels.common.reading import first_sentence, read_tensors
 from vne_kernels.pretrain import environment
 from vne_kernels.pretrain.callbacks import Table
+from vne_kernels.pretrain.checkpoints import difference, form, form_of
 from vne_kernels.pretrain.config import CHECKPOINT_SECONDS, OptionError, load_config
 from vne_kernels.pretrain.data import (
     TwoViews,
@@ -333,6 +334,14 @@ class Checkpoint:
                 )
                 raise OptionError(name, as_begun, value)
         try:
+            parts = {
+                "probe": form(probe.state_dict()),
+                "optimizer": form_of(probe.optimizer),
+                "schedule": form(probe.schedule.state_dict()),
+            }
+            for name, ours in parts.items():
+                if found := difference(ours, form(content[name]), name):
+                    raise ValueError(found)
             probe.load_state_dict(content["probe"])
             probe.optimizer.load_state_dict(content["optimizer"])
             probe.schedule.load_state_dict(content["schedule"])

@@ -98,7 +98,8 @@ def run(config: Config, data: ImageData, *, resume: bool, signals: StopSignals) 
             print(f"resumed   {resumed}", flush=True)
 
     module = _seeded_module(config, steps, data.classes)
-    resumed.check_fits(module.state_dict())
+    steps_by = module.configure_optimizers()
+    resumed.check_fits(module, steps_by["optimizer"], steps_by["lr_scheduler"]["scheduler"])
     fit_start = time.monotonic()
     with (
         processes.reported(trainer),
