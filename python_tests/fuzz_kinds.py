@@ -423,8 +423,8 @@ KINDS = {
         run_without_tables, "run/encoder.pt", export, exported, members_are_whole, damage_saved
     ),
     "linear_eval.ckpt": Kind(
-        stopped_probe, "run/linear_eval.ckpt", linear_eval, table_of("linear_eval"), never,
-        damage_saved, seconds=20,
+        stopped_probe, "run/linear_eval.ckpt", linear_eval, table_of("linear_eval"),
+        members_are_whole, damage_saved, seconds=20,
     ),
     "checkpoint": Kind(
         stopped_run, "run/checkpoints/*.ckpt", go_on_training, table_of("metrics"), never,

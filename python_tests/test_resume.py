@@ -26,6 +26,7 @@ import numpy as np
 import pytest
 import torch
 from kill_and_resume import Undisturbed, differences, run_trial
+from lightning.pytorch import Trainer
 from tiny_run import SMALL, STEPS_PER_EPOCH, write_npz
 
 from vne_kernels.common import files
@@ -427,7 +428,8 @@ def test_a_checkpoint_that_does_not_fit_the_network(whole: Path) -> None:
     for classes in (4, 9):
         module = Pretraining(config, LAST, classes)
         steps_by = module.configure_optimizers()
-        parts = (module, steps_by["optimizer"], steps_by["lr_scheduler"]["scheduler"])
+        schedule, loop = steps_by["lr_scheduler"]["scheduler"], Trainer().fit_loop.state_dict()
+        parts = (module, steps_by["optimizer"], schedule, loop)
         if classes == 4:  # as the images of the run have
             resumed.check_fits(*parts)
         else:

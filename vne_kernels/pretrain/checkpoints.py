@@ -43,29 +43,47 @@ class Resumed:
             return "at step 0, since there is no checkpoint yet"
         return f"at step {self.step}, from {self.path.name}"
 
-    def check_fits(self, module: nn.Module, optimizer: Optimizer, schedule: LRScheduler) -> None:
+    def check_fits(
+        self,
+        module: nn.Module,
+        optimizer: Optimizer,
+        schedule: LRScheduler,
+        loop: Mapping[str, Any],
+    ) -> None:
         """Checks that the checkpoint is one of such a network, optimizer and schedule.
+
+        ``loop``: the state of Lightning's loop, before it begins.
 
         Raises:
             OptionError: it is not, as where the images are not those the run began with.
         """
         if self.path is None:
             return
+        found = self.form.get("loops")
+        loops = found if isinstance(found, dict) else {}
         parts = {
             "state_dict": (form(module.state_dict()), self.form["state_dict"]),
             "optimizer_states": ([form_of(optimizer)], self.form.get("optimizer_states")),
             "lr_schedulers": ([form(schedule.state_dict())], self.form.get("lr_schedulers")),
+            "loops.fit_loop": (form(loop), loops.get("fit_loop")),
         }
         for name, (ours, theirs) in parts.items():
-            if found := difference(ours, theirs, name):
+            if what := difference(ours, theirs, name):
                 wanted = "used with a checkpoint of this network"
-                raise OptionError("resume", wanted, f"{self.path.name}, whose {found}")
+                raise OptionError("resume", wanted, f"{self.path.name}, whose {what}")
+
+
+#: What an optimizer keeps and a run does not change: these are compared as numbers.
+CONSTANTS = ("momentum", "dampening", "weight_decay")
 
 
 def form(content: Any) -> Any:
     """The keys, types and shapes of what a checkpoint holds, without its numbers."""
     if isinstance(content, Mapping):
-        return {key: form(value) for key, value in content.items()}
+        return {
+            key: value if key in CONSTANTS and isinstance(value, int | float) else form(value)
+            for key, value in content.items()
+        }
     if isinstance(content, list | tuple):
         return [form(value) for value in content]
     if (shape := getattr(content, "shape", None)) is not None:
@@ -85,17 +103,16 @@ def form_of(optimizer: Optimizer) -> Any:
 def difference(ours: Any, theirs: Any, place: str) -> str | None:
     """The first place at which two forms differ; None where there is none.
 
-    What one has no gradient for has no momentum, and a later torch has flags that another has not.
+    Before the first step there is no momentum; and one torch knows flags that another does not.
     """
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        may_be_missing = {key for key in ours if ours[key] == "flag" or place.endswith(".state")}
-        for key in sorted((ours.keys() - may_be_missing) | theirs.keys(), key=str):
-            if key not in theirs:
-                return f"{place} lacks {key}"
-            if key not in ours:
-                if theirs[key] == "flag":
+        if not theirs and place.endswith(".state"):
+            return None
+        for key in sorted(ours.keys() | theirs.keys(), key=str):
+            if key not in ours or key not in theirs:
+                if (ours | theirs)[key] == "flag":
                     continue
-                return f"{place} holds {key}"
+                return f"{place} {'holds' if key in theirs else 'lacks'} {key}"
             if found := difference(ours[key], theirs[key], f"{place}.{key}"):
                 return found
         return None

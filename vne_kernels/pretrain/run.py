@@ -99,7 +99,8 @@ def run(config: Config, data: ImageData, *, resume: bool, signals: StopSignals) 
 
     module = _seeded_module(config, steps, data.classes)
     steps_by = module.configure_optimizers()
-    resumed.check_fits(module, steps_by["optimizer"], steps_by["lr_scheduler"]["scheduler"])
+    schedule = steps_by["lr_scheduler"]["scheduler"]
+    resumed.check_fits(module, steps_by["optimizer"], schedule, trainer.fit_loop.state_dict())
     fit_start = time.monotonic()
     with (
         processes.reported(trainer),
