@@ -290,6 +290,7 @@ def test_without_options_the_papers_protocol(
         (["--batch-sizes", "1"], "argument --batch-size: must be an integer >= 2, got 1"),
         (["--", "--recipe", "none"], "argument --recipe: must be a .toml file"),
         (["--losses", "other"], "argument --losses: invalid choice: 'other'"),
+        (["--", "--overwrite"], "argument --overwrite: must be left out after --"),
         (["--", "--unknown"], "unrecognized arguments: --unknown"),
     ],
 )

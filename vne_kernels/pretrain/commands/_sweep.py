@@ -67,7 +67,7 @@ def make_run(folder: Path, varied: Mapping[str, Any], rest: Sequence[str]) -> Ru
     from vne_kernels.pretrain.cli import make_parser  # which imports the commands
 
     given = vars(make_parser("train", train).parse_args(rest))
-    for name in ("out", "resume", *varied):
+    for name in ("out", "resume", "overwrite", *varied):
         if name in given:
             raise OptionError(name, "left out after --, where the sweep decides it", given[name])
     ours = {} if given.keys() & {"data", "recipe"} else {"recipe": RECIPE}
