@@ -265,6 +265,40 @@ def test_what_cannot_be_restored_is_said(
     assert path.name in one_line(capsys)
 
 
+def set_in_group(name: str, value: object) -> Callable[[dict[str, Any]], object]:
+    return lambda state: state["param_groups"][0].__setitem__(name, value)
+
+
+OPTIMIZERS: dict[str, tuple[Callable[[dict[str, Any]], object], bool]] = {
+    "as it is": (lambda state: None, True),
+    "of a torch without a flag": (lambda state: state["param_groups"][0].pop("fused"), True),
+    "before the first step": (lambda state: state["state"].clear(), True),
+    "another learning rate": (set_in_group("lr", 7.0), True),
+    "text": (set_in_group("lr", "7.0"), False),
+    "another momentum": (set_in_group("momentum", 10**30), False),
+    "a tensor for a momentum": (set_in_group("momentum", torch.zeros(3)), False),
+    "other parameters": (set_in_group("params", [-7]), False),
+    "no parameters": (set_in_group("params", [torch.zeros(3)]), False),
+    "no state of one": (lambda state: state["state"][0].clear(), False),
+    "another shape": (lambda state: state["state"][0].update(momentum_buffer=torch.ones(3)), False),
+    "more entries": (lambda state: state["state"][0].update(step=5), False),
+    "more groups": (lambda state: state["param_groups"].append({}), False),
+}
+
+
+@pytest.mark.parametrize("case", OPTIMIZERS)
+def test_the_form_of_an_optimizer(case: str) -> None:
+    change_it, fits = OPTIMIZERS[case]
+    parameter = torch.ones(2, requires_grad=True)
+    optimizer = torch.optim.SGD([parameter], lr=0.1, momentum=0.9)
+    parameter.sum().backward()
+    optimizer.step()
+    state = optimizer.state_dict()
+    change_it(state)
+    ours, theirs = checkpoints.form_of(optimizer), checkpoints.form(state)
+    assert (checkpoints.difference(ours, theirs, "optimizer") is None) == fits
+
+
 def test_a_checkpoint_of_more_steps_than_the_run_has(
     run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,14 +74,14 @@ class Resumed:
 
 
 #: What an optimizer keeps and a run does not change: these are compared as numbers.
-CONSTANTS = ("momentum", "dampening", "weight_decay")
+CONSTANTS = ("momentum", "dampening", "weight_decay", "params")
 
 
 def form(content: Any) -> Any:
     """The keys, types and shapes of what a checkpoint holds, without its numbers."""
     if isinstance(content, Mapping):
         return {
-            key: value if key in CONSTANTS and isinstance(value, int | float) else form(value)
+            key: value if key in CONSTANTS and _is_numbers(value) else form(value)
             for key, value in content.items()
         }
     if isinstance(content, list | tuple):
@@ -90,6 +90,12 @@ def form(content: Any) -> Any:
         return f"{content.dtype} {tuple(shape)}"
     # Of flags that were not given, torch's optimizers hold None.
     return "flag" if isinstance(content, bool | None) else type(content).__name__
+
+
+def _is_numbers(content: Any) -> bool:
+    if isinstance(content, list):
+        return all(isinstance(value, int) for value in content)
+    return isinstance(content, int | float)
 
 
 def form_of(optimizer: Optimizer) -> Any:
