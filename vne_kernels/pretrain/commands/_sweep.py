@@ -103,7 +103,7 @@ def sweep(
         try:
             spare(out, (table, Path(table).with_suffix(".png").name), "--overwrite replaces them")
         except FileError as error:
-            raise OptionError("out", "a folder of its own", str(error)) from error
+            raise OptionError("out", "a folder without foreign files", str(error)) from error
 
     from vne_kernels.pretrain.sweep import sweep
 

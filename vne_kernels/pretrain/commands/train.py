@@ -321,7 +321,7 @@ def _alone_in(out: Path, overwrite: bool) -> Iterator[None]:
             try:
                 spare(out, FILES, "--overwrite replaces them")
             except FileError as error:
-                raise OptionError("out", "a folder of its own", str(error)) from error
+                raise OptionError("out", "a folder without foreign files", str(error)) from error
         yield
 
 
