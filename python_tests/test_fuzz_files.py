@@ -103,7 +103,7 @@ def test_every_end_has_its_class(
         numbers=lambda work: (work / "number").read_text(),
         excuse=excuse,
         mutate=lambda data, rng: b"bad",
-        seconds=0.4 if act is wait else 10,
+        seconds=4 if act is wait else 20,
     )
     if act is take_more_than_the_ceiling:
         monkeypatch.setattr(fuzz_files, "CEILING_MB", 50)

@@ -53,10 +53,10 @@ def draw_all(out: Path, n: int, d: int, loss: str = "vn-doe") -> list[Path]:
 
 
 def _pictures(out: Path, n: int, d: int, loss: str) -> Iterator[tuple[str, Figure]]:
-    drawn = ("step", "loss", "entropy", "cosine", "beta")
-    series = _columns(out / "metrics.csv", drawn)
-    means = _columns(out / "epochs.csv", ("epoch", *drawn))
-    spectra = _columns(out / "spectrum.csv", ("epoch", "step", "eigenvalue_1"))
+    drawn = ("step", "loss", "entropy", "cosine")
+    series = _columns(out / "metrics.csv", (*drawn, "beta"))
+    means = _columns(out / "epochs.csv", (*drawn, "epoch"))
+    spectra = _columns(out / "spectrum.csv", ("epoch", "step"))
     if series:
         yield "loss", _loss(series, means, loss)
         yield "entropy", _entropy(series, means, n, d, _collapses(out, series))
