@@ -104,10 +104,10 @@ def run(config: Config, data: ImageData, *, resume: bool, signals: StopSignals) 
     fit_start = time.monotonic()
     with (
         processes.reported(trainer),
+        saving.restoring(),  # outside of those below, which know a fault of a disk or a loader
         has_to_be_written(out),
         loading_processes(),
         compilation(config),
-        saving.restoring(),
     ):
         trainer.fit(module, loader, ckpt_path=resumed.path, weights_only=True)
     fit_seconds = time.monotonic() - fit_start
