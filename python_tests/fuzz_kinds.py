@@ -36,7 +36,7 @@ def pretrain(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
-def told(read: Callable[[Path, Path], int]) -> Callable[[Path, Path], int]:
+def as_program(read: Callable[[Path, Path], int]) -> Callable[[Path, Path], int]:
     """What the program makes of an OptionError, for functions called without the program."""
 
     def run(valid: Path, work: Path) -> int:
@@ -359,7 +359,7 @@ def matrix_kind(name: str, excuse: Excuse) -> Kind:
 
 
 def image_kind(suffix: str) -> Kind:
-    return Kind(images(suffix), f"images/train/a/0{suffix}", told(read_images), kept)
+    return Kind(images(suffix), f"images/train/a/0{suffix}", as_program(read_images), kept)
 
 
 def report_kind(name: str, mutate: Mutation) -> Kind:
@@ -395,11 +395,12 @@ KINDS = {
     "parquet-lists": matrix_kind("lists.parquet", parquet_is_whole),
     "parquet-columns": matrix_kind("columns.parquet", parquet_is_whole),
     "training-npz": Kind(
-        write_npz, "tiny.npz", told(lambda *folders: read_images(*folders, "tiny.npz")), kept, never
+        write_npz, "tiny.npz", as_program(lambda *folders: read_images(*folders, "tiny.npz")),
+        kept, never,
     ),
     **{name: image_kind(f".{name}") for name in ("png", "jpeg", "bmp", "tiff", "webp", "ppm")},
-    "recipe": Kind(recipe, "own.toml", told(read_recipe), kept, mutate=damage_text),
-    "class-list": Kind(classes, "list.txt", told(read_classes), kept, mutate=damage_text),
+    "recipe": Kind(recipe, "own.toml", as_program(read_recipe), kept, mutate=damage_text),
+    "class-list": Kind(classes, "list.txt", as_program(read_classes), kept, mutate=damage_text),
     "unfinished.pt": Kind(
         unfinished, "out/unfinished.pt", go_on_summing, scores, never, damage_saved
     ),

@@ -162,7 +162,7 @@ def damage_text(data: bytes, rng: Random) -> bytes:
 
 
 def change_content(data: bytes, rng: Random) -> bytes:
-    """One leaf of what torch.load gives is changed, and all is saved anew."""
+    """One leaf of what torch.load gives is changed, and all is saved again."""
     import torch
 
     content = torch.load(io.BytesIO(data), weights_only=True)

@@ -199,7 +199,7 @@ class Of:
             raise ValueError("count must be at least 0")
 
 
-class Told(TypedDict):
+class Record(TypedDict):
     of: Of
     names: list[str]
 
@@ -223,19 +223,19 @@ BAD_JSON = {
 
 @pytest.mark.parametrize("case", BAD_JSON)
 def test_json_of_another_type_is_refused(case: str, tmp_path: Path) -> None:
-    path = tmp_path / "told.json"
+    path = tmp_path / "record.json"
     path.write_text(BAD_JSON[case], errors="surrogateescape")
-    with pytest.raises(FileError, match=r"told\.json"):
-        reading.read_json(path, Told)
+    with pytest.raises(FileError, match=r"record\.json"):
+        reading.read_json(path, Record)
 
 
 def test_json_of_its_type(tmp_path: Path) -> None:
-    path = tmp_path / "told.json"
+    path = tmp_path / "record.json"
     path.write_text('{"of": {"count": 1}, "names": ["a"], "of a later version": 1}')
-    assert reading.read_json(path, Told) == {"of": Of(1), "names": ["a"]}
+    assert reading.read_json(path, Record) == {"of": Of(1), "names": ["a"]}
     path.write_text('{"of": {"count": -1}, "names": []}')
     with pytest.raises(FileError, match="count must be at least 0"):
-        reading.read_json(path, Told)
+        reading.read_json(path, Record)
 
 
 @pytest.mark.parametrize(

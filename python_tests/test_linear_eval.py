@@ -220,7 +220,7 @@ def test_unfinished_evaluation_keeps_its_options(
     assert "argument --encoder: must be 'trained, sha256 " in capsys.readouterr().err
     (run / "linear_eval.ckpt").write_bytes(b"broken")
     assert main(["linear-eval", str(run), *FAST]) == 2
-    assert "linear_eval.ckpt can be used (delete it to begin anew)" in capsys.readouterr().err
+    assert "linear_eval.ckpt can be used (delete it to start over)" in capsys.readouterr().err
     (run / "linear_eval.ckpt").unlink()
     assert main(["linear-eval", str(run), *FAST]) == 0
 

@@ -129,7 +129,7 @@ def test_names_that_no_file_can_have(
     option: list[str], name: str, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*(x.format(run) for x in option), name]) in (1, 2)
-    assert name in one_line(capsys)
+    assert (name or option[-1]) in one_line(capsys)
 
 
 def test_sweeps_spare_the_users_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,7 +196,6 @@ BAD_RECORDS: dict[str, Callable[[Path], object]] = {
     "linear_eval: protocol": lambda run: change(run / "linear_eval.json", "protocol.epochs", -1),
     "linear_eval: broken": lambda run: change(run / "linear_eval.json", "broken_images", []),
     "knn: neighbours": lambda run: change(run / "knn.json", "neighbours", None),
-    "epochs: columns": lambda run: (run / "epochs.csv").write_text("epoch,step\r\n1,2\r\n"),
     "epochs: infinity": lambda run: (run / "epochs.csv").write_text("epoch,step\r\ninf,2\r\n"),
     "epochs: empty": lambda run: (run / "epochs.csv").write_text(""),
     "events: step": lambda run: (run / "events.csv").write_text("step,kind,message\r\n-,a,b\r\n"),
@@ -210,9 +209,7 @@ def test_a_record_that_is_not_ours(
 ) -> None:
     before = (run / "report.html").read_bytes()
     BAD_RECORDS[case](run)
-    assert main(["report", str(run)]) in (0, 2)
-    if "infinity" in case or "columns" in case:  # of pictures, which this file does not draw
-        return
+    assert main(["report", str(run)]) == 2
     assert "argument RUN" in one_line(capsys)
     assert (run / "report.html").read_bytes() == before
 

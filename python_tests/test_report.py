@@ -326,6 +326,14 @@ def test_folder_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["epochs.csv", "metrics.csv", "spectrum.csv"])
+def test_table_without_the_columns_that_are_drawn(name: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    (run / name).write_text("step\r\n1\r\n")
+    with pytest.raises(OptionError, match=re.escape(name)):
+        report.write(run)
+
+
 @pytest.mark.parametrize("name", ["results.json", "epochs.csv", "metrics.csv"])
 def test_file_that_cannot_be_read(name: str, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")

@@ -141,7 +141,7 @@ class Npz:
         """The bytes of the member, header included. Read to its end, its checksum is compared.
 
         Raises:
-            FileError: there is no array ``key``, or it is encrypted or of a method of its own.
+            FileError: there is no array ``key``, it is encrypted, or packed by another method.
         """
         name = self._name(key)
         if key not in self._members:

@@ -289,9 +289,9 @@ def load_config(run: Path) -> Config:
     """
     path = run / CONFIG
     try:
-        told = read_json(path, dict[str, Any])
-        if unknown := told.keys() - {field.name for field in dataclasses.fields(Config)}:
-            raise FileError(path, f"tells of {', '.join(sorted(unknown))}, which is no option")
+        saved = read_json(path, dict[str, Any])
+        if unknown := saved.keys() - {field.name for field in dataclasses.fields(Config)}:
+            raise FileError(path, f"holds {', '.join(sorted(unknown))}, which is no option")
         config = read_json(path, Config)
     except (OSError, FileError) as error:
         wanted = f"the folder of a run, with a readable {path.name}"

@@ -317,7 +317,7 @@ class Checkpoint:
         """Put ``probe`` where the interrupted evaluation was, if there is one."""
         if not self.path.exists():
             return
-        wanted = f"a folder whose {self.path.name} can be used (delete it to begin anew)"
+        wanted = f"a folder whose {self.path.name} can be used (delete it to start over)"
         try:
             content = read_tensors(self.path)
             begun_with, step, broken = (content[x] for x in ("begun_with", "step", "broken"))

@@ -1,4 +1,4 @@
-"""The files that are written, and how those of this program are told from those of others."""
+"""The files that are written, and how to recognize that this program has written them."""
 
 from __future__ import annotations
 

@@ -379,8 +379,8 @@ def _open_parquet(name: str, path: Path, key: str | None, file: IO[bytes]) -> Ma
         yield from _regrouped(rows_of, start - before, min(size, rows))
 
     ignored = [k for k in kinds_by_name if k not in columns]
-    told = _listed(ignored, lambda k: f"({describe(k)})")
-    return Matrix(rows, features, torch_dtype, read, told)
+    left_out = _listed(ignored, lambda k: f"({describe(k)})")
+    return Matrix(rows, features, torch_dtype, read, left_out)
 
 
 def _parquet(file: IO[bytes]) -> Any:
