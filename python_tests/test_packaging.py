@@ -1,4 +1,4 @@
-"""Audit of what is built and shipped: ABI, sources, archives, README, error sentences."""
+"""Audit of what is built and shipped: ABI, sources, archives, the README's code, setup.py."""
 
 from __future__ import annotations
 
@@ -75,24 +75,21 @@ def test_no_path_of_the_build_machine(module: Path) -> None:
 # ---- loading -----------------------------------------------------------------------------------
 
 
-def test_source_folder_without_modules_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ImportError, match=r"not built.*pip install"):
+def test_module_that_is_not_there_or_does_not_load(tmp_path: Path) -> None:
+    with pytest.raises(ImportError, match="pip install"):
         _load._load_cpu(tmp_path)
-
-
-def test_module_that_does_not_load_says_what_is_needed(tmp_path: Path) -> None:
     (tmp_path / "_C.abi3.so").write_bytes(b"not a library")
-    with pytest.raises(ImportError, match=r"needs torch >= 2\.10"):
+    with pytest.raises(ImportError, match=r"torch >= 2\.10"):
         _load._load_cpu(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("built", "torch_cuda", "reason"),
     [
-        ("_C_cuda13.abi3.so", None, "is not a CUDA build"),
-        (None, "13.0", "built without its CUDA module"),
-        ("_C_cuda12.abi3.so", "13.0", r"needs _C_cuda13\.abi3\.so, .* _C_cuda12\.abi3\.so"),
-        ("_C_cuda13.abi3.so", "13.0", "does not load"),
+        ("_C_cuda13.abi3.so", None, torch.__version__),
+        (None, "13.0", "VNE_KERNELS_CUDA"),
+        ("_C_cuda12.abi3.so", "13.0", "_C_cuda12.abi3.so"),
+        ("_C_cuda13.abi3.so", "13.0", "_C_cuda13.abi3.so"),
     ],
 )
 def test_cuda_module_not_usable_says_why(
@@ -100,7 +97,7 @@ def test_cuda_module_not_usable_says_why(
 ) -> None:
     if built is not None:
         (tmp_path / built).write_bytes(b"not a library")
-    assert re.search(reason, _load._load_cuda(tmp_path, torch_cuda) or "")
+    assert reason in (_load._load_cuda(tmp_path, torch_cuda) or "")
 
 
 def test_cuda_module_is_loaded_exactly_where_it_fits() -> None:
@@ -136,10 +133,8 @@ def test_every_cuda_kernel_is_emulated() -> None:
 
 def test_version_is_one() -> None:
     declared = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)
-    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.M)
     assert declared is not None
-    assert newest is not None
-    versions = {declared[1], newest[1], vne_kernels.__version__}
+    versions = {declared[1], vne_kernels.__version__}
     assert versions == {importlib.metadata.version("vne_kernels")}
 
 
@@ -224,43 +219,35 @@ def fake_tools(folder: Path, scripts: Mapping[str, str]) -> str:
 def last_line(result: subprocess.CompletedProcess[str]) -> str:
     assert result.returncode != 0
     assert "Traceback" not in result.stderr
-    return result.stderr.strip().splitlines()[-1]
+    line = result.stderr.strip().splitlines()[-1]
+    assert line.startswith("vne_kernels: ")
+    return line
 
 
-def test_setup_without_torch(source: Path, tmp_path: Path) -> None:
+def test_setup_without_torch_or_with_an_old_one(source: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['torch'] = None\n")
-    result = run_setup(source, "build_ext", PYTHONPATH=str(tmp_path))
-    assert re.match(r"vne_kernels: torch is not installed .* `pip install", last_line(result))
-
-
-def test_setup_with_old_torch(source: Path, tmp_path: Path) -> None:
+    assert "torch" in last_line(run_setup(source, "build_ext", PYTHONPATH=str(tmp_path)))
+    (tmp_path / "sitecustomize.py").unlink()
     path = fake_torch(tmp_path, "2.9.1+cu128", "12.8")
-    result = run_setup(source, "build_ext", PYTHONPATH=path)
-    assert re.match(r"vne_kernels: torch 2\.9\.1\+cu128 is too old", last_line(result))
+    assert "2.9.1+cu128" in last_line(run_setup(source, "build_ext", PYTHONPATH=path))
 
 
 @pytest.mark.parametrize(
-    ("variables", "sentence"),
+    ("variables", "named"),
     [
-        ({"PATH": ""}, r"no C\+\+ compiler was found .* install one"),
-        ({"CXX": "no-such-compiler -O2"}, r"the C\+\+ compiler named in CXX, no-such-compiler,"),
-        ({"VNE_KERNELS_CUDA": "yes"}, r"VNE_KERNELS_CUDA must be auto, 0 or 1, got 'yes'"),
+        ({"PATH": ""}, "compiler"),
+        ({"CXX": "no-such-compiler -O2"}, "no-such-compiler"),
+        ({"VNE_KERNELS_CUDA": "yes"}, "VNE_KERNELS_CUDA"),
     ],
 )
-def test_setup_says_what_is_wrong(source: Path, variables: dict[str, str], sentence: str) -> None:
+def test_setup_names_what_is_wrong(source: Path, variables: dict[str, str], named: str) -> None:
     result = run_setup(source, "build_ext", **{"VNE_KERNELS_CUDA": "0", **variables})
-    assert re.match(f"vne_kernels: {sentence}", last_line(result))
+    assert named in last_line(result)
 
 
-@pytest.mark.parametrize(
-    ("cuda", "sentence"),
-    [
-        (None, "the torch that is built against is not a CUDA build"),
-        ("99.1", r"no nvcc of torch's CUDA major, 99, was found .*nvcc is release 13\.0"),
-    ],
-)
+@pytest.mark.parametrize(("cuda", "named"), [(None, "VNE_KERNELS_CUDA=1"), ("99.1", "99")])
 def test_setup_with_cuda_asked_for_but_missing(
-    source: Path, tmp_path: Path, cuda: str | None, sentence: str
+    source: Path, tmp_path: Path, cuda: str | None, named: str
 ) -> None:
     result = run_setup(
         source,
@@ -269,7 +256,7 @@ def test_setup_with_cuda_asked_for_but_missing(
         PYTHONPATH=fake_torch(tmp_path, "2.14.1", cuda),
         PATH=fake_tools(tmp_path, {"nvcc": "echo Cuda compilation tools, release 13.0, V13.0.88"}),
     )
-    assert re.match(f"vne_kernels: VNE_KERNELS_CUDA=1, but {sentence}", last_line(result))
+    assert named in last_line(result)
 
 
 @pytest.mark.parametrize(
@@ -296,7 +283,7 @@ def test_cuda_architectures(
     )
     line = last_line(result)
     if architectures is None:
-        assert re.match(r"vne_kernels: TORCH_CUDA_ARCH_LIST must be like .* got 'Ampere'", line)
+        assert "TORCH_CUDA_ARCH_LIST" in line
+        assert "Ampere" in line
     else:
         assert f"-DCMAKE_CUDA_ARCHITECTURES={architectures}'" in line
-        assert "VNE_KERNELS_CUDA=0 builds without CUDA" in line
