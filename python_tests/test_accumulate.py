@@ -18,6 +18,7 @@ from cases import (
     generator,
     spectrum_case,
 )
+from naming import naming
 from torch import Tensor
 
 from vne_kernels import DensityAccumulator, accumulate, get_vne, reference, spectra
@@ -223,7 +224,7 @@ def test_without_rows_there_is_nothing_to_ask_for() -> None:
     sums = DensityAccumulator(4).update(torch.empty(0, 4))
     assert (sums.rows, float(sums.weight)) == (0, 0.0)
     for ask in (sums.density, sums.eigenvalues, sums.entropy, sums.scores):
-        with pytest.raises(ValueError, match="no density matrix of no rows: call update first"):
+        with pytest.raises(ValueError, match=naming("update")):
             ask()
 
 
@@ -256,35 +257,35 @@ def test_a_bad_weight_makes_all_nan(bad: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "message"),
+    ("name", "value", "error"),
     [
-        ({"d": 0}, ValueError, r"\bd must"),
-        ({"d": 2.0}, TypeError, r"\bd must"),
-        ({"d": True}, TypeError, r"\bd must"),
-        ({"normalize": 1}, TypeError, "normalize must be True or False, got int"),
-        ({"eps": -1.0}, ValueError, "eps must be finite and not negative"),
+        ("d", 0, ValueError),
+        ("d", 2.0, TypeError),
+        ("d", True, TypeError),
+        ("normalize", 1, TypeError),
+        ("eps", -1.0, ValueError),
     ],
 )
-def test_wrong_settings(arguments: dict, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        DensityAccumulator(**{"d": 4} | arguments)
+def test_wrong_settings(name: str, value: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match=naming(name)):
+        DensityAccumulator(**{"d": 4} | {name: value})
 
 
 @pytest.mark.parametrize(
-    ("z", "weights", "error", "message"),
+    ("z", "weights", "error", "named"),
     [
-        (torch.zeros(4), None, ValueError, r"z must be \(\.\.\., n, d\) with n, d >= 1, got \(4,"),
-        (torch.zeros(2, 5), None, ValueError, r"z must be \(\.\.\., n, 4\), got \(2, 5\)"),
-        (torch.zeros(2, 4).int(), None, TypeError, "z must be float16, .* got torch.int32"),
-        (torch.zeros(2, 4, device="meta"), None, ValueError, "z must be on cpu, .* got meta"),
-        (torch.eye(4), torch.ones(3), ValueError, r"weights must broadcast to \(4,\), got \(3,\)"),
+        (torch.zeros(4), None, ValueError, ("z", (4,))),
+        (torch.zeros(2, 5), None, ValueError, ("z", (2, 5))),
+        (torch.zeros(2, 4).int(), None, TypeError, ("z", torch.int32)),
+        (torch.zeros(2, 4, device="meta"), None, ValueError, ("z", "meta")),
+        (torch.eye(4), torch.ones(3), ValueError, ("weights", (3,))),
     ],
 )
 def test_wrong_chunks_leave_the_sums_alone(
-    z: Tensor, weights: Tensor | None, error: type[Exception], message: str
+    z: Tensor, weights: Tensor | None, error: type[Exception], named: tuple[object, ...]
 ) -> None:
     sums = DensityAccumulator(4).update(torch.eye(4))
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=naming(*named)):
         sums.update(z, weights)
     assert sums.rows == 4
     assert float(sums.entropy()) == pytest.approx(math.log(4))
@@ -292,15 +293,15 @@ def test_wrong_chunks_leave_the_sums_alone(
 
 def test_what_cannot_be_merged_or_loaded() -> None:
     sums = DensityAccumulator(4, double=True)
-    with pytest.raises(TypeError, match="other must be a DensityAccumulator, got Tensor"):
+    with pytest.raises(TypeError, match=naming("other", "Tensor")):
         sums.merge(torch.eye(4))
     other = DensityAccumulator(4).update(torch.eye(4))
-    with pytest.raises(ValueError, match="other must have double = True as this one has, got Fal"):
+    with pytest.raises(ValueError, match=naming("other", "double")):
         sums.merge(other)
-    with pytest.raises(ValueError, match="state must have d = 3 as this one has, got 4"):
+    with pytest.raises(ValueError, match=naming("state", 3, 4)):
         DensityAccumulator(3).load_state_dict(other.state_dict())
     state = other.state_dict()
-    with pytest.raises(ValueError, match=r"state must hold a \(4, 4\) total, .* got \[\(3, 4\)"):
+    with pytest.raises(ValueError, match=naming("state", (3, 4))):
         DensityAccumulator(4).load_state_dict(state | {"total": torch.zeros(3, 4)})
     for name, wrong, error in (
         ("total", torch.zeros(4, 4).int(), TypeError),
@@ -312,14 +313,12 @@ def test_what_cannot_be_merged_or_loaded() -> None:
         ("rows", 4.0, ValueError),
     ):
         loaded = DensityAccumulator(4).update(torch.ones(7, 4))
-        with pytest.raises(error, match="state must"):
+        with pytest.raises(error, match=naming("state")):
             loaded.load_state_dict(state | {name: wrong})
         assert loaded.rows == 7
         assert float(loaded.entropy()) == pytest.approx(0, abs=1e-6)
     del state["rows"]
-    with pytest.raises(
-        ValueError, match=r"state must have the entries d, normalize, .* got d, nor"
-    ):
+    with pytest.raises(ValueError, match=naming("state", "rows")):
         DensityAccumulator(4).load_state_dict(state)
 
 
@@ -341,7 +340,6 @@ def test_get_vne_is_the_official_code_s_value_with_a_gradient_everywhere() -> No
     h = spectrum_case("duplicated", (40, 24), torch.float32).requires_grad_()
     get_vne(h).backward()
     assert_value(h.grad, reference.oracle_grad(h.detach()), VALUE[torch.float32])
-    with pytest.raises(ValueError, match=r"H must be \(n, d\), got \(2, 3, 4\)"):
-        get_vne(torch.zeros(2, 3, 4))
-    with pytest.raises(ValueError, match=r"H must be .* got \(0, 4\)"):
-        get_vne(torch.zeros(0, 4))
+    for shape in ((2, 3, 4), (0, 4)):
+        with pytest.raises(ValueError, match=naming("H", shape)):
+            get_vne(torch.zeros(shape))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.loggers.logger import DummyLogger
+from naming import naming
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -113,25 +115,23 @@ def test_a_collapse_is_told_once_and_so_is_its_end(
         SpectrumMonitor("backbone", name="unused"),  # has no output in this model
     ]
     spread = [1.0, 1e-3, 1e-3, math.nan, 1e-3, 1.0, 1.0]
-    with caplog.at_level("INFO"), pytest.warns(UserWarning, match="collapses") as told:
+    with caplog.at_level("INFO"), pytest.warns(UserWarning, match="projector") as told:
         train(Model(spread), monitors, [], tmp_path)
-    (message,) = [str(w.message) for w in told if "collapses" in str(w.message)]
-    assert message.startswith(
-        "step 1: the representation collapses: the entropy of the output of 'projector' is "
-    )
-    assert message.endswith(" of 16 rows (warned below 0.405 nats)")
+    (message,) = [str(w.message) for w in told if "projector" in str(w.message)]
+    assert re.search(naming("step 1", 16), message)
     (silent,) = [str(w.message) for w in told if "backbone" in str(w.message)]
-    assert silent.startswith("step 0: ")
-    recovered = [r.getMessage() for r in caplog.records if "no longer collapsed" in r.getMessage()]
-    assert [text[:28] for text in recovered] == ["step 5: no longer collapsed:"]
+    assert "step 0" in silent
+    assert [r.getMessage().count("step 5") for r in caplog.records if "step" in r.getMessage()] == [
+        1
+    ]
 
 
 def test_a_resumed_run_does_not_warn_again() -> None:
     before, after = (SpectrumMonitor("projector") for _ in range(2))
-    assert "1.00 of 8 rows" in before.collapse.told(0.001, "8 rows")
+    assert re.search(naming("1.00", "8 rows"), before.collapse.told(0.001, "8 rows"))
     after.load_state_dict(before.state_dict())
     assert after.collapse.told(0.001, "8 rows") is None
-    assert after.collapse.told(1.0, "8 rows") == "no longer collapsed: effective rank 2.72"
+    assert "2.72" in after.collapse.told(1.0, "8 rows")
     assert SpectrumMonitor("a").state_key != SpectrumMonitor("b").state_key
 
 
@@ -144,19 +144,19 @@ def test_nan_is_neither_a_collapse_nor_the_end_of_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "message"),
+    ("name", "value", "error"),
     [
-        ({"every_n_steps": 0}, ValueError, "every_n_steps must be at least 1, got 0"),
-        ({"every_n_steps": 1.5}, TypeError, "every_n_steps must be a whole number, got float"),
-        ({"collapse_below": "2"}, TypeError, "collapse_below must be a number, got str"),
-        ({"collapse_below": 1.0}, ValueError, "collapse_below must be finite and above 1, got 1"),
-        ({"collapse_below": math.nan}, ValueError, "collapse_below must be finite and above 1"),
-        ({"normalize": "yes"}, TypeError, "normalize must be True or False, got str"),
+        ("every_n_steps", 0, ValueError),
+        ("every_n_steps", 1.5, TypeError),
+        ("collapse_below", "2", TypeError),
+        ("collapse_below", 1.0, ValueError),
+        ("collapse_below", math.nan, ValueError),
+        ("normalize", "yes", TypeError),
     ],
 )
-def test_wrong_arguments(options: dict, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        SpectrumMonitor("projector", **options)
+def test_wrong_arguments(name: str, value: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match=naming(name)):
+        SpectrumMonitor("projector", **{name: value})
 
 
 def test_numbers_of_numpy() -> None:
@@ -183,21 +183,18 @@ class Wrapped(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("inner", "submodule", "error", "message"),
+    ("inner", "error", "named"),
     [
-        (None, "head", ValueError, "submodule must name a module of Model, which has backbone, pr"),
-        (nn.Unflatten(1, (2, 3)), "projector.inner", ValueError, r"must be \(n, d\), got \(8, 2,"),
-        (Pair(), "projector.inner", TypeError, "output of 'projector.inner' must be a torch.Tenso"),
+        (None, ValueError, ("submodule", "backbone", "projector")),
+        (nn.Unflatten(1, (2, 3)), ValueError, ("projector.inner", (8, 2, 3))),
+        (Pair(), TypeError, ("projector.inner", "tuple")),
     ],
 )
 def test_wrong_submodules(
-    inner: nn.Module | None,
-    submodule: str,
-    error: type[Exception],
-    message: str,
-    tmp_path: Path,
+    inner: nn.Module | None, error: type[Exception], named: tuple[object, ...], tmp_path: Path
 ) -> None:
+    submodule = "head" if inner is None else "projector.inner"
     model = Model([1.0], None if inner is None else Wrapped(inner))
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=naming(*named)):
         train(model, [SpectrumMonitor(submodule)], [], tmp_path)
     assert not any(module._forward_hooks for module in model.modules())

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from naming import naming
 from torch import Tensor
 
 from vne_kernels import (
@@ -40,9 +40,7 @@ def takes_z(request: pytest.FixtureRequest) -> Callable[[Tensor], Tensor]:
 def test_no_rows_no_features_or_too_few_dimensions(
     takes_z: Callable[[Tensor], Tensor], shape: tuple[int, ...]
 ) -> None:
-    with pytest.raises(
-        ValueError, match=re.escape(f"must be (..., n, d) with n, d >= 1, got {shape}")
-    ):
+    with pytest.raises(ValueError, match=naming(shape)):
         takes_z(torch.zeros(shape))
 
 
@@ -52,7 +50,7 @@ def test_no_rows_no_features_or_too_few_dimensions(
 def test_a_dtype_that_is_not_floating(
     takes_z: Callable[[Tensor], Tensor], dtype: torch.dtype
 ) -> None:
-    with pytest.raises(TypeError, match=re.escape(str(dtype))):
+    with pytest.raises(TypeError, match=naming(dtype)):
         takes_z(torch.ones(4, 6, dtype=dtype))
 
 
@@ -79,27 +77,18 @@ def test_a_numpy_array() -> None:
     ids=["vn_entropy", "doe_loss", "VNEntropy", "DoELoss"],
 )
 def test_unknown_method(call: Callable[..., Tensor], method: str) -> None:
-    with pytest.raises(ValueError, match=f"method.*{method!r}"):
+    with pytest.raises(ValueError, match=naming("method", repr(method))):
         call(torch.ones(4, 6), method)
 
 
-@pytest.mark.parametrize("eps", [-1e-12, -1.0, math.nan, math.inf])
+@pytest.mark.parametrize("eps", [-1e-12, -1.0, math.nan, math.inf, "1e-12", None, 1j])
 @pytest.mark.parametrize(
     "call",
     [lambda z, eps: vn_entropy(z, eps=eps), lambda z, eps: VNEntropy(eps=eps)(z)],
     ids=["vn_entropy", "VNEntropy"],
 )
-def test_eps_negative_or_not_finite(call: Callable[..., Tensor], eps: float) -> None:
-    with pytest.raises(ValueError, match="eps"):
-        call(torch.ones(4, 6), eps)
-
-
-@pytest.mark.parametrize("eps", ["1e-12", None, 1j])
-@pytest.mark.parametrize(
-    "call", [lambda z, eps: vn_entropy(z, eps=eps), lambda z, eps: VNEntropy(eps=eps)]
-)
-def test_eps_that_is_not_a_number(call: Callable[..., Tensor], eps: object) -> None:
-    with pytest.raises(TypeError, match=f"^eps must be a number, got {type(eps).__name__}$"):
+def test_eps_negative_or_not_finite_or_no_number(call: Callable[..., Tensor], eps: object) -> None:
+    with pytest.raises(ValueError if isinstance(eps, float) else TypeError, match=naming("eps")):
         call(torch.ones(4, 6), eps)
 
 
@@ -113,31 +102,35 @@ def test_eps_that_is_not_a_number(call: Callable[..., Tensor], eps: object) -> N
     ],
 )
 def test_normalize_that_is_not_a_bool(call: Callable[..., Tensor], normalize: object) -> None:
-    name = type(normalize).__name__
-    with pytest.raises(TypeError, match=f"^normalize must be True or False, got {name}$"):
+    with pytest.raises(TypeError, match=naming("normalize", type(normalize).__name__)):
         call(torch.ones(4, 6), normalize)
 
 
 @pytest.mark.parametrize(
     ("sparse", "what"),
     [
-        (torch.ones(4, 6).to_sparse(), r"layout torch\.sparse_coo"),
-        (torch.ones(4, 6).to_mkldnn(), r"layout torch\._mkldnn"),
-        (torch.nested.nested_tensor([torch.ones(4, 6)]), "a nested one"),
+        (torch.ones(4, 6).to_sparse(), "torch.sparse_coo"),
+        (torch.ones(4, 6).to_mkldnn(), "torch._mkldnn"),
+        (torch.nested.nested_tensor([torch.ones(4, 6)]), "nested"),
     ],
     ids=["sparse", "mkldnn", "nested"],
 )
 def test_a_tensor_that_is_not_dense(
     takes_z: Callable[[Tensor], Tensor], sparse: Tensor, what: str
 ) -> None:
-    with pytest.raises(TypeError, match=f"must be a dense tensor, got {what}$"):
+    with pytest.raises(TypeError, match=naming(what)):
         takes_z(sparse)
 
 
+@pytest.mark.parametrize(
+    "weights",
+    [torch.ones(4).to_sparse(), torch.ones(4, dtype=torch.complex64), [0.25] * 4],
+    ids=["sparse", "complex", "list"],
+)
 @pytest.mark.parametrize("function", [vn_entropy, spectrum])
-def test_weights_that_are_not_dense(function: Callable[..., Tensor]) -> None:
-    with pytest.raises(TypeError, match=r"^weights must be a dense tensor"):
-        function(torch.ones(4, 6), weights=torch.ones(4).to_sparse())
+def test_weights_of_another_type(function: Callable[..., Tensor], weights: object) -> None:
+    with pytest.raises(TypeError, match=naming("weights")):
+        function(torch.ones(4, 6), weights=weights)
 
 
 @pytest.mark.parametrize("function", [vn_entropy, spectrum])
@@ -145,20 +138,8 @@ def test_weights_that_are_not_dense(function: Callable[..., Tensor]) -> None:
 def test_weights_that_do_not_broadcast(
     function: Callable[..., Tensor], shape: tuple[int, ...]
 ) -> None:
-    with pytest.raises(ValueError, match=rf"weights.*\(2, 4\).*{re.escape(str(shape))}"):
+    with pytest.raises(ValueError, match=naming("weights", (2, 4), shape)):
         function(torch.ones(2, 4, 6), weights=torch.ones(shape))
-
-
-@pytest.mark.parametrize("function", [vn_entropy, spectrum])
-def test_complex_weights(function: Callable[..., Tensor]) -> None:
-    with pytest.raises(TypeError, match=r"^weights .* torch.complex64"):
-        function(torch.ones(4, 6), weights=torch.ones(4, dtype=torch.complex64))
-
-
-@pytest.mark.parametrize("function", [vn_entropy, spectrum])
-def test_weights_that_are_not_a_tensor(function: Callable[..., Tensor]) -> None:
-    with pytest.raises(TypeError, match="weights"):
-        function(torch.ones(4, 6), weights=[0.25] * 4)
 
 
 @pytest.mark.parametrize(
@@ -175,25 +156,20 @@ def test_weights_that_are_not_a_tensor(function: Callable[..., Tensor]) -> None:
 def test_views_of_two_shapes(
     loss: Callable[..., Tensor], shape1: tuple[int, ...], shape2: tuple[int, ...]
 ) -> None:
-    shapes = re.escape(str(shape1)) + ".*" + re.escape(str(shape2))
-    with pytest.raises(ValueError, match=shapes):
+    with pytest.raises(ValueError, match=naming(shape1, shape2)):
         loss(torch.ones(shape1), torch.ones(shape2))
 
 
 @pytest.mark.parametrize("loss", [doe_loss, DoELoss()])
-def test_views_of_two_dtypes(loss: Callable[..., Tensor]) -> None:
-    with pytest.raises(TypeError, match=r"torch\.float32.*torch\.float64"):
+def test_views_of_two_dtypes_or_devices(loss: Callable[..., Tensor]) -> None:
+    with pytest.raises(TypeError, match=naming("torch.float32", "torch.float64")):
         loss(torch.ones(4, 6), torch.ones(4, 6, dtype=torch.float64))
-
-
-@pytest.mark.parametrize("loss", [doe_loss, DoELoss()])
-def test_views_on_two_devices(loss: Callable[..., Tensor]) -> None:
-    with pytest.raises(ValueError, match=r"same device.*cpu.*meta"):
+    with pytest.raises(ValueError, match=naming("cpu", "meta")):
         loss(torch.ones(4, 6), torch.ones(4, 6, device="meta"))
 
 
 def test_an_error_in_the_second_view_names_it() -> None:
-    with pytest.raises(TypeError, match=r"z2.*torch\.int64"):
+    with pytest.raises(TypeError, match=naming("z2", "torch.int64")):
         doe_loss(torch.ones(4, 6), torch.ones(4, 6, dtype=torch.int64))
 
 
@@ -209,7 +185,7 @@ def test_options_are_keywords(function: Callable[..., Tensor]) -> None:
 )
 def test_a_base_that_is_none(function: Callable[..., object], base: object) -> None:
     expected = TypeError if isinstance(base, bool | str | complex) else ValueError
-    with pytest.raises(expected, match=r"^base"):
+    with pytest.raises(expected, match=naming("base")):
         function(torch.ones(4, 6), base=base)
 
 
@@ -218,7 +194,7 @@ def test_a_base_that_is_none(function: Callable[..., object], base: object) -> N
     "loss", [lambda beta: DoELoss(beta), partial(doe_loss, *[torch.eye(4)] * 2)]
 )
 def test_a_beta_that_is_no_number(loss: Callable[..., object], beta: object) -> None:
-    with pytest.raises(TypeError, match=r"^beta"):
+    with pytest.raises(TypeError, match=naming("beta")):
         loss(beta=beta)
 
 

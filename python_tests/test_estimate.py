@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from collections.abc import Callable
 from statistics import median
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cases import SPECTRA, gaussian, generator, spectrum_case
+from naming import naming
 from scipy import stats
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -149,7 +151,7 @@ def test_tolerance_and_generator() -> None:
     assert excess(found, s) <= 1
     assert all(torch.equal(one, two) for one, two in zip(found, again, strict=True))
     assert found.entropy != other.entropy
-    with pytest.warns(UserWarning, match=r"tolerance = 0\.0001 .* max_probes = 70"):
+    with pytest.warns(UserWarning, match=naming("tolerance", "max_probes")):
         spent = estimate_vn_entropy(z, tolerance=1e-4, max_probes=70, generator=generator(0))
     assert spent.probes == 70
     assert 1e-4 < spent.error < 0.015  # measured 1.03e-2
@@ -160,12 +162,12 @@ def test_a_tolerance_that_is_not_met_is_told_once() -> None:
     """Of a batch, too; samples that are NaN do not count. Small ones have an error of rounding."""
     z = spectrum_case("iid", (3, 400, 400), torch.float32)
     z[1, 0, 0] = math.nan
-    with pytest.warns(UserWarning, match="tolerance = 0.01") as told:
+    with pytest.warns(UserWarning, match=naming("tolerance", 0.01)) as told:
         found = estimate_vn_entropy(z, tolerance=0.01, generator=generator(0))
     (message,) = [str(warning.message) for warning in told]
-    assert f"the largest error is {float(found.error.nan_to_num(0).max()):.3g} at" in message
+    assert f"{float(found.error.nan_to_num(0).max()):.3g}" in message
     assert told[0].filename == __file__
-    with pytest.warns(UserWarning, match="tolerance = 1e-06 .* float32"):
+    with pytest.warns(UserWarning, match=naming("tolerance", "1e-06", "float32")):
         estimate_vn_entropy(z[:, :20], tolerance=1e-6)
     with pytest.warns(UserWarning, match="tolerance"):
         estimate_vn_entropy_from_density(torch.eye(400) / 400, tolerance=1e-9)
@@ -271,8 +273,7 @@ def test_negative_eigenvalues_are_covered_or_refused(
         assert abs(found.entropy[1] - expected) <= found.error[1]
     else:
         assert share >= 1e-6
-        assert refused.startswith("rho must be positive semidefinite")
-        assert "in sample (1,); vn_entropy_from_density" in refused
+        assert re.search(naming("rho", (1,), "vn_entropy_from_density"), refused)
     small = estimate_vn_entropy_from_density(rho[:, :300, :300], **options)
     exact = vn_entropy_from_density(rho[:, :300, :300], **options)
     torch.testing.assert_close(small.entropy, exact)
@@ -282,7 +283,7 @@ def test_negative_eigenvalues_are_covered_or_refused(
 def test_a_large_negative_eigenvalue_is_refused(lowest: float) -> None:
     eigenvalues = torch.full((400,), (1 - lowest) / 399, dtype=torch.float64)
     eigenvalues[0] = lowest
-    with pytest.raises(ValueError, match="rho must be positive semidefinite"):
+    with pytest.raises(ValueError, match=naming("rho", "semidefinite")):
         estimate_vn_entropy_from_density(with_eigenvalues(eigenvalues), generator=generator(2))
 
 
@@ -366,38 +367,38 @@ def test_input_is_left_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "told"),
+    ("name", "value", "error"),
     [
-        ({"tolerance": 0.0}, ValueError, "tolerance must be positive and finite, got 0.0"),
-        ({"tolerance": math.nan}, ValueError, "tolerance must be positive and finite, got nan"),
-        ({"max_probes": 7}, ValueError, "max_probes must be at least 8, got 7"),
-        ({"confidence": 1.0}, ValueError, "confidence must be between 0 and 1, got 1.0"),
-        ({"tolerance": "1"}, TypeError, "tolerance must be a number, got str"),
-        ({"confidence": None}, TypeError, "confidence must be a number, got NoneType"),
-        ({"max_probes": 9.0}, TypeError, "max_probes must be a whole number, got float"),
-        ({"generator": 3}, TypeError, "generator must be a torch.Generator, got int"),
-        ({"normalize": 1}, TypeError, "normalize must be True or False, got int"),
-        ({"weights": torch.ones(3)}, ValueError, r"weights must broadcast to \(5,\), got \(3,\)"),
-        ({"eps": -1.0}, ValueError, "eps must be finite and not negative, got -1.0"),
+        *(("tolerance", x, ValueError) for x in (0.0, math.nan)),
+        ("max_probes", 7, ValueError),
+        ("confidence", 1.0, ValueError),
+        ("tolerance", "1", TypeError),
+        ("confidence", None, TypeError),
+        ("max_probes", 9.0, TypeError),
+        ("generator", 3, TypeError),
+        ("normalize", 1, TypeError),
+        ("weights", torch.ones(3), ValueError),
+        ("weights", torch.ones(5, requires_grad=True), ValueError),
+        ("eps", -1.0, ValueError),
     ],
 )
-def test_bad_options(options: dict[str, object], error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
-        estimate_vn_entropy(torch.ones(5, 4), **options)
+def test_bad_options(name: str, value: object, error: type[Exception]) -> None:
+    with pytest.raises(error, match=naming(name)):
+        estimate_vn_entropy(torch.ones(5, 4), **{name: value})
 
 
-def test_bad_tensors() -> None:
-    z = torch.ones(5, 4, requires_grad=True)
-    with pytest.raises(ValueError, match=r"z must not require a gradient.*pass z\.detach\(\)"):
-        estimate_vn_entropy(z)
-    with pytest.raises(ValueError, match=r"weights must not require a gradient"):
-        estimate_vn_entropy(z.detach(), weights=torch.ones(5, requires_grad=True))
-    with pytest.raises(ValueError, match=r"z must be \(\.\.\., n, d\) .*got \(0, 4\)"):
-        estimate_vn_entropy(torch.ones(0, 4))
-    with pytest.raises(TypeError, match=r"rho must be real, got torch\.complex64"):
-        estimate_vn_entropy_from_density(torch.eye(3, dtype=torch.complex64))
-    with pytest.raises(ValueError, match="rho must not require a gradient"):
-        estimate_vn_entropy_from_density(torch.eye(3, requires_grad=True))
+@pytest.mark.parametrize(
+    ("function", "x", "error", "named"),
+    [
+        (estimate_vn_entropy, torch.ones(5, 4, requires_grad=True), ValueError, "z"),
+        (estimate_vn_entropy, torch.ones(0, 4), ValueError, "z"),
+        (estimate_vn_entropy_from_density, torch.eye(3).to(torch.complex64), TypeError, "rho"),
+        (estimate_vn_entropy_from_density, torch.eye(3, requires_grad=True), ValueError, "rho"),
+    ],
+)
+def test_bad_tensors(function: object, x: Tensor, error: type[Exception], named: str) -> None:
+    with pytest.raises(error, match=naming(named)):
+        function(x)
 
 
 @pytest.mark.parametrize("size", [5, 400])
@@ -422,7 +423,7 @@ def test_transforms_are_refused(function: Callable[[Tensor], EntropyEstimate], s
         by_forward_ad,
     )
     for transform in transforms:
-        with pytest.raises(NotImplementedError, match=rf"{function.__name__} .*vn_entropy"):
+        with pytest.raises(NotImplementedError, match=function.__name__):
             transform()
     if function is estimate_vn_entropy:
         with pytest.raises(NotImplementedError, match="estimate_vn_entropy"):

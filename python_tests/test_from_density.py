@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from functools import partial
 
@@ -27,6 +26,7 @@ from cases import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from naming import naming
 from torch import Tensor
 
 from vne_kernels import (
@@ -348,23 +348,21 @@ def test_an_invalid_matrix_is_nan_and_the_others_are_not(dtype: torch.dtype, bad
 def test_shape_and_dtype_are_checked_always(name: str) -> None:
     entropy = ENTROPIES[name]
     for shape in ((3,), (2, 3), (0, 0)):
-        wanted = f"rho must be (..., d, d) with d >= 1, got {shape}"
-        with pytest.raises(ValueError, match=re.escape(wanted)):
+        with pytest.raises(ValueError, match=naming("rho", shape)):
             entropy(torch.ones(shape))
-    with pytest.raises(TypeError, match=r"rho must be float16, .* or complex128, got torch\.int64"):
+    with pytest.raises(TypeError, match=naming("rho", torch.int64)):
         entropy(torch.ones(2, 2, dtype=torch.int64))
-    with pytest.raises(TypeError, match=r"rho must be a torch\.Tensor, got list"):
+    with pytest.raises(TypeError, match=naming("rho", "list")):
         entropy([[1.0]])
 
 
 def test_methods_and_orders_are_checked() -> None:
-    with pytest.raises(ValueError, match="'auto' or 'eigh' for a complex rho, got 'poles'"):
-        vn_entropy_from_density(random_density(2), method="poles")
-    with pytest.raises(ValueError, match="method must be 'auto', 'poles' or 'eigh', got 'svd'"):
-        vn_entropy_from_density(random_density(2), method="svd")
-    with pytest.raises(ValueError, match="alpha must be at least 0, got -1"):
+    for method in ("poles", "svd"):  # of a complex matrix
+        with pytest.raises(ValueError, match=naming(repr(method))):
+            vn_entropy_from_density(random_density(2), method=method)
+    with pytest.raises(ValueError, match=naming("alpha", -1)):
         renyi_entropy_from_density(torch.eye(2), -1)
-    with pytest.raises(TypeError, match="q must be a number, got str"):
+    with pytest.raises(TypeError, match=naming("q", "str")):
         tsallis_entropy_from_density(torch.eye(2), "2")
     for base in (0, 1, -2, math.inf, math.nan):
         with pytest.raises(ValueError, match="base"):
@@ -374,32 +372,30 @@ def test_methods_and_orders_are_checked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("spoil", "named"),
     [
-        (lambda rho: rho.index_fill(-1, torch.tensor([0]), math.nan), "finite, got 3 entries"),
-        (lambda rho: rho.triu(), "Hermitian, got |rho - rho^H| up to 0.2"),
-        (lambda rho: rho - torch.eye(3), "positive semidefinite, got the eigenvalue -0.8"),
-        (lambda rho: 2 * rho, "of trace 1, got |trace - 1| = 1"),
+        (lambda rho: rho.index_fill(-1, torch.tensor([0]), math.nan), "finite"),
+        (lambda rho: rho.triu(), "Hermitian"),
+        (lambda rho: rho - torch.eye(3), "semidefinite"),
+        (lambda rho: 2 * rho, "trace"),
     ],
 )
 @pytest.mark.parametrize("dtype", [*REAL, *COMPLEX, torch.bfloat16, torch.float16])
 def test_check_names_what_is_wrong_and_where(
-    dtype: torch.dtype, spoil: Callable[[Tensor], Tensor], message: str
+    dtype: torch.dtype, spoil: Callable[[Tensor], Tensor], named: str
 ) -> None:
     eye = torch.eye(3, dtype=torch.float64)
     good = (0.2 + 0.4 / 3 * eye).expand(2, 2, 3, 3)  # eigenvalues 0.733 and 0.133
     vn_entropy_from_density(good.to(dtype), check=True)
     bad = good.clone()
     bad[1, 0] = spoil(good[0, 0])
-    with pytest.raises(ValueError, match=r"^rho must be ") as caught:
+    with pytest.raises(ValueError, match=naming("rho", named, (1, 0))):
         vn_entropy_from_density(bad.to(dtype), check=True)
-    assert message in str(caught.value)
-    assert str(caught.value).endswith("in sample (1, 0)")
-    if "trace" in message:
+    if named == "trace":
         vn_entropy_from_density(bad.to(dtype), normalize_trace=True, check=True)
         renyi_entropy_from_density(bad.to(dtype), 3, check=True)
     else:
-        with pytest.raises(ValueError, match="rho must be"):
+        with pytest.raises(ValueError, match=naming("rho", named)):
             tsallis_entropy_from_density(bad.to(dtype), 3, check=True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import warnings
 
 import numpy as np
@@ -20,6 +19,7 @@ from cases import (
     gradient_scale,
     spectrum_case,
 )
+from naming import naming
 from torch import Tensor
 from vendi_score import vendi
 
@@ -227,31 +227,16 @@ def test_batches() -> None:
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "message"),
+    ("kernel", "options", "error", "named"),
     [
-        (
-            lambda: vendi_score(torch.ones(3, 2), is_kernel=True),
-            ValueError,
-            "z_or_kernel must be (..., d, d) with d >= 1, got (3, 2)",
-        ),
-        (
-            lambda: vendi_score(torch.ones(3, 3), is_kernel=True, weights=torch.ones(4)),
-            ValueError,
-            "weights must broadcast to (3,), got (4,)",
-        ),
-        (
-            lambda: vendi_score(torch.ones(3, 3), is_kernel=True, normalize=1),
-            TypeError,
-            "normalize must be True or False, got int",
-        ),
-        (
-            lambda: vendi_score(torch.ones(3, 3, dtype=torch.int32), is_kernel=True),
-            TypeError,
-            "got torch.int32",
-        ),
-        (lambda: rankme(torch.ones(3, 3), eps=-1), ValueError, "eps must be finite and not neg"),
+        (torch.ones(3, 2), {}, ValueError, ("z_or_kernel", (3, 2))),
+        (torch.ones(3, 3), {"weights": torch.ones(4)}, ValueError, ("weights", (3,), (4,))),
+        (torch.ones(3, 3), {"normalize": 1}, TypeError, ("normalize", "int")),
+        (torch.ones(3, 3, dtype=torch.int32), {}, TypeError, (torch.int32,)),
     ],
 )
-def test_errors(call: object, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=re.escape(message)):
-        call()
+def test_errors(kernel: Tensor, options: dict, error: type[Exception], named: tuple) -> None:
+    with pytest.raises(error, match=naming(*named)):
+        vendi_score(kernel, is_kernel=True, **options)
+    with pytest.raises(ValueError, match=naming("eps")):
+        rankme(torch.ones(3, 3), eps=-1)
