@@ -1,4 +1,4 @@
-// NumPy in the place of cuBLAS and cuSOLVER.
+// NumPy in the place of cuBLAS, and torch on the CPU in the place of cuSOLVER.
 
 #include "cuda/vendor.h"
 
@@ -62,10 +62,14 @@ void symmetric_eigen(const Context& context, const Tensor&, T* a, T* values, int
                      int64_t m) {
   if (batch == 0) return;
   record("symmetric_eigen", context);
-  const py::tuple eigen =
-      py::module_::import("numpy.linalg").attr("eigh")(py::array_t<T>({batch, m, m}, a));
-  const auto eigenvalues = py::array_t<T>(eigen[0]).template unchecked<2>();
-  const auto eigenvectors = py::array_t<T>(eigen[1]).template unchecked<3>();
+  // LAPACK's ?syevd in T: the algorithm of cusolverDnXsyevd. NumPy's eigh computes in float64.
+  const py::module_ torch = py::module_::import("torch");
+  const py::object matrices = torch.attr("from_numpy")(py::array_t<T>({batch, m, m}, a));
+  const py::tuple eigen = torch.attr("linalg").attr("eigh")(matrices);
+  const py::array_t<T> value_array = eigen[0].attr("numpy")();
+  const py::array_t<T> vector_array = eigen[1].attr("numpy")();
+  const auto eigenvalues = value_array.template unchecked<2>();
+  const auto eigenvectors = vector_array.template unchecked<3>();
   for (int64_t i = 0; i < batch; ++i) {
     for (int64_t k = 0; k < m; ++k) {
       values[i * m + k] = eigenvalues(i, k);
