@@ -7,10 +7,11 @@ so that an error is the operator's own. A tolerance stands beside the error that
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from functools import cache
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -122,6 +123,13 @@ SHAPES = (
     (300, 301),
 )
 FEW_SHAPES = ((3, 2), (17, 33), (128, 512), (65, 64))
+
+
+def in_tiers(values: Iterable[object], first: Container[object] = FEW_SHAPES) -> list[object]:
+    """Parameters of a test: those outside of `first` are slow, and so in the second tier."""
+    return [v if v in first else pytest.param(v, marks=pytest.mark.slow) for v in values]
+
+
 TABLE_SHAPE = (128, 512)
 """The shape of DESIGN's table of gradient errors."""
 

@@ -1,18 +1,22 @@
-"""Settings shared by every test: Hypothesis without a clock, no state leaking between tests."""
+"""Settings shared by every test: tiers, processes, missing packages, backends."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
 import os
-import re
 import sys
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
+from pathlib import Path
+from types import ModuleType
 
 if "triton" in [argument.rpartition("=")[2] for argument in sys.argv]:  # --backend triton
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when its kernels are defined
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side share the cores
+    cores, processes = os.cpu_count() or 1, int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
 
 import backends
 import pytest
@@ -20,21 +24,17 @@ import torch
 from cases import METHODS, SPECTRA
 from hypothesis import HealthCheck, settings
 
-settings.register_profile(
-    "suite",
-    deadline=None,
-    max_examples=40,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-settings.load_profile("suite")
+for profile, draws in (("few", 10), ("many", 40)):
+    settings.register_profile(
+        profile,
+        deadline=None,
+        max_examples=draws,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
 
-
-def _shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", text)
-    if not found or int(found[1]) > int(found[2]):
-        raise argparse.ArgumentTypeError(f"wanted I/N with 1 <= I <= N, got {text!r}")
-    return int(found[1]), int(found[2])
+TESTS = Path(__file__).resolve().parent
+NO_SKIP = "VNE_KERNELS_NO_SKIP"  # set where every package has to be there, as in CI
 
 
 def _count(text: str) -> int:
@@ -58,12 +58,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="N",
         help="random cases of test_device.py against float64",
     )
-    parser.addoption(
-        "--shard",
-        type=_shard,
-        metavar="I/N",
-        help="the I-th of N parts of the selected tests, for N processes side by side",
-    )
+
+
+def _is_first_tier(config: pytest.Config) -> bool:
+    return config.getoption("markexpr") == "not slow"
 
 
 _backend = pytest.StashKey[object]()
@@ -74,27 +72,78 @@ def pytest_configure(config: pytest.Config) -> None:
         "cpu_only(reason): about the CPU kernels, deselected for another --backend",
         "device_only(reason): about a real device, deselected for --backend emulated and triton",
         "sanitize: launches every kernel once, small enough for compute-sanitizer",
-        "together: the tests of this file share what they cost, and stay in one --shard",
+        "slow: the second tier, which `pytest` leaves out and `pytest -m slow` runs",
     ):
         config.addinivalue_line("markers", marker)
+    settings.load_profile("few" if _is_first_tier(config) else "many")
     backend = config.getoption("--backend")
     if backend != "cpu":
         config.stash[_backend] = backends.install(backend)
 
 
-def _part(item: pytest.Item, parts: int) -> int:
-    """Which part a test is in: one for all of a spectrum and shape, as they share float64 answers.
+# ---------------------------------------------------------------------------------------------
+# Packages that are missing
+# ---------------------------------------------------------------------------------------------
 
-    By a hash of text, so that every process finds the same.
-    """
-    callspec = getattr(item, "callspec", None)
-    params = callspec.params if callspec else {}
-    key = item.nodeid
-    if "name" in params and "shape" in params:
-        key = f"{params['name']} {params['shape']}"
-    elif item.get_closest_marker("together"):
-        key = item.path.name
-    return zlib.crc32(key.encode()) % parts
+
+def _missing_package(error: BaseException | None) -> str | None:
+    """The installed package that an import has failed for, if that is the reason."""
+    while error is not None:
+        if isinstance(error, ModuleNotFoundError) and error.name:
+            name = error.name.partition(".")[0]
+            return None if name == "vne_kernels" or (TESTS / f"{name}.py").exists() else name
+        error = error.__cause__
+    return None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Skips a file that imports a package which is not installed, and names the package."""
+    report = yield
+    error = report.call.excinfo.value if report.call and report.call.excinfo else None
+    package = _missing_package(error)
+    if report.failed and package is not None and NO_SKIP not in os.environ:
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), 0, f"Skipped: needs {package}")
+    return report
+
+
+def _package(name: str) -> ModuleType:
+    if NO_SKIP in os.environ:
+        return importlib.import_module(name)
+    return pytest.importorskip(name)
+
+
+@pytest.fixture(scope="session")
+def qutip() -> ModuleType:
+    return _package("qutip")
+
+
+@pytest.fixture(scope="session")
+def pennylane() -> ModuleType:
+    return _package("pennylane")
+
+
+@pytest.fixture(scope="session")
+def vendi() -> ModuleType:
+    """The package vendi-score."""
+    return _package("vendi_score.vendi")
+
+
+@pytest.fixture(scope="session")
+def timm() -> ModuleType:
+    return _package("timm")
+
+
+THIRD_PARTY = {"qutip", "pennylane", "vendi", "timm"}
+"""Fixtures whose tests compare with other packages: they are slow to install and to import."""
+
+
+# ---------------------------------------------------------------------------------------------
+# Which tests run, and where
+# ---------------------------------------------------------------------------------------------
 
 
 def _takes_the_interpreter_long(item: pytest.Item) -> bool:
@@ -129,21 +178,28 @@ def _takes_the_interpreter_long(item: pytest.Item) -> bool:
     return m > 16 and name != "collapse"
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    backend, shard = config.getoption("--backend"), config.getoption("--shard")
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
+    backend = config.getoption("--backend")
     on_host = ("cpu_only", "device_only")
     unwanted = {"cpu": (), "cuda": ("cpu_only",), "emulated": on_host, "triton": on_host}[backend]
 
     def is_wanted(item: pytest.Item) -> bool:
-        mine = shard is None or _part(item, shard[1]) == shard[0] - 1
         if backend == "triton" and _takes_the_interpreter_long(item):
             return False
-        return mine and not any(item.get_closest_marker(name) for name in unwanted)
+        return not any(item.get_closest_marker(name) for name in unwanted)
 
     deselected = [item for item in items if not is_wanted(item)]
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if is_wanted(item)]
+    for item in items:
+        has_many_draws = hasattr(item.obj, "hypothesis") and not _is_first_tier(config)
+        if has_many_draws or THIRD_PARTY & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)
+        params = item.callspec.params if hasattr(item, "callspec") else {}
+        if "name" in params and "shape" in params:  # these share the float64 answers
+            item.add_marker(pytest.mark.xdist_group(f"{params['name']} {params['shape']}"))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -52,9 +52,9 @@ SHAPES = (
     (3, 2),
     (17, 33),
     (33, 17),
-    pytest.param((63, 65), marks=ON_THE_CPU),
+    pytest.param((63, 65), marks=[ON_THE_CPU, pytest.mark.slow]),
     pytest.param((130, 64), marks=ON_THE_CPU),
-    pytest.param((40, 200), marks=ON_THE_CPU),
+    pytest.param((40, 200), marks=[ON_THE_CPU, pytest.mark.slow]),
 )
 """n < d, where rho lacks rank, and n > d."""
 

@@ -18,7 +18,7 @@ from vne_kernels import DoELoss, VNEntropy, doe_loss, reference, vn_entropy
 from vne_kernels.distributed import gather, takes_gather
 from vne_kernels.pretrain.config import LOSSES
 
-pytestmark = [pytest.mark.cpu_only, pytest.mark.together]
+pytestmark = [pytest.mark.cpu_only, pytest.mark.xdist_group("distributed")]
 WORLDS = (2, 3)
 #: Of values and gradients, relative; measured: float64 2e-14, float32 7e-7.
 TOLERANCE = {"float64": 1e-12, "float32": 1e-6}

@@ -57,7 +57,7 @@ def images() -> Tensor:
 
 @pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
 @pytest.mark.parametrize("stem", ["7x7", "3x3"])
-@pytest.mark.parametrize("format_", ["torchvision", "timm"])
+@pytest.mark.parametrize("format_", ["torchvision", pytest.param("timm", marks=pytest.mark.slow)])
 def test_lines_load_the_same_encoder(
     format_: str,
     stem: str,
@@ -65,9 +65,10 @@ def test_lines_load_the_same_encoder(
     images: Tensor,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> None:
     if format_ == "timm":
-        pytest.importorskip("timm")
+        request.getfixturevalue("timm")
     run = make_run(tmp_path / "run", backbone, stem)
     assert main(["export", str(run), "--format", format_]) == 0
     written = json.loads((run / f"encoder_{format_}.json").read_text())

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
+from types import ModuleType
 
 import mpmath
 import numpy as np
 import pytest
-import qutip
 import scipy.stats
 import torch
 from cases import (
@@ -139,7 +139,7 @@ def test_every_order_against_mpmath(order: float) -> None:
     assert float(tsallis_entropy_from_density(rho, order)) == pytest.approx(tsallis, abs=1e-12)
 
 
-def test_against_qutip() -> None:
+def test_against_qutip(qutip: ModuleType) -> None:
     rho = random_density(12)
     state = qutip.Qobj(rho.numpy())
     assert float(vn_entropy_from_density(rho)) == pytest.approx(qutip.entropy_vn(state), abs=1e-12)
@@ -424,7 +424,7 @@ def test_vmap(dtype: torch.dtype) -> None:
 # ---------------------------------------------------------------------------------------------
 
 
-def test_eigenvalues_are_those_of_numpy() -> None:
+def test_eigenvalues_are_those_of_numpy(qutip: ModuleType) -> None:
     rho = random_density(7)
     expected = torch.from_numpy(qutip.Qobj(rho.numpy()).eigenenergies()[::-1].copy())
     torch.testing.assert_close(eigenvalues(rho), expected, rtol=0, atol=1e-14)

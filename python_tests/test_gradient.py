@@ -34,6 +34,7 @@ from cases import (
     gradient_case,
     gradient_cases,
     gradient_scale,
+    in_tiers,
     relative_error,
     spectrum_case,
 )
@@ -65,7 +66,7 @@ def assert_no_worse_than_eigh(name: str, shape: tuple[int, int], method: str, ba
     assert mean(errors(name, shape, method, backend)) <= allowed
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", in_tiers(SHAPES))
 @pytest.mark.parametrize("name", SPECTRA)
 def test_float32_no_worse_than_eigh(
     name: str, shape: tuple[int, int], method: str, backend: str
@@ -73,7 +74,7 @@ def test_float32_no_worse_than_eigh(
     assert_no_worse_than_eigh(name, shape, method, backend)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", in_tiers(SHAPES))
 @pytest.mark.parametrize("name", WELL_CONDITIONED)
 def test_float32_well_conditioned(
     name: str, shape: tuple[int, int], method: str, backend: str
@@ -101,7 +102,7 @@ def test_poles_are_more_accurate_than_eigh_on_the_table(name: str, backend: str)
     assert mean(errors(name, TABLE_SHAPE, "poles", backend)) < of_eigh
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", in_tiers(SHAPES))
 @pytest.mark.parametrize("name", SPECTRA)
 def test_float64(name: str, shape: tuple[int, int], method: str) -> None:
     case = gradient_case(name, shape, torch.float64)

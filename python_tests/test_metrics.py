@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import ModuleType
 
 import lightning.pytorch as pl
 import metrics_worker as worker
@@ -15,7 +16,6 @@ from cases import spectrum_case
 from naming import naming
 from torch import Tensor
 from torchmetrics import Metric, MetricCollection
-from vendi_score import vendi
 
 import vne_kernels
 from vne_kernels import accumulate
@@ -75,7 +75,7 @@ def test_batches_are_the_whole(name: str, rows: int, monkeypatch: pytest.MonkeyP
     assert numbers(single.compute()) == pytest.approx(scores(z.float()), rel=SINGLE)
 
 
-def test_vendi_score_is_the_package_s() -> None:
+def test_vendi_score_is_the_package_s(vendi: ModuleType) -> None:
     z = spectrum_case("relu", (53, 12), torch.float64)
     for q in (0.5, 1, 2, math.inf):
         metric = VendiScore(12, q)

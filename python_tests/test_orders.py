@@ -21,6 +21,7 @@ from cases import (
     generator,
     gradient,
     gradient_scale,
+    in_tiers,
     is_well_conditioned,
     relative_error,
     result_dtype,
@@ -80,7 +81,7 @@ def powers(p: Tensor, order: float) -> Tensor:
 EXACT = {"renyi": exact_renyi, "tsallis": exact_tsallis}
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", in_tiers(SHAPES))
 @pytest.mark.parametrize("name", SPECTRA)
 def test_value(name: str, shape: tuple[int, int]) -> None:
     for dtype in DTYPES if shape in FEW_SHAPES else (FLOAT64, FLOAT32):

@@ -23,7 +23,7 @@ from vne_kernels.pretrain.config import Config, OptionError, load_config
 from vne_kernels.pretrain.events import Events, read_events
 from vne_kernels.pretrain.protocol import LinearProtocol, Setting
 
-pytestmark = [pytest.mark.together, pytest.mark.usefixtures("no_pictures")]
+pytestmark = [pytest.mark.xdist_group("pretrain_hostile"), pytest.mark.usefixtures("no_pictures")]
 
 FAST = LinearProtocol(epochs=1)
 CPU = Setting(accelerator="cpu", workers=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -21,7 +22,6 @@ from cases import (
 )
 from naming import naming
 from torch import Tensor
-from vendi_score import vendi
 
 from vne_kernels import (
     effective_rank,
@@ -55,7 +55,7 @@ def quiet() -> object:
 
 @pytest.mark.parametrize("shape", FEW_SHAPES)
 @pytest.mark.parametrize("name", ALL_INPUTS)
-def test_vendi_score(name: str, shape: tuple[int, int]) -> None:
+def test_vendi_score(name: str, shape: tuple[int, int], vendi: ModuleType) -> None:
     z = inputs(name, shape)
     u = torch.nn.functional.normalize(z, dim=1)
     for q in (0.5, 1, 2, 3, math.inf):
@@ -72,7 +72,7 @@ def test_vendi_score(name: str, shape: tuple[int, int]) -> None:
     assert float(effective_rank(z, normalize=False)) == pytest.approx(raw, rel=AGREEMENT)
 
 
-def test_vendi_score_of_weighted_samples_and_of_kernels() -> None:
+def test_vendi_score_of_weighted_samples_and_of_kernels(vendi: ModuleType) -> None:
     z = spectrum_case("relu", (17, 33), FLOAT64)
     p = torch.rand(17, generator=generator(0), dtype=FLOAT64)
     p[3] = 0

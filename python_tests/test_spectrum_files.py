@@ -14,6 +14,7 @@ import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ import pytest
 import torch
 from pyarrow import parquet
 from safetensors.torch import save_file
-from vendi_score import vendi
 
 from vne_kernels.spectrum_files import work
 from vne_kernels.spectrum_files.cli import main
@@ -219,7 +219,7 @@ def test_bad_option(option: list[str], message: str, capsys: pytest.CaptureFixtu
 
 
 def test_scores_are_those_of_other_packages(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], vendi: ModuleType
 ) -> None:
     """Two files of different formats and dtypes as one data set."""
     first, second = matrix(), matrix(40, seed=1)
@@ -275,7 +275,7 @@ def test_every_format_gives_the_same_numbers(tmp_path: Path) -> None:
     assert all(one == found[0] for one in found)
 
 
-def test_low_rank_rows_as_they_are(tmp_path: Path) -> None:
+def test_low_rank_rows_as_they_are(tmp_path: Path, vendi: ModuleType) -> None:
     """Fewer rows than features, rank 3, norms that differ by 1e3."""
     rng = np.random.default_rng(0)
     z = rng.standard_normal((12, 3)) @ rng.standard_normal((3, 20))

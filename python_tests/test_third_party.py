@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from types import ModuleType
 
 import numpy as np
 import pytest
-import qutip
 import torch
 from cases import (
     DEFICIENT_SPECTRA,
@@ -19,7 +19,6 @@ from cases import (
     relative_error,
     spectrum_case,
 )
-from vendi_score import vendi
 
 from vne_kernels import doe_loss, reference, spectrum, vn_entropy
 
@@ -36,14 +35,16 @@ def density_matrix(z: torch.Tensor) -> np.ndarray:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", SPECTRA)
-def test_qutip_entropy_vn(name: str, shape: tuple[int, int], method: str) -> None:
+def test_qutip_entropy_vn(
+    name: str, shape: tuple[int, int], method: str, qutip: ModuleType
+) -> None:
     z = spectrum_case(name, shape, torch.float64)
     expected = qutip.entropy_vn(qutip.Qobj(density_matrix(z)))
     assert float(vn_entropy(z, method=method)) == pytest.approx(expected, abs=TOLERANCE)
     assert float(reference.oracle(z)) == pytest.approx(expected, abs=TOLERANCE)
 
 
-def test_qutip_states_of_known_entropy(method: str) -> None:
+def test_qutip_states_of_known_entropy(method: str, qutip: ModuleType) -> None:
     """Rows are kets: a pure state, a maximally mixed one, a Werner mixture of the Bell states."""
     bell = np.stack([qutip.bell_state(name).full()[:, 0].real for name in ("00", "01", "10", "11")])
     z = torch.from_numpy(bell)
@@ -57,14 +58,14 @@ def test_qutip_states_of_known_entropy(method: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", SPECTRA)
 def test_exp_of_the_entropy_is_the_vendi_score(
-    name: str, shape: tuple[int, int], method: str
+    name: str, shape: tuple[int, int], method: str, vendi: ModuleType
 ) -> None:
     z = spectrum_case(name, shape, torch.float64)
     effective_number = float(vn_entropy(z, method=method).exp())
     assert effective_number == pytest.approx(vendi.score_dual(z.numpy()), rel=TOLERANCE)
 
 
-def test_vendi_score_with_weights(method: str) -> None:
+def test_vendi_score_with_weights(method: str, vendi: ModuleType) -> None:
     z = spectrum_case("iid", (17, 33), torch.float64)
     p = torch.linspace(1, 3, 17, dtype=torch.float64)
     p /= p.sum()

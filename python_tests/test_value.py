@@ -22,6 +22,7 @@ from cases import (
     degenerate_case,
     gaussian,
     generator,
+    in_tiers,
     result_dtype,
     spectrum_case,
 )
@@ -43,7 +44,7 @@ def value_tolerance(spectrum_name: str, dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", in_tiers(SHAPES))
 @pytest.mark.parametrize("name", SPECTRA)
 def test_spectra(name: str, shape: tuple[int, int], dtype: torch.dtype, method: str) -> None:
     z = spectrum_case(name, shape, dtype)
