@@ -588,7 +588,7 @@ def test_the_second_gpu_while_the_first_is_current(name: str, device: torch.devi
 def test_views_on_two_devices_are_an_error(device: torch.device) -> None:
     z = spectrum_case("iid", (17, 33), FLOAT32)
     there, elsewhere = z.to(device), z.to("cpu" if device.type == "cuda" else "meta")
-    with pytest.raises(ValueError, match="z1 and z2 must be on the same device"):
+    with pytest.raises(ValueError, match=r"z1.*z2"):
         doe_loss(there, elsewhere)
 
 
@@ -617,7 +617,7 @@ def test_the_raw_operators_refuse_weights_of_another_device(
         pytest.skip("needs a GPU: the CPU is one device")
     z, weights = torch.ones(4, 6, device=device), torch.full((4,), 0.25)
     options = (True, "poles", 1e-12) if name.startswith("vn_entropy") else (True, 1e-12)
-    with pytest.raises(RuntimeError, match="weights must be on the GPU"):
+    with pytest.raises(RuntimeError, match="weights"):
         getattr(torch.ops.vne_kernels, name)(z, weights, *options)
     assert torch.isfinite(vn_entropy(z))
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.onnx
 from cases import gaussian, generator
+from naming import naming
 from torch import Tensor, nn
 
 import vne_kernels
@@ -44,13 +45,13 @@ class Net(nn.Module):
 @pytest.mark.parametrize("module", [VNEntropy(), DoELoss(), Net()], ids=lambda m: type(m).__name__)
 def test_script_of_a_module_is_refused(module: nn.Module) -> None:
     name = "DoELoss" if isinstance(module, DoELoss) else "VNEntropy"
-    with pytest.raises(NotImplementedError, match=rf"torch\.jit\.script .*{name}"):
+    with pytest.raises(NotImplementedError, match=naming(name)):
         torch.jit.script(module)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_script_of_a_function_is_refused(name: str) -> None:
-    with pytest.raises(NotImplementedError, match=rf"torch\.jit\.script .*{name}:"):
+    with pytest.raises(NotImplementedError, match=naming(name)):
         torch.jit.script(getattr(vne_kernels, name))
 
 
@@ -70,5 +71,5 @@ def test_onnx_is_refused_by_name(needs_gradient: bool, monkeypatch: pytest.Monke
     x = gaussian(8, 4, generator(0)).float().requires_grad_(needs_gradient)
     torch.export.export(VNEntropy(), (x,))
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-    with pytest.raises(NotImplementedError, match=r"vne_kernels::vn_entropy.* ONNX"):
+    with pytest.raises(NotImplementedError, match=naming("vne_kernels::vn_entropy", "ONNX")):
         torch.export.export(VNEntropy(), (x,))

@@ -21,6 +21,7 @@ import torch
 from cases import GRADIENT_OF_EIGH, SINGLE_DRAW, absolute_error, eigh_error, gaussian, generator
 from hostile import growth
 from hostile_cases import Case
+from naming import exit_code, last_error
 from torch import Tensor
 
 import vne_kernels
@@ -191,7 +192,7 @@ def test_a_broken_operator_is_found(
     name: str, broken: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hostile_contract.vne_kernels, name, broken)
-    with pytest.raises(Exception, match=r"entropy:|NaN|grad|descending|distinct"):
+    with pytest.raises(AssertionError):
         hostile.run_cases(600, 1, hostile.Tally())
 
 
@@ -240,10 +241,8 @@ def test_a_leak_is_found() -> None:
 
 @cpu_only
 def test_too_few_calls_to_see_growth(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        hostile.main(["--memory", "10"])
-    assert stopped.value.code == 2
-    assert "argument --memory: must be at least 5000, got 10" in capsys.readouterr().err
+    assert exit_code(hostile.main, ["--memory", "10"]) == 2
+    assert "--memory" in last_error(capsys)
 
 
 # ---------------------------------------------------------------------------------------------

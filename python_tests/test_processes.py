@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from naming import last_error, naming
 from tiny_run import write_noise
 
 from vne_kernels.pretrain import checkpoints, ranks
@@ -124,8 +125,8 @@ def test_a_killed_rank_is_named_and_launchers_train_the_same(
     endless = ["--epochs", "5000", "--checkpoint-every", "0"]
     outs = []
     for launcher, rank, told in (
-        (DEVICES, 1, "rank 0: rank 1 was killed by signal 9 (SIGKILL); training stops"),
-        (TORCHRUN, 0, "rank 1: rank 0 has died or hangs: no word from it; training stops"),
+        (DEVICES, 1, "rank 1 .*SIGKILL"),
+        (TORCHRUN, 0, "rank 0 "),
     ):
         training = start(launcher, f"killed{rank}", *endless)
         training.wait_for_step()
@@ -134,9 +135,9 @@ def test_a_killed_rank_is_named_and_launchers_train_the_same(
         os.kill(processes[rank], signal.SIGKILL)
         assert training.end(SECONDS) == 1
         log = training.told()
-        assert f"vne-pretrain: error: {told}" in log, log
+        assert re.search(f"error: .*{told}", log), log
         assert f"vne-pretrain --resume --out {training.out}" in log
-        assert log.count("training  5000 epochs, 20000 steps of 8 images") == 1  # by one process
+        assert log.count("20000 steps") == 1  # by one process
         outs.append(training.out)
     one, two = (metrics(out) for out in outs)
     common = min(len(one), len(two))
@@ -146,21 +147,12 @@ def test_a_killed_rank_is_named_and_launchers_train_the_same(
 
 def test_a_hung_rank_is_named_and_ends(start: Callable[..., Training]) -> None:
     timeout = 20
-    training = start(
-        DEVICES,
-        "hung",
-        "--epochs",
-        "5000",
-        "--checkpoint-every",
-        "0",
-        "--collective-timeout",
-        str(timeout),
-    )
+    endless = ["--epochs", "5000", "--checkpoint-every", "0"]
+    training = start(DEVICES, "hung", *endless, "--collective-timeout", str(timeout))
     training.wait_for_step()
     os.kill(training.processes()[1], signal.SIGSTOP)
     assert training.end(timeout + SECONDS) == 1
-    log = training.told()
-    assert "error: rank 0: rank 1 has died or hangs: no word from it" in log, log
+    assert re.search("error: .*rank 1 ", training.told()), training.told()
 
 
 class Dying:
@@ -177,17 +169,17 @@ class Dying:
 @pytest.mark.parametrize(
     ("child", "left_word", "told"),
     [
-        (Dying(-signal.SIGKILL, 2), None, "rank 1 was killed by signal 9 (SIGKILL)"),
-        (Dying(-signal.SIGKILL), ranks.LOST, "rank 1 was killed by signal 9 (SIGKILL)"),
-        (Dying(3), None, "rank 1 has ended with exit code 3"),
-        (Dying(1), "ValueError: no", "rank 1 failed: ValueError: no"),
+        (Dying(-signal.SIGKILL, 2), None, "SIGKILL"),
+        (Dying(-signal.SIGKILL), ranks.LOST, "SIGKILL"),
+        (Dying(3), None, 3),
+        (Dying(1), "ValueError: no", "ValueError: no"),
         (Dying(1), ranks.LOST, None),
-        (Dying(None), None, "rank 1 has died or hangs: no word from it"),
-        (None, None, "rank 1 has died or hangs: no word from it"),
+        (Dying(None), None, "rank 1"),
+        (None, None, "rank 1"),
     ],
 )
 def test_what_became_of_a_rank(
-    child: Dying | None, left_word: str | None, told: str | None, monkeypatch: pytest.MonkeyPatch
+    child: Dying | None, left_word: str | None, told: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ranks, "WORD_SECONDS", 0.3)
     survivor = ranks.Ranks()
@@ -195,7 +187,9 @@ def test_what_became_of_a_rank(
     if left_word is not None:
         survivor.store.set("1", left_word)
     trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=[child])))
-    assert survivor._words(trainer, 0, 2) == ([] if told is None else [told])
+    words = survivor._words(trainer, 0, 2)
+    assert len(words) == (told is not None)
+    assert all(re.search(naming("rank 1", told), word) for word in words)
 
 
 def test_a_loss_that_is_not_finite_ends_every_process(start: Callable[..., Training]) -> None:
@@ -205,7 +199,7 @@ def test_a_loss_that_is_not_finite_ends_every_process(start: Callable[..., Train
     shares = [set(process["images"]) for process in told["processes"]]
     assert [len(share) for share in shares] == [4, 4]
     assert not shares[0] & shares[1]
-    assert len(re.findall(r"error: the loss of step \d+, epoch \d, is nan", training.told())) == 1
+    assert len(re.findall(r"error: .*\bnan\b", training.told())) == 1
     assert not checkpoints.files(training.out)
 
 
@@ -214,13 +208,9 @@ def test_torchruns_processes_are_the_devices(
 ) -> None:
     from vne_kernels.pretrain.cli import main
 
-    for name, value in (
-        ("TORCHELASTIC_RUN_ID", "1"),
-        ("WORLD_SIZE", "6"),
-        ("LOCAL_WORLD_SIZE", "2"),
-    ):
+    torchrun = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in torchrun.items():
         monkeypatch.setenv(name, value)
     arguments = ["--data", str(npz), "--out", str(tmp_path / "run"), *SMALL, "--devices", "3"]
     assert main(arguments) == 2
-    told = "argument --devices: must be left out or 2, the processes torchrun has started on a node"
-    assert told in capsys.readouterr().err
+    assert re.search(naming("--devices", 2), last_error(capsys))

@@ -12,6 +12,7 @@ import csv
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,7 @@ import pytest
 import torch
 from kill_and_resume import Undisturbed, differences, run_trial
 from lightning.pytorch import Trainer
+from naming import last_error, naming
 from tiny_run import SMALL, STEPS_PER_EPOCH, write_npz
 
 from vne_kernels.common import files
@@ -159,8 +161,8 @@ SLURM = {"NTASKS": "1", "JOB_NAME": "train", "JOB_ID": "1", "PROCID": "0", "LOCA
     ("step", "signum", "code", "advice"),
     [
         (3, signal.SIGINT, 130, "vne-pretrain --resume --out {out}"),
-        (STEPS_PER_EPOCH, signal.SIGTERM, 75, "SIGTERM: stopped and saved; run the same command"),
-        (7, signal.SIGUSR1, 75, "SIGUSR1: stopped and saved; run the same command"),
+        (STEPS_PER_EPOCH, signal.SIGTERM, 75, "SIGTERM"),
+        (7, signal.SIGUSR1, 75, "SIGUSR1"),
     ],
 )
 def test_stopped_and_resumed_run_equals_the_whole_one(
@@ -197,23 +199,20 @@ def test_stopped_and_resumed_run_equals_the_whole_one(
     with (out / "metrics.csv").open("a") as file:
         file.write(f"{step + 1},1,0,0,0,0,0,0\n{step + 2},1,0")
     assert main(["--resume", "--out", str(out)]) == 0
-    assert f"resumed   at step {step}, from step-{step:08d}.ckpt" in capsys.readouterr().out
+    assert f"step-{step:08d}.ckpt" in capsys.readouterr().out
     assert list(differences(whole, out)) == []
     environment = json.loads((out / "environment.json").read_text())
     assert len(environment["resumed"]) == 1
     assert environment["resumed"][0].keys() == environment.keys() - {"resumed"}
-    assert f"{environment['resumed'][0]['started']} on cpu (" in (out / "report.html").read_text()
+    assert environment["resumed"][0]["started"] in (out / "report.html").read_text()
     assert handlers == [
         signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
     ]
 
 
-def test_sigterm_while_evaluating_ends_at_once(
-    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_sigterm_while_evaluating_ends_at_once(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "_evaluate", lambda *_: signal.raise_signal(signal.SIGTERM))
     assert main(["--resume", "--out", str(copy)]) == 75
-    assert "run the same command with --resume auto to go on" in capsys.readouterr().err
     assert not (copy / "results.json").exists()
 
 
@@ -251,7 +250,6 @@ def test_signal_at_a_process(
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == code, errors
-    assert "stopped and saved" in errors
     (done,) = steps(out)
     assert done >= STEPS_PER_EPOCH
     assert rows(out / "metrics.csv")[-1]["step"] == done
@@ -312,14 +310,11 @@ def test_broken_images_of_all_processes_are_told_before_a_checkpoint(
 # ---- --resume and --resume auto ----------------------------------------------------------------
 
 
-def test_a_run_killed_before_its_first_checkpoint_begins_again(
-    copy: Path, whole: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_killed_before_its_first_checkpoint_begins_again(copy: Path, whole: Path) -> None:
     shutil.rmtree(copy / "checkpoints")
     (copy / files.HIDDEN).mkdir()
     (copy / files.HIDDEN / "unfinished-0123abcd.json").touch()
     assert main(["--resume", "--out", str(copy)]) == 0
-    assert "resumed   at step 0, since there is no checkpoint yet" in capsys.readouterr().out
     assert list(differences(whole, copy)) == []
     assert not list(copy.glob(".*"))
 
@@ -330,16 +325,10 @@ def test_the_same_command_begins_goes_on_and_ends(
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
     command = [*arguments, "--out", f"{whole}/", "--resume", "auto"]
     assert main([*command, "--stem", "auto", "--checkpoint-every", "5"]) == 0
-    assert f"the run in {whole} is finished" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
-    assert main([*command, "--lr", "1"]) == 2
-    assert "argument --lr: must be left out or 0.5, as the run began" in capsys.readouterr().err
-
-
-def test_resume_keeps_the_runs_options(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--resume", "--out", str(whole), "--lr", "1"]) == 2
-    error = capsys.readouterr().err
-    assert "argument --lr: must be left out or 0.5, as the run began" in error
+    for other in (command, ["--resume", "--out", str(whole)]):
+        assert main([*other, "--lr", "1"]) == 2
+        assert re.search(naming("--lr", 0.5), last_error(capsys))
 
 
 def test_what_auto_was_decided_to_be_stays(whole: Path) -> None:
@@ -358,11 +347,10 @@ def test_a_corrupt_checkpoint_gives_way_to_the_one_before_it(
     newest = checkpoints.files(copy)[0]
     flip_a_byte(newest)
     assert main(["--resume", "--out", str(copy)]) == 0
-    assert f"vne-pretrain: step {LAST - 1}: passed over a checkpoint, " in capsys.readouterr().err
+    assert newest.name in capsys.readouterr().err
     ((step, kind, message),) = read_events(copy / "events.csv")
     assert (step, kind) == (str(LAST - 1), "checkpoint")
-    assert message.endswith(f"it is now {newest.name}.rejected")
-    assert "checksum" in message
+    assert re.search(naming(f"{newest.name}.rejected", "checksum"), message)
     assert list(differences(whole, copy)) == ["events.csv"]
     assert steps(copy) == [LAST, LAST - 1, LAST - 2]
 
@@ -372,12 +360,9 @@ def test_no_good_checkpoint(copy: Path, capsys: pytest.CaptureFixture[str]) -> N
     for path in found:
         flip_a_byte(path)
     assert main(["--resume", "--out", str(copy)]) == 2
-    error = capsys.readouterr().err
-    assert (
-        "--resume: must be used with a folder in which a checkpoint can be read (3 tried)" in error
-    )
-    assert all(f"{path.name}: cannot be read (the checksum of" in error for path in found)
-    assert "Traceback" not in error
+    error = last_error(capsys)
+    assert "--resume" in error
+    assert all(path.name in error for path in found)
 
 
 class Malicious:
@@ -399,9 +384,7 @@ def test_a_foreign_pickle_is_refused(
     content = {"global_step": 3, "state_dict": Malicious(bait)}
     path = checkpoints.write(out / "checkpoints", 3, content)
     assert main(["--resume", "--out", str(out)]) == 2
-    error = capsys.readouterr().err
-    assert f"{path.name}: holds other things than tensors (Unsupported global: GLOBAL" in error
-    assert "Traceback" not in error
+    assert path.name in last_error(capsys)
     assert not bait.exists()
     torch.load(path, weights_only=False)
     assert bait.exists()  # it would have been
@@ -416,10 +399,7 @@ def test_a_checkpoint_of_another_architecture(
     content["config"] = told | {"backbone": "resnet50"}
     path = checkpoints.write(tmp_path / "checkpoints", 3, content)
     assert main(["--resume", "--out", str(tmp_path)]) == 2
-    error = capsys.readouterr().err
-    assert "--resume: must be used with checkpoints of a run with --backbone resnet18, " in error
-    assert f"got '{path.name} of a run with --backbone resnet50'" in error
-    assert "Traceback" not in error
+    assert re.search(naming("--resume", path.name, "resnet18", "resnet50"), last_error(capsys))
 
 
 def test_a_checkpoint_that_does_not_fit_the_network(whole: Path) -> None:
