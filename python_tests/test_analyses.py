@@ -221,6 +221,7 @@ def test_the_end_of_a_log(tmp_path: Path) -> None:
     assert lines == ["1%", "2%", "\ufffd wrong", *map(str, range(12))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("jobs", "signum"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
 def test_ctrl_c_reaches_the_runs_and_waits_for_them(
     jobs: int,
@@ -417,6 +418,7 @@ def test_step_std_of_too_few_steps_is_unknown() -> None:
 # ---- the real program --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_real_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # its processes must not find the source folder
     random = np.random.default_rng(0)

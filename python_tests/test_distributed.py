@@ -116,6 +116,7 @@ def test_gradient_accumulation(world: int) -> None:
         assert_same(found, expected, TOLERANCE["float64"])
 
 
+@pytest.mark.slow
 def test_compiled_as_one_graph() -> None:
     for found in on_processes(2, "compiled"):
         for name, values in found.items():

@@ -59,6 +59,7 @@ def test_against_singular_values(kind: str, dtype: torch.dtype) -> None:
         assert error(kind, m, dtype) <= ALLOWED[dtype], m
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("simd", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(simd: str) -> None:
     """Those that this processor lacks stand for the best that it has."""

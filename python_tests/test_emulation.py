@@ -462,6 +462,7 @@ def test_gradient_is_no_worse_than_by_an_eigendecomposition(
     assert absolute_error(torch.from_numpy(grad), case.exact) <= case.eigh_error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 6000), (6000, 3), (130, 4100), (4100, 65)])
 def test_a_long_sum_is_shared_out_among_blocks(

@@ -54,6 +54,7 @@ def excess(found: EntropyEstimate, expected: Tensor) -> float:
 # ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPECTRA)
 def test_covers(name: str) -> None:
     """99 % confidence: two trials of ten beyond the bar would be one run in 230."""

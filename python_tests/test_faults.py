@@ -32,6 +32,8 @@ from vne_kernels.pretrain.disk import Disk
 from vne_kernels.pretrain.events import read_events
 from vne_kernels.pretrain.model import Pretraining
 
+pytestmark = pytest.mark.slow
+
 # 16 images: an epoch of 4 steps
 SMALL = ["--backbone", "resnet18", "--accelerator", "cpu", "--workers", "0", "--batch-size", "4"]
 SMALL += ["--projector-dim", "8", "--projector-hidden", "16", "--no-evaluation", "--knn-every", "0"]

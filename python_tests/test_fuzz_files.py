@@ -70,6 +70,7 @@ def take_more_than_the_ceiling(work: Path) -> int:
     return take_memory(work) if taken and wait(work) else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("act", "excuse", "what"),
     [
@@ -121,6 +122,7 @@ SLOW = ("linear_eval.ckpt", "checkpoint", "checkpoint-forged", "knn:config", "re
 SLOW += tuple(f"report:{name}" for name in ("metrics", "epochs", "spectrum", "events"))
 
 
+@pytest.mark.slow
 def test_some_mutants_of_every_kind(tmp_path: Path) -> None:
     """In a process of its own: children of one that has used torch's threads could hang.
 

@@ -176,6 +176,7 @@ def test_random_cases(backend: str) -> None:
     assert all(tally.counts[kind] > 0 for kind in kinds), tally.counts
 
 
+@pytest.mark.slow
 @cpu_only
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
@@ -214,6 +215,7 @@ SHORT_BOUND = 60.0
 """MiB over 10^5 calls: a page that the allocator keeps weighs more in 3,000 calls than in 10^5."""
 
 
+@pytest.mark.slow
 @cpu_only
 @pytest.mark.filterwarnings("ignore")
 def test_memory_is_flat() -> None:
@@ -223,6 +225,7 @@ def test_memory_is_flat() -> None:
     assert growth(rows, "objects") <= 500  # of 5,000, were one left behind by one kind
 
 
+@pytest.mark.slow
 @cpu_only
 def test_a_leak_is_found() -> None:
     """In a process of its own: one with a large heap has room for a leak before it grows."""
@@ -347,6 +350,7 @@ def test_fork_after_use(tmp_path: Path) -> None:
     assert_quiet(done, "")
 
 
+@pytest.mark.slow
 @cpu_only
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_workers_of_a_data_loader(start: str, tmp_path: Path) -> None:
@@ -376,6 +380,7 @@ def test_workers_of_a_data_loader(start: str, tmp_path: Path) -> None:
     assert_quiet(done, "True\n")
 
 
+@pytest.mark.slow
 @cpu_only
 def test_calls_while_the_interpreter_ends(tmp_path: Path) -> None:
     """In an exit handler, with the gradient; in __del__ of what the module's end deletes; with a

@@ -108,6 +108,7 @@ def test_auto_is_one_of_the_methods(shape: tuple[int, ...], threads: int) -> Non
     assert any(torch.equal(auto, grad) for grad in both)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("restore_threads")
 @pytest.mark.parametrize("method", ["eigh", "auto"])
 def test_large_samples_of_a_batch_on_several_threads(method: str) -> None:

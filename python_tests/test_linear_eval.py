@@ -176,6 +176,7 @@ def interrupt(run: Path, step: int, monkeypatch: pytest.MonkeyPatch, *arguments:
         assert main(["linear-eval", str(run), *FAST, *arguments]) == 130
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, STEPS_PER_EPOCH, 7])
 @pytest.mark.parametrize("augment", [[], ["--augment"]], ids=["plain", "augment"])
 def test_interrupted_and_resumed_evaluation_equals_the_whole_one(
@@ -208,6 +209,7 @@ def test_interrupt_leaves_the_terminals_handler(run: Path, monkeypatch: pytest.M
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.slow
 def test_unfinished_evaluation_keeps_its_options(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -236,6 +236,7 @@ CASTS: dict[str, Callable[[torch.nn.Module], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cast", CASTS.values(), ids=CASTS)
 @pytest.mark.parametrize("parent", ["metric", "collection", "model"])
 def test_casts_leave_the_sums_in_float64(

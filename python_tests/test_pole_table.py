@@ -136,10 +136,12 @@ def test_declared_size_and_order(suffix: str, bounds: Bounds, table: Table) -> N
     assert t == sorted(t)
 
 
+@pytest.mark.slow
 def test_bounds_hold(table: Table, bounds: Bounds, extrema: tuple[Vector, Vector]) -> None:
     assert fault(table, bounds, extrema[0]) is None
 
 
+@pytest.mark.slow
 def test_no_better_table_of_this_size_exists(
     bounds: Bounds, extrema: tuple[Vector, Vector]
 ) -> None:

@@ -257,6 +257,7 @@ def test_output_that_is_a_file(npz: Path, capsys: pytest.CaptureFixture[str]) ->
     assert "argument --out: must be a folder, got" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_help_needs_no_extra(tmp_path: Path) -> None:
     code = (
         "import sys; sys.modules['lightning'] = None\n"

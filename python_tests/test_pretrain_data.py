@@ -381,6 +381,7 @@ def test_batches_depend_on_seed_epoch_and_place_alone() -> None:
     assert first.labels.tolist() == data.train.labels[[image for _, image in keys]].tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["affine", "simclr", "simsiam", "byol"])
 def test_batches_do_not_depend_on_the_number_of_workers(name: str) -> None:
     data = load(str(CIFAR), "unused")

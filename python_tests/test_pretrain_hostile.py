@@ -103,6 +103,7 @@ def test_what_cannot_be_written_is_said_before_the_work(
         evaluate(run, None, CPU)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["config.pth", "results.pth", "package.pth", "encoder.pt"])
 def test_export_spares_what_is_there(name: str, run: Path) -> None:
     (run / "package.json").write_text('{"mine": 1}')
@@ -222,6 +223,7 @@ def with_content(run: Path, changes: dict[str, Any]) -> Path:
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -243,6 +245,7 @@ def test_a_checkpoint_of_wrong_content(changes: dict[str, Any], run: Path) -> No
         checkpoints.newest(load_config(run))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -317,6 +320,7 @@ UNFINISHED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [*UNFINISHED, "list", "damaged"])
 def test_an_unfinished_evaluation_is_not_believed(case: str, run: Path) -> None:
     subject = frozen.Frozen.open(run, CPU)

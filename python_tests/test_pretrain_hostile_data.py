@@ -221,6 +221,7 @@ for path in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_memory_of_images_is_bounded(tmp_path: Path) -> None:
     largest = Image.new("RGBA", (8192, 4096))
     contents = {

@@ -24,6 +24,8 @@ from tiny_run import write_noise
 
 from vne_kernels.pretrain import checkpoints, ranks
 
+pytestmark = pytest.mark.slow
+
 RANKS = 2
 SMALL = ["--backbone", "resnet18", "--accelerator", "cpu", "--workers", "0", "--batch-size", "8"]
 SMALL += ["--projector-dim", "8", "--projector-hidden", "16", "--no-evaluation", "--knn-every", "0"]

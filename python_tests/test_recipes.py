@@ -178,6 +178,7 @@ def assert_trained(out: Path, loss: str) -> None:
     assert (out / "encoder.pt").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", recipes.names())
 def test_recipe_trains(name: str, imagenet_like: Path, tmp_path: Path) -> None:
     # Images of one pixel before the pooling, for time; the stem and the projector stay as it says.

@@ -42,7 +42,7 @@ from vne_kernels.pretrain.data import EpochSampler, load, view_loader
 from vne_kernels.pretrain.events import Events, read_events
 from vne_kernels.pretrain.model import Pretraining
 
-pytestmark = pytest.mark.usefixtures("no_pictures")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_pictures")]
 LAST = 2 * STEPS_PER_EPOCH
 SECONDS_TO_START = 8  # of a process, about: it imports torch and lightning
 

@@ -414,6 +414,7 @@ def deflated(path: Path, begin: bytes, zeros: int) -> None:
             file.write(bytes(1 << 20))
 
 
+@pytest.mark.slow
 def test_memory_is_bounded(tmp_path: Path) -> None:
     (tmp_path / "list.parquet").write_bytes(base64.b64decode(LIST_OF_ZEROS))
     deflated(tmp_path / "header.npz", npy("", length=(1 << 32) - 1), 3 << 27)

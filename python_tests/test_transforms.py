@@ -416,6 +416,7 @@ COMPILED = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transform", ["grad", "jvp"])
 @pytest.mark.parametrize("name", COMPILED)
 def test_no_silent_zero_under_compile(name: str, transform: str) -> None:

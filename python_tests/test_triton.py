@@ -238,6 +238,7 @@ def test_blocks_of_the_size_that_a_gpu_takes() -> None:
     assert "done" in done.stdout
 
 
+@pytest.mark.slow
 def test_an_install_without_nvcc_has_the_operators(tmp_path: Path) -> None:
     """Into a fresh environment; torch and triton, which are large, are those of this one."""
     subprocess.run(
@@ -359,6 +360,7 @@ def broken_guards(n: int, d: int, method: str, others: list[tuple[int, int]]) ->
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("n", "d", "others", "method"),
     [
