@@ -1,13 +1,20 @@
-"""What a benchmark asks of a GPU beside its time: graph capture, launches, caches, clocks."""
+"""The machine of a benchmark: its description, peak memory, graph capture, launches, clocks."""
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import math
+import platform
 import re
 import subprocess
+import sys
+import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cusolver
 import torch
 
 Call = Callable[[], object]
@@ -33,25 +40,98 @@ def _smi(device: torch.device, query: str) -> str:
 
 
 def driver(device: torch.device) -> str:
+    """The version of the NVIDIA driver; '-' if there is none."""
     return (_smi(device, "driver_version") if device.type == "cuda" else "") or "-"
 
 
-def _cpu_clock() -> str:
+def _cpuinfo(key: str) -> list[str]:
+    """Values of a key of /proc/cpuinfo, one for each processor."""
     info = Path("/proc/cpuinfo")
     text = info.read_text() if info.is_file() else ""
-    found = re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", text, re.MULTILINE)
-    return f"{max(map(float, found)):.0f} MHz" if found else "-"
+    return re.findall(rf"^{key}\s*:\s*(.+)$", text, re.MULTILINE)
 
 
 def clocks(device: torch.device) -> str:
-    """Clocks, temperature, power and what holds the clocks down at this moment; MHz of a CPU."""
+    """Clocks, temperature, power and what limits the clocks at this moment; MHz of a CPU."""
     if device.type != "cuda":
-        return _cpu_clock()
+        found = _cpuinfo("cpu MHz")
+        return f"{max(map(float, found)):.0f} MHz" if found else "-"
     answer = _smi(device, CLOCKS)
     if not answer:
         return "-"
     sm, most, memory, celsius, watts, reasons = (part.strip() for part in answer.split(","))
     return f"SM {sm} of {most}; memory {memory}; {celsius} C; {watts}; limits {reasons}"
+
+
+def commit() -> str:
+    """The commit of this repository, with a + if tracked sources differ from it; '-' without."""
+    head = output_of("git", "rev-parse", "--short=10", "HEAD")
+    changed = output_of(
+        "git", "status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)bench/results"
+    )
+    return f"{head}{'+' if changed else ''}" or "-"
+
+
+def name_of(device: torch.device) -> str:
+    """The model of a GPU or CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    found = _cpuinfo("model name") or [platform.processor() or platform.machine()]
+    return " ".join(found[0].split())
+
+
+def slug(name: str) -> str:
+    """The name of a device as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """The columns that say where a row comes from."""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda or "-",
+        "cusolver": cusolver.version(),
+        "driver": driver(device),
+        "device": device.type,
+        "device_name": name_of(device),
+        "clocks": clocks(device),
+    }
+
+
+@functools.cache
+def has_memray() -> bool:
+    """Whether memray is installed; prints to stderr that peak memory is not measured without it."""
+    found = importlib.util.find_spec("memray") is not None
+    if not found:
+        print("peak memory is not measured: pip install memray", file=sys.stderr)
+    return found
+
+
+def peak_bytes(call: Call, device: torch.device) -> float:
+    """Most bytes held at once during one call, above those before it.
+
+    Of torch's allocator on a GPU. On a CPU torch's counters do not include the scratch of native
+    kernels; memray counts all of malloc and mmap, in all threads, to the byte. Without memray the
+    result is NaN and the call is not made.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return float(torch.cuda.max_memory_allocated(device) - before)
+    if not has_memray():
+        return math.nan
+    import memray
+
+    with tempfile.TemporaryDirectory() as folder:
+        records = Path(folder) / "records.bin"
+        with memray.Tracker(records):
+            call()
+        return float(memray.FileReader(records).metadata.peak_memory)
 
 
 def l2_bytes(device: torch.device) -> int:
