@@ -1,7 +1,7 @@
 """Eigenvalues without eigenvectors: the package's solver, torch's LAPACK and SciPy's, in turns.
 
     python bench/eigenvalues.py                       # one thread, m = 32 to 2048
-    python bench/eigenvalues.py --sides 256,1000 --threads 2
+    python bench/eigenvalues.py --sizes 256,1000 --threads 2
 
 Ours is `density_entropy` by "eigh", the operator that needs them of a given matrix; its symmetric
 part and the sum over the eigenvalues are in its time.
@@ -9,23 +9,37 @@ part and the sum over the eigenvalues are in its time.
 
 from __future__ import annotations
 
-import argparse
+import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import product
 
-import arguments as options
-import harness
+import runner
 import scipy.linalg
 import threadpoolctl
 import torch
 
 import vne_kernels  # noqa: F401  (the operators)
 
-SIDES = (32, 64, 128, 256, 512, 1000, 2048)
+SIZES = (32, 64, 128, 256, 512, 1000, 2048)
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+COLUMNS = (
+    *("date", "commit", "torch", "device", "device_name", "clocks"),
+    *("threads", "m", "dtype", "provider", "samples", "p20_ms", "p50_ms", "p80_ms"),
+)
 
 
-def contenders(m: int, dtype: torch.dtype) -> list[harness.Contender]:
-    x = torch.randn(m, m + 8, dtype=dtype, generator=torch.Generator().manual_seed(0))
+@dataclass(frozen=True)
+class Case:
+    threads: int
+    m: int
+    dtype: str
+
+
+def measure(case: Case, seconds: float) -> list[runner.Row]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(case.m, case.m + 8, dtype=DTYPES[case.dtype], generator=generator)
     rho = x @ x.mT
     rho /= rho.trace()
     calls = {
@@ -33,28 +47,27 @@ def contenders(m: int, dtype: torch.dtype) -> list[harness.Contender]:
         "torch": partial(torch.linalg.eigvalsh, rho),
         "SciPy": partial(scipy.linalg.eigvalsh, rho.numpy()),
     }
-    return [harness.Contender(name, call, lambda: None) for name, call in calls.items()]
+    contenders = [runner.Contender(name, call) for name, call in calls.items()]
+    with threadpoolctl.threadpool_limits(case.threads):
+        runner.time_interleaved(contenders, torch.device("cpu"), seconds)
+    return [{"provider": contender.name, **contender.columns()} for contender in contenders]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="eigenvalues.py", description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("--sides", type=options.positives, default=SIDES, help="such as 256,1000")
-    add("--threads", type=options.positive, default=1)
-    add("--case-seconds", type=options.duration, default=3.0)
-    arguments = parser.parse_args(argv)
-    torch.set_num_threads(arguments.threads)
-    print("| m | dtype | ours | torch | SciPy |\n|---|---|---|---|---|")
-    for m in arguments.sides:
-        for dtype in (torch.float32, torch.float64):
-            running = contenders(m, dtype)
-            with threadpoolctl.threadpool_limits(arguments.threads):
-                harness.time_interleaved(running, torch.device("cpu"), arguments.case_seconds)
-            times = [f"{contender.quantiles_ms()[1]:.3g}" for contender in running]
-            name = str(dtype).removeprefix("torch.")
-            print(f"| {m:,} | {name} | {' | '.join(times)} |", flush=True)
-    return 0
+    parser = runner.make_parser(
+        __doc__,
+        "eigenvalues",
+        seconds={"cpu": 3.0},
+        sizes=runner.positives,
+        dtypes=tuple(DTYPES),
+        threads=(1,),
+    )
+    arguments = runner.parse(parser, argv)
+    axes = (arguments.threads, arguments.sizes or SIZES, arguments.dtypes or DTYPES)
+    cases = [Case(*case) for case in product(*axes)]
+    one = partial(measure, seconds=arguments.case_seconds)
+    return runner.run_cases(arguments, cases, one, COLUMNS, COLUMNS[-5:])
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())
