@@ -1,81 +1,72 @@
 """Which providers a CUDA graph can hold, at which sizes.
 
-Some errors of a capture leave the process without a usable device. So it is tried in another
-process, which is started again after each such error, and the benchmark captures only what went
-well there.
+A failed capture can leave a process without a usable device. So captures are tried in another
+process, which ends with its first failure, and the benchmark captures only what succeeded there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+import time
+from collections.abc import Sequence
 
 import torch
 
-Trial = tuple[str, int, bool]  # provider, m, more than one sample in the batch
-Refused = dict[Trial, str]
+Trial = tuple[str, int, bool]  # provider, m, whether the batch has more than one sample
 
-Run = Callable[[Sequence[Trial]], Iterator[str]]
-
-
-def trials(names: Sequence[str], sizes: Sequence[int]) -> list[Trial]:
-    return [(name, m, many) for name in names for m in sizes for many in (False, True)]
+COMMAND = (sys.executable, __file__)
 
 
-def _other_process(todo: Sequence[Trial]) -> Iterator[str]:
-    """Lines of JSON, as they come."""
-    command = [sys.executable, str(Path(__file__).resolve())]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps(todo))
-        process.stdin.close()
-        yield from process.stdout
+def refused(trials: Sequence[Trial], limit_s: float) -> dict[Trial, str]:
+    """The trials that failed, with the reason; those that did not fit into the time are failures.
 
-
-def refused(todo: Sequence[Trial], run: Run = _other_process) -> Refused:
-    """The trials that failed, and why; all of `todo` are made, in as many processes as it takes."""
-    reasons: Refused = {}
-    left = list(todo)
+    Every process answers with lines of JSON (provider, m, many, reason or null). Other lines are
+    ignored. A process that dies has failed in the trial it was at.
+    """
+    reasons: dict[Trial, str] = {}
+    left, end = list(trials), time.monotonic() + limit_s
     while left:
-        trial, ended = left[0], False
-        for line in run(left):
-            answer = json.loads(line)
-            trial, ended = left.pop(0), True
-            if answer["reason"] is not None:
-                reasons[trial] = f"no CUDA graph: {answer['reason']}"
-            if not answer["alive"]:
-                break
-            ended = False
-        if left and not ended:  # the process is gone in the midst of one
+        given = json.dumps(left).encode()
+        try:
+            seconds = max(0.1, end - time.monotonic())
+            done = subprocess.run(COMMAND, input=given, stdout=subprocess.PIPE, timeout=seconds)
+            output, status = done.stdout, done.returncode
+        except subprocess.TimeoutExpired as error:
+            output, status = error.stdout or b"", 0
+        for line in output.splitlines():
+            with contextlib.suppress(ValueError, TypeError, IndexError):
+                *trial, reason = json.loads(line)
+                left.remove((trial[0], trial[1], trial[2]))
+                if reason is not None:
+                    reasons[trial[0], trial[1], trial[2]] = f"no CUDA graph: {reason}"
+        if left and status != 0:
             reasons[left.pop(0)] = "no CUDA graph: the attempt ended the process"
-    return reasons
+        if time.monotonic() > end:
+            break
+    return reasons | dict.fromkeys(left, f"no CUDA graph: not tried within {limit_s:.0f} s")
 
 
-def _try_here(todo: Sequence[Trial]) -> None:
-    """Prints a line per trial; ends after the first that takes the device along."""
+def _try_here(trials: Sequence[Trial]) -> None:
+    """Prints a line for each trial; ends after the first that fails."""
     import machine
     import providers
+    import runner
 
     device = torch.device("cuda")
-    by_name = {provider.name: provider for provider in providers.available(device)}
-    for name, m, many in todo:
+    by_name = {provider.name: provider for provider in providers.PROVIDERS}
+    for name, m, many in trials:
         z = torch.randn((2, m, m) if many else (m, m), device=device, requires_grad=True)
-        reason, alive = None, True
-        torch.backends.cuda.preferred_linalg_library(by_name[name].linalg)
         entropy = by_name[name].entropy(z.dtype)
+        reason = None
         try:
             machine.capture(lambda e=entropy, z=z: providers.evaluate(e, z, True), device)  # type: ignore[misc]
         except Exception as error:  # whatever it is, it is the answer
-            reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"[:120]
-            alive = machine.is_alive(device)
-        print(json.dumps({"reason": reason, "alive": alive}), flush=True)
-        if not alive:
+            reason = runner.reason(error)
+        print(json.dumps([name, m, many, reason]), flush=True)
+        if reason is not None:
             return
 
 

@@ -1,11 +1,11 @@
-"""cuSOLVER's batched eigensolvers called directly, by ctypes: what is to be had without torch's
-choice of a routine, its checks of the result and its waiting for the host.
+"""cuSOLVER's batched eigensolvers called directly, by ctypes.
+
+They run without torch's choice of a routine, its checks of the result and its wait for the host.
 
     eigvalsh = cusolver.eigvalsh("XsyevBatched")
     eigvalsh(a)  # (..., m, m) float32 or float64 -> (..., m) ascending, differentiable
 
-The library is the one that torch brings along. A failure to converge is not looked at: that would
-be a wait for the host.
+The library is the one that torch has loaded. Convergence is not checked: that would be a wait.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import ctypes
 import functools
 from collections.abc import Callable
 from ctypes import byref, c_int, c_int64, c_size_t, c_void_p
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,30 +24,24 @@ LOWER = 0  # cublasFillMode_t
 CUDA_TYPE = {torch.float32: 0, torch.float64: 1}  # CUDA_R_32F, CUDA_R_64F
 LETTER = {torch.float32: "S", torch.float64: "D"}
 SONAMES = ("libcusolver.so.12", "libcusolver.so.11")  # CUDA 13, CUDA 12
-ROUTINES = ("syevjBatched", "XsyevBatched")
-
-Eigvalsh = Callable[[Tensor], Tensor]
-
-
-def _candidates() -> list[str]:
-    """The name alone serves where torch has the library open; then the wheels' folders."""
-    spec = find_spec("nvidia")
-    folders = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec else []
-    found = [str(path) for f in folders for path in sorted(f.glob("*/lib/libcusolver.so.*"))]
-    return [*SONAMES, *found]
+ROUTINES = {
+    "syevjBatched": "cusolverDnSsyevjBatched",
+    "XsyevBatched": "cusolverDnXsyevBatched",
+}
+"""A symbol that the library has where the routine can be called."""
 
 
 @functools.cache
 def library() -> ctypes.CDLL:
-    """OSError with what was tried where there is none."""
+    """OSError where there is none."""
     if torch.version.cuda is None:
         raise OSError(f"torch {torch.__version__} is a build without CUDA, it has no cuSOLVER")
-    for candidate in _candidates():
+    for name in SONAMES:
         try:
-            return ctypes.CDLL(candidate)
+            return ctypes.CDLL(name)
         except OSError:
             continue
-    raise OSError(f"cuSOLVER was not found, tried {', '.join(_candidates())}")
+    raise OSError(f"cuSOLVER was not found, tried {', '.join(SONAMES)}")
 
 
 def version() -> str:
@@ -64,12 +56,11 @@ def version() -> str:
 
 def why_not(routine: str) -> str | None:
     """None if the routine can be called, otherwise the reason."""
-    symbol = {"syevjBatched": "cusolverDnSsyevjBatched", "XsyevBatched": "cusolverDnXsyevBatched"}
     try:
-        found = hasattr(library(), symbol[routine])
+        found = hasattr(library(), ROUTINES[routine])
     except OSError as error:
         return str(error)
-    return None if found else f"cuSOLVER {version()} has no {symbol[routine]}"
+    return None if found else f"cuSOLVER {version()} has no {ROUTINES[routine]}"
 
 
 def _check(status: int, call: str) -> None:
@@ -77,46 +68,38 @@ def _check(status: int, call: str) -> None:
         raise RuntimeError(f"{call} failed: cusolverStatus_t {status}")
 
 
-class _Handles:
-    """cuSOLVER's state for one device."""
-
-    def __init__(self) -> None:
-        solver = library()
-        self.handle, self.params, self.jacobi = c_void_p(), c_void_p(), c_void_p()
-        _check(solver.cusolverDnCreate(byref(self.handle)), "cusolverDnCreate")
-        _check(solver.cusolverDnCreateParams(byref(self.params)), "cusolverDnCreateParams")
-        _check(solver.cusolverDnCreateSyevjInfo(byref(self.jacobi)), "cusolverDnCreateSyevjInfo")
-
-
 @functools.cache
-def _handles(device: torch.device) -> _Handles:
-    return _Handles()
-
-
-def _stream(device: torch.device) -> c_void_p:
-    return c_void_p(torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0)
+def _state(device: torch.device) -> tuple[c_void_p, c_void_p, c_void_p]:
+    """cuSOLVER's handle, parameters and Jacobi settings for one device."""
+    state = c_void_p(), c_void_p(), c_void_p()
+    creators = ("cusolverDnCreate", "cusolverDnCreateParams", "cusolverDnCreateSyevjInfo")
+    for pointer, name in zip(state, creators, strict=True):
+        _check(getattr(library(), name)(byref(pointer)), name)
+    return state
 
 
 def _pointer(tensor: Tensor) -> c_void_p:
     return c_void_p(tensor.data_ptr())
 
 
-def _syevj_batched(of: _Handles, a: Tensor, w: Tensor, info: Tensor, job: int) -> None:
+def _syevj_batched(a: Tensor, w: Tensor, info: Tensor, job: int) -> None:
+    handle, _, jacobi = _state(a.device)
     name = f"cusolverDn{LETTER[a.dtype]}syevjBatched"
     batch, m, _ = a.shape
-    what = (of.handle, c_int(job), c_int(LOWER), c_int(m), _pointer(a), c_int(m), _pointer(w))
+    what = (handle, c_int(job), c_int(LOWER), c_int(m), _pointer(a), c_int(m), _pointer(w))
     length = c_int()
     size = getattr(library(), f"{name}_bufferSize")
-    _check(size(*what, byref(length), of.jacobi, c_int(batch)), size.__name__)
+    _check(size(*what, byref(length), jacobi, c_int(batch)), size.__name__)
     work = a.new_empty(length.value)
-    rest = (_pointer(work), length, _pointer(info), of.jacobi, c_int(batch))
+    rest = (_pointer(work), length, _pointer(info), jacobi, c_int(batch))
     _check(getattr(library(), name)(*what, *rest), name)
 
 
-def _xsyev_batched(of: _Handles, a: Tensor, w: Tensor, info: Tensor, job: int) -> None:
+def _xsyev_batched(a: Tensor, w: Tensor, info: Tensor, job: int) -> None:
+    handle, params, _ = _state(a.device)
     batch, m, _ = a.shape
     dtype, n, count = c_int(CUDA_TYPE[a.dtype]), c_int64(m), c_int64(batch)
-    what: tuple[Any, ...] = (of.handle, of.params, c_int(job), c_int(LOWER), n)
+    what: tuple[Any, ...] = (handle, params, c_int(job), c_int(LOWER), n)
     what += (dtype, _pointer(a), n, dtype, _pointer(w), dtype)
     device_bytes, host_bytes = c_size_t(), c_size_t()
     size = library().cusolverDnXsyevBatched_bufferSize
@@ -128,9 +111,6 @@ def _xsyev_batched(of: _Handles, a: Tensor, w: Tensor, info: Tensor, job: int) -
     _check(library().cusolverDnXsyevBatched(*what, *rest), "cusolverDnXsyevBatched")
 
 
-_CALLS = {"syevjBatched": _syevj_batched, "XsyevBatched": _xsyev_batched}
-
-
 def eigh(routine: str, a: Tensor, *, vectors: bool) -> tuple[Tensor, Tensor]:
     """(..., m, m) symmetric -> eigenvalues (..., m), ascending, and eigenvectors as columns.
 
@@ -139,10 +119,11 @@ def eigh(routine: str, a: Tensor, *, vectors: bool) -> tuple[Tensor, Tensor]:
     copy = a.detach().contiguous().clone().reshape(-1, *a.shape[-2:])
     w = copy.new_empty(copy.shape[:2])
     info = torch.empty(len(copy), dtype=torch.int32, device=a.device)
-    of = _handles(a.device)
-    _check(library().cusolverDnSetStream(of.handle, _stream(a.device)), "cusolverDnSetStream")
-    _CALLS[routine](of, copy, w, info, VECTOR if vectors else NOVECTOR)
-    # written column by column, so row k of ours is eigenvector k
+    stream = c_void_p(torch.cuda.current_stream(a.device).cuda_stream)
+    _check(library().cusolverDnSetStream(_state(a.device)[0], stream), "cusolverDnSetStream")
+    solve = _syevj_batched if routine == "syevjBatched" else _xsyev_batched
+    solve(copy, w, info, VECTOR if vectors else NOVECTOR)
+    # cuSOLVER writes column by column, so row k of `copy` is eigenvector k
     return w.reshape(a.shape[:-1]), copy.reshape(a.shape).mT
 
 
@@ -161,8 +142,6 @@ class _Eigvalsh(torch.autograd.Function):
         return (v * grad.unsqueeze(-2)) @ v.mT, None
 
 
-def eigvalsh(routine: str) -> Eigvalsh:
-    """In the place of `torch.linalg.eigvalsh`, by one of ROUTINES."""
-    if routine not in ROUTINES:
-        raise ValueError(f"routine must be one of {', '.join(ROUTINES)}, got {routine!r}")
+def eigvalsh(routine: str) -> Callable[[Tensor], Tensor]:
+    """A replacement of `torch.linalg.eigvalsh` by one of ROUTINES."""
     return lambda a: _Eigvalsh.apply(a, routine)

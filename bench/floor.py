@@ -11,8 +11,8 @@ and, on a GPU, the time of one dependent pivot. The floor of a call is the large
     chain    m pivots, each of which needs the one before: a store to shared memory, a barrier, a
              load, a reciprocal and a multiply-add                           * time of one
 
-with K = max(n, d). DESIGN: "floor". Nothing overlaps better than perfectly, so no version of the
-poles is faster; another method has another amount of work, and the same bytes.
+with K = max(n, d). It assumes that these overlap perfectly. Another method has another amount of
+work, and the same bytes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ POLES = 16
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What the device was seen to do; NaN where that could not be measured."""
+    """What the device reached; NaN where that could not be measured."""
 
     bytes_per_s: float
     flop_per_s: float
@@ -39,7 +39,7 @@ class Ceilings:
 def floor_s(
     ceilings: Ceilings, n: int, d: int, batch: int, itemsize: int, *, gradient: bool, on_gpu: bool
 ) -> float:
-    """Seconds below which no call can be."""
+    """Seconds that a call takes at least."""
     m, k = min(n, d), max(n, d)
     moved = batch * n * d * itemsize * (2 if gradient else 1)
     log_a = POLES * m**3 if on_gpu else (4 / 3 + (4 if gradient else 0)) * m**3
@@ -106,9 +106,7 @@ def _pivot_s(device: torch.device) -> float:
     """From the difference of a long and a short chain, which takes the launch away."""
     if device.type != "cuda":
         return math.nan
-    build = getattr(torch.cuda, "compile_kernel", getattr(torch.cuda, "_compile_kernel", None))
-    if build is None:  # torch before 2.9
-        return math.nan
+    build = getattr(torch.cuda, "compile_kernel", None) or torch.cuda._compile_kernel
     with torch.cuda.device(device):
         kernel = build(PIVOTS, "pivots")
         out = torch.empty(PIVOT_THREADS, device=device)
@@ -121,5 +119,5 @@ def _pivot_s(device: torch.device) -> float:
 
 
 def measure(device: torch.device) -> Ceilings:
-    """On a CPU with the present number of threads, whose reciprocal chains are not counted."""
+    """On a CPU with torch's number of threads, without a chain of pivots."""
     return Ceilings(_bytes_per_s(device), _flop_per_s(device), _pivot_s(device))

@@ -1,13 +1,14 @@
 """The entropies that are compared: what people write today, the vendor's eigensolvers, and ours.
 
-The baselines are functions of `vne_kernels.reference`. A provider says by itself where it cannot
-serve; one that fails nevertheless stays in the table with its message.
+The baselines are functions of `vne_kernels.reference`. `why_not` says where a provider cannot run;
+one that fails all the same stays in the table with its message.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cusolver
@@ -42,15 +43,24 @@ def _anywhere(device: torch.device) -> str | None:
 
 @dataclass(frozen=True)
 class Provider:
-    """`build` gives a fresh callable for each case, so that a compiled one is compiled for it."""
+    """`build` gives a new callable for each case, so that a compiled one is compiled for it."""
 
     name: str
     build: Callable[[], Entropy]
     batched: bool = True  # takes (batch, n, d) at once; otherwise looped over, as its users do
     compiled: bool = False  # by torch.compile: seconds before the first call
     takes_half: bool = False  # otherwise its users upcast, as is done here
+    capturable: bool = False  # a CUDA graph may hold it: it does not wait for the host
     linalg: str = "default"  # torch.backends.cuda.preferred_linalg_library
     why_not: Callable[[torch.device], str | None] = _anywhere
+
+    @property
+    def ours(self) -> bool:
+        return self.name.startswith(OURS)
+
+    def prefer_library(self) -> None:
+        """Chooses the library behind torch.linalg on a GPU."""
+        torch.backends.cuda.preferred_linalg_library(self.linalg)
 
     def entropy(self, dtype: torch.dtype) -> Entropy:
         one = self.build()
@@ -75,33 +85,31 @@ def _compiled(entropy: Entropy) -> Callable[[], Entropy]:
     return build
 
 
-def _ours(method: str) -> Callable[[], Entropy]:
-    return lambda: lambda z: vne_kernels.vn_entropy(z, method=method)
-
-
-def _gram_by(routine: str) -> Provider:
-    eigvalsh = cusolver.eigvalsh(routine)
-
-    def why_not(device: torch.device) -> str | None:
-        return cusolver.why_not(routine) if device.type == "cuda" else "needs a GPU"
-
-    return Provider(
-        routine, lambda: lambda z: reference.gram(z, eigvalsh=eigvalsh), why_not=why_not
-    )
-
-
-def _magma(device: torch.device) -> str | None:
-    if device.type != "cuda":
-        return "needs a GPU"
-    return None if torch.cuda.has_magma else f"torch {torch.__version__} is built without MAGMA"
-
-
 def _gpu(device: torch.device) -> str | None:
     return None if device.type == "cuda" else "needs a GPU"
 
 
+def _magma(device: torch.device) -> str | None:
+    missing = None if torch.cuda.has_magma else f"torch {torch.__version__} is built without MAGMA"
+    return _gpu(device) or missing
+
+
+def _gram_by(routine: str) -> Provider:
+    return Provider(
+        routine,
+        lambda: partial(reference.gram, eigvalsh=cusolver.eigvalsh(routine)),
+        capturable=True,
+        why_not=lambda device: _gpu(device) or cusolver.why_not(routine),
+    )
+
+
+def _ours(name: str, method: str) -> Provider:
+    entropy = partial(vne_kernels.vn_entropy, method=method)
+    return Provider(name, lambda: entropy, takes_half=True, capturable=True)
+
+
 class _OfTriton(torch.autograd.Function):
-    """The Triton kernels, whoever serves: as vn_entropy, the forward computes the gradient."""
+    """The Triton kernels, whatever backend is set; the forward computes the gradient."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> Tensor:
@@ -145,15 +153,8 @@ PROVIDERS = (
     Provider("gram@cusolver", lambda: reference.gram, linalg="cusolver", why_not=_gpu),
     Provider("gram@magma", lambda: reference.gram, linalg="magma", why_not=_magma),
     *(_gram_by(routine) for routine in cusolver.ROUTINES),
-    Provider(OURS, _ours("auto"), takes_half=True),
-    Provider("ours-eigh", _ours("eigh"), takes_half=True),
-    Provider("ours-poles", _ours("poles"), takes_half=True),
-    Provider("ours-triton", _by_triton, takes_half=True, why_not=_triton),
+    _ours(OURS, "auto"),
+    _ours("ours-eigh", "eigh"),
+    _ours("ours-poles", "poles"),
+    Provider("ours-triton", _by_triton, takes_half=True, capturable=True, why_not=_triton),
 )
-
-
-def available(device: torch.device, names: tuple[str, ...] | None = None) -> tuple[Provider, ...]:
-    """Those that the device can have; of these, those named."""
-    return tuple(
-        p for p in PROVIDERS if p.why_not(device) is None and (names is None or p.name in names)
-    )

@@ -399,6 +399,7 @@ def run_cases(
         0; 130 after Ctrl-C; 2 after a ValueError or ArithmeticError, whose message goes to stderr.
     """
     partial = arguments.out.with_name(arguments.out.name + ".partial")
+    threads = torch.get_num_threads()
     try:
         rows = _measure_all(arguments, cases, measure, columns, show, partial, earlier)
         if after is not None and rows:
@@ -410,6 +411,8 @@ def run_cases(
     except (ValueError, ArithmeticError) as error:
         print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
         return 2
+    finally:
+        torch.set_num_threads(threads)
     print(f"\n{arguments.out}")
     return 0
 
