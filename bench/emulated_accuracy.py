@@ -1,7 +1,8 @@
-"""Accuracy of the kernels of a GPU without a GPU: CUDA's sources run on the CPU by
-python_tests/emulation.py, Triton's by Triton's interpreter.
+"""Accuracy of the kernels of a GPU without a GPU.
 
     python bench/emulated_accuracy.py [--backend triton] [--draws 20]
+
+python_tests/emulation.py runs CUDA's sources on the CPU, Triton's interpreter its kernels.
 
 First the spectra of the tests, then random matrices of low rank. Each line: error of S, and the
 error of dS/dz over that of a float32 eigendecomposition (`reference.eigh_grad`), by the poles and
@@ -61,9 +62,8 @@ def main() -> None:
     )
     parser.add_argument("--backend", choices=("emulated", "triton"), default="emulated")
     parser.add_argument("--draws", type=int, default=20)
-    args = parser.parse_args()
-    draws = args.draws
-    installed = backends.install(args.backend)
+    arguments = parser.parse_args()
+    installed = backends.install(arguments.backend)
     for name in cases.SPECTRA:
         for shape in SPECTRA_SHAPES:
             z = [cases.spectrum_case(name, shape, torch.float32, seed) for seed in range(3)]
@@ -71,7 +71,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     for n, d in LOW_RANK_SHAPES:
         for rank in RANKS:
-            count = draws if min(n, d) <= 64 else max(1, draws // 4)
+            count = arguments.draws if min(n, d) <= 64 else max(1, arguments.draws // 4)
             left = torch.randn(count, n, rank, generator=generator)
             z = left @ torch.randn(count, rank, d, generator=generator)
             report(f"rank {rank} {n} x {d}", z)

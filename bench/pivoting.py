@@ -17,30 +17,16 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from vne_kernels import reference
+from vne_kernels.ops import POLE_TABLE
 
-HEADER = Path(__file__).parents[1] / "csrc" / "common" / "pole_table.h"
 SHAPES = ((17, 33), (33, 33), (64, 128))
 RANKS = (1, 3, 8, 11)
 WAYS = ("floor", "floor+raise", "floor+order")
-
-
-def pole_table() -> tuple[float, Tensor, Tensor]:
-    """c0, t (16,) and w (16,) of the float32 table."""
-    text = HEADER.read_text()
-    constant = re.search(r"kPoleConstant32 = (\S+);", text)
-    table = re.search(r"kPoleTable32\[kPoles32\] = \{(.*?)\};", text, re.DOTALL)
-    assert constant
-    assert table
-    pairs = re.findall(r"\{(\S+), (\S+)\}", table[1])
-    t, w = torch.tensor([[float(x) for x in pair] for pair in pairs]).T
-    return float(constant[1]), t, w
 
 
 def inverses(a: Tensor, t: Tensor, way: str) -> Tensor:
@@ -73,7 +59,8 @@ def inverses(a: Tensor, t: Tensor, way: str) -> Tensor:
 
 def ratios(z: Tensor, way: str) -> Tensor:
     """Error of dS/dz by the poles over that by eigh: z (s, n, d), n <= d -> (s,)."""
-    constant, t, w = pole_table()
+    (constant, _), *poles = POLE_TABLE[torch.float32]
+    t, w = torch.tensor(poles).T
     exact = reference.oracle_grad(z)
     yardstick = (reference.eigh_grad(z).double() - exact).flatten(1).norm(dim=1)
     n = z.shape[-2]

@@ -6,16 +6,14 @@
 
 Operators are traced on fake CUDA tensors of the shapes below, and every launch is compiled for the
 architectures of ARCHITECTURES with the types, constants and divisibilities that it has there, as
-Triton would at the first call. Local memory is memory of the GPU: a kernel has it where registers
-did not suffice; spills are the instructions within loops that use it. Seconds are those of this
-machine, of one process and with an empty cache, which only --check does without: it takes what
-Triton has compiled before.
+Triton would at the first call. A kernel uses local memory, which is memory of the GPU, where
+registers did not suffice; spills are the instructions within loops that use it. Seconds are those
+of this machine, of one process, with an empty cache; only --check takes what is compiled already.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import os
 import re
 import subprocess
@@ -25,6 +23,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +57,14 @@ class Launch:
 
     @property
     def name(self) -> str:
-        """The kernel with the constants that tell it from others of its kind."""
-        told = [
+        """The kernel with the constants that distinguish it from others of its kind."""
+        named = [
             f"{name}={value}"
             for name, value in self.constants
             if name.isupper() and isinstance(value, int) and not isinstance(value, bool)
         ]
         pointers = [kind[1:] for _, kind in self.signature if kind in ("*fp16", "*bf16", "*fp64")]
-        return f"{self.kernel.__name__}({', '.join([*sorted(set(pointers)), *told])})"
+        return f"{self.kernel.__name__}({', '.join([*sorted(set(pointers)), *named])})"
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ POINTERS = {
 
 
 def record(kernel: Any, *args: Any, **options: Any) -> Iterator[Launch]:
-    """What Triton's own launcher makes of the arguments, for each number of warps that is tried."""
+    """The launches that Triton makes of the arguments, one for each number of warps it tries."""
     if isinstance(kernel, Autotuner):
         for config in kernel.configs:
             yield from record(kernel.fn, *args, num_warps=config.num_warps, **options)
@@ -144,25 +143,22 @@ def launches(dtypes: tuple[torch.dtype, ...]) -> list[Launch]:
 
 
 def compile_for(arch: int, launch: Launch) -> Usage:
-    source = ASTSource(
-        launch.kernel,
-        dict(launch.signature),
-        dict(launch.constants),
-        {(index,): [["tt.divisibility", 16]] for index in launch.aligned},
-    )
+    aligned = {(index,): [["tt.divisibility", 16]] for index in launch.aligned}
+    source = ASTSource(launch.kernel, dict(launch.signature), dict(launch.constants), aligned)
     begin = time.perf_counter()
     compiled = triton.compile(
         source, target=GPUTarget("cuda", arch, 32), options={"num_warps": launch.warps}
     )
     seconds = time.perf_counter() - begin
-    return Usage(
-        launch.name,
-        arch,
-        launch.warps,
-        shared=compiled.metadata.shared,
-        **resources_of(compiled.asm["cubin"]),
-        seconds=seconds,
-    )
+    cubin = compiled.asm["cubin"]
+    printed = cuobjdump(cubin, "-res-usage")
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", printed)
+    assert found, printed
+    registers, stack, local = map(int, found.groups())
+    spills = spills_of(cuobjdump(cubin, "-sass")) if stack + local else 0
+    shared = compiled.metadata.shared
+    usage = (registers, shared, stack + local, spills)
+    return Usage(launch.name, arch, launch.warps, *usage, seconds)
 
 
 def cuobjdump(cubin: bytes, option: str) -> str:
@@ -174,21 +170,11 @@ def cuobjdump(cubin: bytes, option: str) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def resources_of(cubin: bytes) -> dict[str, int]:
-    """Registers, local memory and spills."""
-    printed = cuobjdump(cubin, "-res-usage")
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", printed)
-    assert found, printed
-    registers, stack, local = map(int, found.groups())
-    bytes_of_thread = stack + local
-    spills = spills_of(cuobjdump(cubin, "-sass")) if bytes_of_thread else 0
-    return {"registers": registers, "local": bytes_of_thread, "spills": spills}
-
-
 def spills_of(code: str) -> int:
-    """Accesses to local memory between a branch back and where it goes. What is written before a
-    loop and read behind it costs next to nothing: a call keeps registers so, and the assembler does
-    it of its own accord, to have more programs at a time.
+    """Accesses to local memory within loops, that is between a branch back and its target.
+
+    What is written before a loop and read after it costs next to nothing: a call saves registers
+    that way, and so does the assembler in order to have more programs at a time.
     """
     instructions = [
         (int(address, 16), text)
@@ -207,38 +193,11 @@ def spills_of(code: str) -> int:
     )
 
 
-def usages(architectures: list[int], dtypes: tuple[torch.dtype, ...]) -> Iterator[Usage]:
-    for launch in launches(dtypes):
-        for arch in architectures:
-            yield compile_for(arch, launch)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--check", action="store_true")
-    parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHITECTURES))
-    parser.add_argument("--float64", action="store_true", help="and half precisions, besides")
-    parser.add_argument("--out", type=Path, metavar="F")
-    arguments = parser.parse_args()
-    dtypes = (torch.float32,)
-    if arguments.float64:
-        dtypes += (torch.float64, torch.float16, torch.bfloat16)
-    with tempfile.TemporaryDirectory() as empty:
-        if not arguments.check:
-            os.environ["TRITON_CACHE_DIR"] = empty
-        found = measure(arguments.arch, dtypes)
-    if arguments.out:
-        write_rows(arguments.out, found)
-    if arguments.check:
-        check(found)
-
-
 def measure(architectures: list[int], dtypes: tuple[torch.dtype, ...]) -> list[Usage]:
     found: list[Usage] = []
     print("registers  shared  local  spills  warps   arch  seconds  kernel")
-    for usage in usages(architectures, dtypes):
+    for launch, arch in product(launches(dtypes), architectures):
+        usage = compile_for(arch, launch)
         found.append(usage)
         print(
             f"{usage.registers:9} {usage.shared:7} {usage.local:6} {usage.spills:7} {usage.warps:6}"
@@ -260,6 +219,7 @@ def seconds_of_first_call(arch: int) -> float:
 
 
 def check(found: list[Usage]) -> None:
+    """Ends the program with an error if a kernel spills, or if there is none."""
     spilling = [usage for usage in found if usage.spills]
     for usage in spilling:
         where = f"{usage.kernel} of {usage.warps} warps on sm_{usage.arch}"
@@ -268,16 +228,30 @@ def check(found: list[Usage]) -> None:
         sys.exit(f"{len(spilling)} of {len(found)} kernels spill")
 
 
-def write_rows(path: Path, found: list[Usage]) -> None:
-    """To a temporary name first, so that no half of a file is ever there."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["triton", *(field.name for field in fields(Usage))])
-        writer.writeheader()
-        for usage in found:
-            row = asdict(usage) | {"seconds": f"{usage.seconds:.2f}"}
-            writer.writerow({"triton": triton.__version__, **row})
-    partial.replace(path)
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHITECTURES))
+    parser.add_argument("--float64", action="store_true", help="and half precisions, besides")
+    parser.add_argument("--out", type=Path, metavar="F")
+    arguments = parser.parse_args()
+    dtypes = (torch.float32,)
+    if arguments.float64:
+        dtypes += (torch.float64, torch.float16, torch.bfloat16)
+    with tempfile.TemporaryDirectory() as empty:
+        if not arguments.check:
+            os.environ["TRITON_CACHE_DIR"] = empty
+        found = measure(arguments.arch, dtypes)
+    if arguments.out:
+        from runner import write_csv  # tests load this file without its folder in the path
+
+        rows = [asdict(usage) | {"seconds": f"{usage.seconds:.2f}"} for usage in found]
+        columns = ["triton", *(field.name for field in fields(Usage))]
+        write_csv(arguments.out, columns, [{"triton": triton.__version__, **row} for row in rows])
+    if arguments.check:
+        check(found)
 
 
 if __name__ == "__main__":
