@@ -59,6 +59,7 @@ def _try_here(trials: Sequence[Trial]) -> None:
     by_name = {provider.name: provider for provider in providers.PROVIDERS}
     for name, m, many in trials:
         z = torch.randn((2, m, m) if many else (m, m), device=device, requires_grad=True)
+        by_name[name].prepare()
         entropy = by_name[name].entropy(z.dtype)
         reason = None
         try:

@@ -215,7 +215,7 @@ class Bench:
         batching = "batched" if provider.batched else "looped"
         eager = Entry(provider.name, runner.nothing, batching=batching)
         if self.device.type == "cuda":
-            eager.prepare = provider.prefer_library
+            eager.prepare = provider.prepare
         known = (provider.name, replace(case, batch=1))
         expected = self.seconds_per_sample.get(known, math.nan) * case.batch
         if expected > self.arguments.call_seconds:
@@ -300,6 +300,7 @@ class Bench:
         def count(name: str, n: int, d: int, batch: int, dtype: str, mode: str) -> str:
             z = make_problem(n, d, batch, dtype, self.device).z
             call = partial(evaluate, ours[name].entropy(z.dtype), z, mode == MODES[1])
+            ours[name].prepare()
             call()
             found = machine.launches(call, self.device)
             return "" if math.isnan(found) else f"{found:.0f}"

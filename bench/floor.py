@@ -18,11 +18,11 @@ work, and the same bytes.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.utils.benchmark import Timer
 
 POLES = 16
 
@@ -48,18 +48,10 @@ def floor_s(
     return max((t for t in terms if not math.isnan(t)), default=math.nan)
 
 
-def _fastest(call: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
-    """Seconds of the fastest of a few calls: a ceiling is what the device can do."""
-    seconds = []
-    for _ in range(repeats + 1):
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        begin = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds[1:])
+def _fastest(call: Callable[[], object]) -> float:
+    """Seconds of the fastest of five calls, after one warm-up each: what the device can do."""
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return min(timer.timeit(1).mean for _ in range(5))
 
 
 def _bytes_per_s(device: torch.device) -> float:
@@ -67,7 +59,7 @@ def _bytes_per_s(device: torch.device) -> float:
     count = 2**30 if device.type == "cuda" else 2**28
     source = torch.ones(count, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * count / _fastest(lambda: target.copy_(source), device)
+    return 2 * count / _fastest(lambda: target.copy_(source))
 
 
 def _flop_per_s(device: torch.device) -> float:
@@ -77,7 +69,7 @@ def _flop_per_s(device: torch.device) -> float:
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        return 2 * m**3 / _fastest(lambda: a @ a, device)
+        return 2 * m**3 / _fastest(lambda: a @ a)
     finally:
         torch.set_float32_matmul_precision(precision)
 
@@ -115,7 +107,7 @@ def _pivot_s(device: torch.device) -> float:
             return lambda: kernel((1, 1, 1), (PIVOT_THREADS, 1, 1), [out, count])
 
         short, long = 1_000, 101_000
-        return (_fastest(chain(long), device) - _fastest(chain(short), device)) / (long - short)
+        return (_fastest(chain(long)) - _fastest(chain(short))) / (long - short)
 
 
 def measure(device: torch.device) -> Ceilings:

@@ -33,7 +33,7 @@ def output_of(*command: str) -> str:
 
 
 def _smi(device: torch.device, query: str) -> str:
-    """Of that very GPU: CUDA_VISIBLE_DEVICES renumbers torch's devices, not those of nvidia-smi."""
+    """Asks by UUID: CUDA_VISIBLE_DEVICES renumbers torch's devices, not those of nvidia-smi."""
     uuid = str(torch.cuda.get_device_properties(device).uuid)
     name = uuid if uuid.startswith("GPU-") else f"GPU-{uuid}"
     return output_of("nvidia-smi", "-i", name, f"--query-gpu={query}", "--format=csv,noheader")
@@ -135,14 +135,14 @@ def peak_bytes(call: Call, device: torch.device) -> float:
 
 
 def l2_bytes(device: torch.device) -> int:
-    """Of a GPU's L2; of a large CPU's last cache, which torch does not tell."""
+    """Of a GPU's L2 cache; 32 MiB for the last cache of a CPU, whose size torch does not give."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
     return 32 * 2**20
 
 
 def launches(call: Call, device: torch.device) -> float:
-    """Kernels, copies and fills that one call puts on the GPU; NaN where that cannot be seen."""
+    """Kernels, copies and fills that one call puts on the GPU; NaN where there is no profiler."""
     if device.type != "cuda":
         return math.nan
     from torch.autograd import DeviceType
@@ -161,7 +161,8 @@ def launches(call: Call, device: torch.device) -> float:
 def capture(call: Call, device: torch.device) -> Call:
     """A CUDA graph of one call; the result replays it. RuntimeError where it cannot be captured.
 
-    The call runs a few times beforehand, on the stream of the capture: libraries set themselves up.
+    The call runs three times beforehand on the stream of the capture, so that libraries
+    allocate what they need.
     """
     if device.type != "cuda":
         raise RuntimeError(f"a CUDA graph needs a GPU, got device {device}")
@@ -176,20 +177,4 @@ def capture(call: Call, device: torch.device) -> Call:
     with torch.cuda.graph(graph, stream=stream):
         call()
     torch.cuda.synchronize(device)
-
-    def replay() -> None:
-        graph.replay()
-
-    return replay
-
-
-def is_alive(device: torch.device) -> bool:
-    """Whether the device still computes and captures: an error can take the whole process along."""
-    try:
-        one = torch.ones(1, device=device)
-        replay = capture(lambda: one + one, device)
-        replay()
-        torch.cuda.synchronize(device)
-    except RuntimeError:
-        return False
-    return True
+    return graph.replay  # the bound method keeps the graph

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 import vne_kernels
-from vne_kernels import functional, reference
+from vne_kernels import reference
 
 Entropy = Callable[[Tensor], Tensor]  # (..., n, d) -> (...)
 
@@ -52,15 +52,17 @@ class Provider:
     takes_half: bool = False  # otherwise its users upcast, as is done here
     capturable: bool = False  # a CUDA graph may hold it: it does not wait for the host
     linalg: str = "default"  # torch.backends.cuda.preferred_linalg_library
+    triton: bool = False  # whether the Triton kernels serve, whatever is chosen otherwise
     why_not: Callable[[torch.device], str | None] = _anywhere
 
     @property
     def ours(self) -> bool:
         return self.name.startswith(OURS)
 
-    def prefer_library(self) -> None:
-        """Chooses the library behind torch.linalg on a GPU."""
+    def prepare(self) -> None:
+        """Chooses the library behind torch.linalg on a GPU, and the backend of the package."""
         torch.backends.cuda.preferred_linalg_library(self.linalg)
+        _serve_by_triton(self.triton)
 
     def entropy(self, dtype: torch.dtype) -> Entropy:
         one = self.build()
@@ -94,6 +96,21 @@ def _magma(device: torch.device) -> str | None:
     return _gpu(device) or missing
 
 
+def _triton(device: torch.device) -> str | None:
+    return _gpu(device) or vne_kernels.available_backends()["triton"]
+
+
+_chosen: list[vne_kernels.use_backend] = []
+
+
+def _serve_by_triton(wanted: bool) -> None:
+    """Switches to the Triton kernels or back, if the others serve at the moment."""
+    if wanted and not _chosen:
+        _chosen.append(vne_kernels.use_backend("triton"))
+    elif not wanted and _chosen:
+        _chosen.pop().__exit__(None, None, None)
+
+
 def _gram_by(routine: str) -> Provider:
     return Provider(
         routine,
@@ -103,44 +120,9 @@ def _gram_by(routine: str) -> Provider:
     )
 
 
-def _ours(name: str, method: str) -> Provider:
+def _ours(name: str, method: str, **more: Any) -> Provider:
     entropy = partial(vne_kernels.vn_entropy, method=method)
-    return Provider(name, lambda: entropy, takes_half=True, capturable=True)
-
-
-class _OfTriton(torch.autograd.Function):
-    """The Triton kernels, whatever backend is set; the forward computes the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, z: Tensor) -> Tensor:
-        from vne_kernels.triton.register import implementation
-
-        s, grad, _ = implementation("vn_entropy_grad")(z, None, True, "poles", functional.EPS)
-        ctx.save_for_backward(grad)
-        ctx.dtype = z.dtype
-        return s
-
-    @staticmethod
-    def backward(ctx: Any, grad_s: Tensor) -> Tensor:
-        (grad,) = ctx.saved_tensors
-        return (grad_s[..., None, None] * grad).to(ctx.dtype)
-
-
-def _by_triton() -> Entropy:
-    from vne_kernels.triton.register import implementation
-
-    value = implementation("vn_entropy")
-
-    def entropy(z: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and z.requires_grad:
-            return _OfTriton.apply(z)
-        return value(z, None, True, "poles", functional.EPS)
-
-    return entropy
-
-
-def _triton(device: torch.device) -> str | None:
-    return _gpu(device) or vne_kernels.available_backends()["triton"]
+    return Provider(name, lambda: entropy, takes_half=True, capturable=True, **more)
 
 
 PROVIDERS = (
@@ -156,5 +138,5 @@ PROVIDERS = (
     _ours(OURS, "auto"),
     _ours("ours-eigh", "eigh"),
     _ours("ours-poles", "poles"),
-    Provider("ours-triton", _by_triton, takes_half=True, capturable=True, why_not=_triton),
+    _ours("ours-triton", "poles", triton=True, why_not=_triton),
 )

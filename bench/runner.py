@@ -23,20 +23,19 @@ import argparse
 import csv
 import gc
 import math
-import os
 import random
 import re
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import machine
 import torch
+
+from vne_kernels.common.files import replacing
 
 Call = Callable[[], object]
 Row = dict[str, object]
@@ -127,16 +126,6 @@ def _estimate(contender: Contender, device: torch.device, share_s: float) -> flo
     return max(estimate_s, 1e-7)
 
 
-@contextmanager
-def _no_gc() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
 def time_interleaved(
     contenders: Sequence[Contender], device: torch.device, budget_s: float, seed: int = 0
 ) -> None:
@@ -165,13 +154,17 @@ def time_interleaved(
     entrants = [(c, max(1, rounds // n)) for c, n in zip(running, turns, strict=True)]
     order = random.Random(seed)
     deadline = time.perf_counter() + 2 * budget_s  # a machine much slower than its first call
-    with _no_gc():
+    gc.collect()
+    gc.disable()
+    try:
         for index in range(rounds):
             for contender, stride in order.sample(entrants, len(entrants)):
                 if index % stride == 0:
                     _turn(contender, device)
             if time.perf_counter() > deadline and index + 1 >= MIN_SAMPLES:
                 break
+    finally:
+        gc.enable()
 
 
 # ---------------------------------------------------------------------------------------------
@@ -320,19 +313,12 @@ def results_file(device: torch.device, results: str) -> Path:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
-    """Writes all rows under a temporary name in the same folder, then renames the file."""
+    """Writes all rows under a temporary name, then renames the file: no half-written one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def read_csv(path: Path) -> list[Row]:
