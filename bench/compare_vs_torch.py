@@ -297,8 +297,8 @@ class Bench:
         ours = {provider.name: provider for provider in self.providers if provider.ours}
 
         @functools.cache
-        def count(name: str, n: int, d: int, batch: int, dtype: str, mode: str) -> str:
-            z = make_problem(n, d, batch, dtype, self.device).z
+        def count(name: str, shape: tuple[int, ...], dtype: str, mode: str) -> str:
+            z = torch.randn(shape, dtype=DTYPES[dtype], device=self.device, requires_grad=True)
             call = partial(evaluate, ours[name].entropy(z.dtype), z, mode == MODES[1])
             ours[name].prepare()
             call()
@@ -307,9 +307,10 @@ class Bench:
 
         for row in rows if self.device.type == "cuda" else ():
             if row["provider"] in ours and not row["note"]:
-                n, d, batch = (int(str(row[name])) for name in ("n", "d", "batch"))
+                batch, n, d = (int(str(row[name])) for name in ("batch", "n", "d"))
+                shape = (n, d) if batch == 1 else (batch, n, d)
                 name, dtype, mode = (str(row[name]) for name in ("provider", "dtype", "mode"))
-                row["launches"] = count(name, n, d, batch, dtype, mode)
+                row["launches"] = count(name, shape, dtype, mode)
 
 
 def rows_of(
