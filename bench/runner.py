@@ -28,7 +28,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -329,9 +329,15 @@ def read_csv(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
-def _finished_before(partial: Path, where: Row, identity: set[str]) -> list[Row]:
-    """The rows of an interrupted run; ValueError if they are of another build or machine."""
-    rows = read_csv(partial)
+def _finished_before(
+    partial: Path | None, where: Row, cases: Sequence[Any]
+) -> tuple[list[Row], list[Any]]:
+    """The rows of an interrupted run, and the cases it lacks.
+
+    ValueError if the rows are of another build or machine.
+    """
+    rows = read_csv(partial) if partial is not None else []
+    identity = [f.name for f in fields(cases[0])] if cases else []
     for row in rows:
         for column in ENVIRONMENT:
             if column in where and column not in identity and row.get(column) != where[column]:
@@ -339,7 +345,8 @@ def _finished_before(partial: Path, where: Row, identity: set[str]) -> list[Row]
                     f"{partial} has {column} {row.get(column)!r}, this run has {where[column]!r}: "
                     "delete it, or run without --resume"
                 )
-    return rows
+    done = {tuple(row[name] for name in identity) for row in rows}
+    return rows, [c for c in cases if tuple(str(getattr(c, n)) for n in identity) not in done]
 
 
 def print_rows(title: object, rows: Sequence[Row], show: Sequence[str]) -> None:
@@ -384,13 +391,40 @@ def run_cases(
     Returns:
         0; 130 after Ctrl-C; 2 after a ValueError or ArithmeticError, whose message goes to stderr.
     """
-    partial = arguments.out.with_name(arguments.out.name + ".partial")
+    device, out = arguments.device, arguments.out
+    partial = out.with_name(out.name + ".partial")
     threads = torch.get_num_threads()
     try:
-        rows = _measure_all(arguments, cases, measure, columns, show, partial, earlier)
-        if after is not None and rows:
+        where: Row = {**machine.environment(device), "threads": str(threads)}
+        where = {name: value for name, value in where.items() if name in columns}
+        print(", ".join(f"{name} {value}" for name, value in where.items()))
+        rows, todo = _finished_before(partial if arguments.resume else None, where, cases)
+        begin, stopped = time.monotonic(), False
+        for count, case in enumerate(todo):
+            now = time.monotonic()
+            stopped = count > 0 and now - arguments.begin > arguments.stop_after
+            if stopped:
+                print(f"\nstopped after {count} of {len(todo)} cases; --resume continues")
+                break
+            title = " ".join(f"{name}={value}" for name, value in asdict(case).items())
+            left = (now - begin) / max(count, 1) * (len(todo) - count)
+            estimate = f" (about {left:.0f} s left)" if count else ""
+            print(f"[{count + 1}/{len(todo)}] {title}{estimate}", file=sys.stderr, flush=True)
+            torch.set_num_threads(getattr(case, "threads", threads))
+            measured = measure(case)
+            if "clocks" in where:
+                where["clocks"] = machine.clocks(device)
+            rows += [{**where, **asdict(case), **row} for row in measured]
+            write_csv(partial, columns, rows)
+            print_rows(title, rows[-len(measured) :], show)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()  # of the graphs' own pools too
+        write_csv(out, columns, [*earlier, *rows])
+        if not stopped:
+            partial.unlink(missing_ok=True)
+        if after is not None:
             after(rows)
-            write_csv(arguments.out, columns, [*earlier, *rows])
+            write_csv(out, columns, [*earlier, *rows])
     except KeyboardInterrupt:
         print(f"\nstopped; --resume continues from {partial}, if it exists", file=sys.stderr)
         return 130
@@ -399,51 +433,5 @@ def run_cases(
         return 2
     finally:
         torch.set_num_threads(threads)
-    print(f"\n{arguments.out}")
+    print(f"\n{out}")
     return 0
-
-
-def _measure_all(
-    arguments: argparse.Namespace,
-    cases: Sequence[Any],
-    measure: Callable[[Any], Sequence[Row]],
-    columns: Sequence[str],
-    show: Sequence[str],
-    partial: Path,
-    earlier: Sequence[Row],
-) -> list[Row]:
-    device = arguments.device
-    where: Row = {**machine.environment(device), "threads": str(torch.get_num_threads())}
-    where = {name: value for name, value in where.items() if name in columns}
-    print(", ".join(f"{name} {value}" for name, value in where.items()))
-    identity = set(asdict(cases[0])) if cases else set()
-    rows = _finished_before(partial, where, identity) if arguments.resume else []
-    done = {tuple(str(row[name]) for name in sorted(identity)) for row in rows}
-    fields = {case: asdict(case) for case in cases}
-    todo = [c for c in cases if tuple(str(fields[c][n]) for n in sorted(identity)) not in done]
-    begin, complete = time.monotonic(), True
-    for count, case in enumerate(todo):
-        now = time.monotonic()
-        if count and now - arguments.begin > arguments.stop_after:
-            print(f"\nstopped after {count} of {len(todo)} cases; --resume continues")
-            complete = False
-            break
-        left = f", about {(now - begin) / count * (len(todo) - count):.0f} s left" if count else ""
-        title = " ".join(f"{name}={value}" for name, value in fields[case].items())
-        progress = f"[{count + 1}/{len(todo)}] {title} ({now - begin:.0f} s{left})"
-        print(progress, file=sys.stderr, flush=True)
-        if "threads" in identity:
-            torch.set_num_threads(case.threads)
-        measured = measure(case)
-        if "clocks" in where:
-            where["clocks"] = machine.clocks(device)
-        found = [{**where, **fields[case], **row} for row in measured]
-        rows += found
-        write_csv(partial, columns, rows)
-        print_rows(title, found, show)
-        if device.type == "cuda":
-            torch.cuda.empty_cache()  # of the graphs' own pools too
-    write_csv(arguments.out, columns, [*earlier, *rows])
-    if complete:
-        partial.unlink(missing_ok=True)
-    return rows
