@@ -16,7 +16,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
@@ -86,24 +86,12 @@ def lightly_loss(name: str) -> nn.Module:
     return criterion
 
 
-def of_lightly(name: str) -> Criterion:
-    return lambda z, _: lightly_loss(name)(*z)
-
-
-def ours(z: Tensor, _: Tensor | None) -> Tensor:
-    return DOE(*z)
-
-
-def algorithm1(z: Tensor, _: Tensor | None) -> Tensor:
-    return reference.algorithm1_loss(*z, BETA)
-
-
-def frossl(z: Tensor, _: Tensor | None) -> Tensor:
-    return lightly_loss("FroSSLLoss")(list(z))
-
-
-def mmcr(z: Tensor, target: Tensor) -> Tensor:
-    return lightly_loss("MMCRLoss")(z.transpose(0, 1), target.transpose(0, 1))  # (n, V, d)
+@dataclass(frozen=True)
+class Loss:
+    name: str
+    views: int
+    criterion: Criterion
+    momentum: bool = False  # its step has a momentum encoder too
 
 
 def get_vne(z: Tensor, _: Tensor | None) -> Tensor:
@@ -116,29 +104,24 @@ def ours_at_once(z: Tensor, _: Tensor | None) -> Tensor:
     return -vne_kernels.vn_entropy(z).mean()
 
 
-def mean_square(z: Tensor, _: Tensor | None) -> Tensor:
-    """Next to no loss, for the steps that are not timed."""
-    return z.square().mean()
+def mmcr(z: Tensor, target: Tensor | None) -> Tensor:
+    assert target is not None
+    return lightly_loss("MMCRLoss")(z.transpose(0, 1), target.transpose(0, 1))  # (n, V, d)
 
 
-@dataclass(frozen=True)
-class Loss:
-    name: str
-    views: int
-    criterion: Criterion
-    momentum: bool = False  # its step has a momentum encoder too
-
-
-MULTI_VIEW = "multi-view"
+NO_LOSS = Loss("warm-up", 2, lambda z, _: z.square().mean())  # for steps that are not timed
+OURS = Loss("ours", 2, lambda z, _: DOE(*z))
+ALGORITHM1 = Loss("algorithm1", 2, lambda z, _: reference.algorithm1_loss(*z, BETA))
 TWO_VIEWS = (
-    Loss("ours", 2, ours),
-    Loss("algorithm1", 2, algorithm1),
-    Loss("nt-xent", 2, of_lightly("NTXentLoss")),
-    Loss("barlow", 2, of_lightly("BarlowTwinsLoss")),
-    Loss("vicreg", 2, of_lightly("VICRegLoss")),
-    Loss("frossl", 2, frossl),
+    OURS,
+    ALGORITHM1,
+    Loss("nt-xent", 2, lambda z, _: lightly_loss("NTXentLoss")(*z)),
+    Loss("barlow", 2, lambda z, _: lightly_loss("BarlowTwinsLoss")(*z)),
+    Loss("vicreg", 2, lambda z, _: lightly_loss("VICRegLoss")(*z)),
+    Loss("frossl", 2, lambda z, _: lightly_loss("FroSSLLoss")(list(z))),
     Loss("mmcr", 2, mmcr, momentum=True),
 )
+MULTI_VIEW = "multi-view"
 NAMES = (*(loss.name for loss in TWO_VIEWS), MULTI_VIEW)
 QUICK_NAMES = ("ours", "algorithm1", "nt-xent")
 
@@ -153,15 +136,15 @@ def losses_of(names: Sequence[str], views: Sequence[int]) -> list[Loss]:
 
 def check_ours(z: Tensor) -> None:
     """Raises ArithmeticError unless ours computes what its two baselines compute on z (V, n, d)."""
-    pairs = (("ours", ours, algorithm1, z[:2]), ("ours xV", ours_at_once, get_vne, z))
-    for name, criterion, baseline, views in pairs:
+    two = (OURS.criterion, ALGORITHM1.criterion, z[:2])
+    for criterion, baseline, views in (two, (ours_at_once, get_vne, z)):
         grad, value = grad_and_value(criterion)(views, None)
         want_grad, want = grad_and_value(baseline)(views.double(), None)
         value_error = float((value - want).abs() / want.abs())
         grad_error = float((grad - want_grad).norm() / want_grad.norm())
         if not (value_error <= VALUE_TOLERANCE and grad_error <= GRAD_TOLERANCE):
             errors = f"{value_error:.1e} in the value, {grad_error:.1e} in the gradient"
-            raise ArithmeticError(f"{name} differs from its baseline in float64 by {errors}")
+            raise ArithmeticError(f"ours differs from its float64 baseline by {errors}")
 
 
 # ---- training ----------------------------------------------------------------------------------
@@ -240,26 +223,23 @@ class Training:
             z: Tensor = model(images)
         return z.float()
 
-    def step(self, criterion: Criterion, views: int, batch: int, momentum: bool = False) -> Tensor:
-        """All views in one pass, as one batch of the batch norms; returns the loss."""
-        images, shape = self.images[: views * batch], (views, batch, self.case.dim)
+    def step(self, loss: Loss, batch: int) -> None:
+        """All views in one pass, as one batch of the batch norms."""
+        images, shape = self.images[: loss.views * batch], (loss.views, batch, self.case.dim)
         target = None
-        if momentum:
+        if loss.momentum:
             self.momentum_model.update_parameters(self.model)
             with torch.no_grad():
                 target = self.embed(self.momentum_model, images).view(shape)
-        value = criterion(self.embed(self.model, images).view(shape), target)
-        value.backward()
+        loss.criterion(self.embed(self.model, images).view(shape), target).backward()
         self.optimizer.step()
-        return value.detach()
 
     def bytes_per_image(self) -> float:
         """How much one more image adds to the memory of a step; the first step is a warm-up."""
         peaks = {}
         for batch in (2, 2, 4):
             self.restart()
-            step = partial(self.step, mean_square, 2, batch)
-            peaks[batch] = machine.peak_bytes(step, self.device)
+            peaks[batch] = machine.peak_bytes(partial(self.step, NO_LOSS, batch), self.device)
         return (peaks[4] - peaks[2]) / 4
 
 
@@ -317,8 +297,7 @@ def free_bytes() -> float:
 
 def tried_step(training: Training, loss: Loss, bytes_per_image: float) -> Contender:
     batch = training.case.batch
-    step = partial(training.step, loss.criterion, loss.views, batch, loss.momentum)
-    contender = Contender(loss.name, step, training.restart)
+    contender = Contender(loss.name, partial(training.step, loss, batch), training.restart)
     needed = bytes_per_image * loss.views * batch
     if training.device.type == "cpu" and needed > FREE * free_bytes():  # a host kills, not raises
         contender.error = f"needs about {needed / 2**30:.0f} GiB of memory, more than is free"
@@ -334,7 +313,7 @@ def time_steps(
     training = Training(case, losses, device)
     bytes_per_image = training.bytes_per_image()
     for views in sorted({loss.views for loss in losses}):  # the first step of a size is slower
-        tried_step(training, Loss("warm-up", views, mean_square), bytes_per_image)
+        tried_step(training, replace(NO_LOSS, views=views), bytes_per_image)
     steps = [tried_step(training, loss, bytes_per_image) for loss in losses]
     # Steps of as many views differ little: one that took far longer was probably interrupted. On a
     # CPU a first call may remain the only sample, and a slow step makes its loss look cheap.
@@ -398,10 +377,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     grid = product(arguments.sizes or IMAGES[:count], batches, arguments.dtypes or ("bfloat16",))
     cases = [Case(i, b, arguments.dim, arguments.backbone, dtype) for i, b, dtype in grid]
 
-    def measured(case: Case) -> list[runner.Row]:
-        return measure(losses, case, arguments.device, arguments.case_seconds)
-
-    return runner.run_cases(arguments, cases, measured, COLUMNS, SHOWN)
+    return runner.run_cases(
+        arguments,
+        cases,
+        lambda case: measure(losses, case, arguments.device, arguments.case_seconds),
+        COLUMNS,
+        SHOWN,
+    )
 
 
 if __name__ == "__main__":
