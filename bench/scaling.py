@@ -1,27 +1,24 @@
 """What the loss of a batch spread over processes costs: time, bytes, memory, and a model of it.
 
     python bench/scaling.py                # 1 to 4 gloo processes: results/scaling.csv and .json
-    python bench/scaling.py --fit-only     # the model anew, from the results file alone
+    python bench/scaling.py --fit-only     # fits the model again, from the results file alone
 
 Every process has n rows of d features and computes `doe_loss(..., group=...)` with its gradient, by
 either route (vne_kernels/distributed.py). The same call is timed with its collectives replaced by
-copies of what they gave, in all processes at once: what is left is the time of the transport. The
+copies of their results, in all processes at once: the difference is the time of the transport. The
 model, fitted to all rows:
 
     time = crowding * (computing + latency * messages + bytes / bandwidth)
 
-crowding is how many processes share a core, messages and bytes are those of ring algorithms: per
+Crowding is the number of processes per core; messages and bytes are those of ring algorithms: per
 process 2 (P - 1) messages and 2 (P - 1) / P of the tensor for an all-reduce, P - 1 of each for an
-all-gather. It is also fitted without the largest number of processes, which it then has to tell.
+all-gather. The model is also fitted without the largest number of processes, to predict it.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import csv
 import itertools
-import json
 import math
 import multiprocessing
 import os
@@ -30,70 +27,54 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
-import harness
-import memory
+import machine
 import numpy as np
+import runner
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from vne_kernels import distributed, doe_loss
-from vne_kernels.common.files import replacing, write_json
+from vne_kernels.common.files import write_json
 
-RESULTS = Path(__file__).resolve().parent / "results"
 ROUTES = ("reduce", "gather")
 PROCESSES = (1, 2, 3, 4)
-ROWS = (32, 128)
-FEATURES = (128, 256, 512)
+SIZES = tuple(itertools.product((32, 128), (128, 256, 512)))  # rows of each process, features
 PREDICTED = (8, 16, 32, 64, 128, 256, 512, 1024)
 BETA = 10.0
 WARM_UP = 3
-KEYS = ("processes", "route", "n", "d")
+WATCHED = 20  # calls whose bytes on the loopback device are counted
 COLUMNS = (
-    "date",
-    "commit",
-    "torch",
-    "device_name",
-    "cores",
-    *KEYS,
-    "samples",
-    "time_p20_ms",
-    "time_p50_ms",
-    "time_p80_ms",
-    "computing_p50_ms",
-    "computing_of_many_p50_ms",
-    "messages",
-    "ring_bytes",
-    "loopback_bytes",
-    "peak_mib",
+    *("date", "commit", "torch", "device_name", "cores", "processes", "route", "n", "d"),
+    *("samples", "time_p20_ms", "time_p50_ms", "time_p80_ms"),
+    *("computing_p50_ms", "computing_of_many_p50_ms"),
+    *("messages", "ring_bytes", "loopback_bytes", "peak_mib"),
 )
 #: What DistributedDataParallel reduces in a step anyway: ResNet-50 without its classifier, and the
 #: paper's projector for ImageNet (2048 - 2048 - 2048 - 512, two batch norms), in float32.
-ENCODER_PARAMETERS = 23_508_032
-PROJECTOR_PARAMETERS = 2 * (2048 * 2048 + 2048 + 2 * 2048) + 2048 * 512 + 512
+DDP_PARAMETERS = 23_508_032 + 2 * (2048 * 2048 + 2048 + 2 * 2048) + 2048 * 512 + 512
 
+Call = Callable[[], object]
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    processes: int
+    route: str
+    n: int
+    d: int
 
 
 # ---- one process -------------------------------------------------------------------------------
 
 
-class Traffic:
-    """What the collectives of a call send by ring algorithms: messages, bytes of this process."""
-
-    def __init__(self, world: int) -> None:
-        self.world, self.messages, self.bytes = world, 0, 0.0
-
-    def add(self, x: Tensor, passes: int, share: float) -> None:
-        self.messages += passes * (self.world - 1)
-        self.bytes += passes * share * x.numel() * x.element_size()
-
-
 @contextlib.contextmanager
-def replaced(**functions: Callable[..., Tensor]) -> Iterator[None]:
+def replaced(**functions: Callable[..., Any]) -> Iterator[None]:
     """Other functions in the place of those of vne_kernels.distributed."""
     before = {name: getattr(distributed, name) for name in functions}
     for name, function in functions.items():
@@ -105,70 +86,48 @@ def replaced(**functions: Callable[..., Tensor]) -> Iterator[None]:
             setattr(distributed, name, function)
 
 
-class Replay:
-    """What the collectives of one call gave, given again in its later ones without transport."""
+def results_of(call: Call) -> list[Tensor]:
+    """The results of the collectives of one call."""
+    results: list[Tensor] = []
+    ended = distributed._ended
 
-    def __init__(self, call: Callable[[], object]) -> None:
-        self.results: list[Tensor] = []
-        ended = distributed._ended
+    def recorded(begun: Tensor) -> Tensor:
+        results.append(ended(begun).clone())
+        return results[-1]
 
-        def recorded(begun: Tensor) -> Tensor:
-            self.results.append(ended(begun).clone())
-            return self.results[-1]
-
-        with replaced(_ended=recorded):
-            call()
-        self.next = itertools.cycle(self.results)
-
-    def ended(self, begun: Tensor) -> Tensor:
-        return next(self.next).clone()
-
-    def of_many(self, d: int) -> Replay:
-        """The sum of the reduce route as if there were 4 d rows: of few, its matrix lacks rank.
-
-        It is the first that a call waits for, (d + 1, d): the rows' own matrices and their number.
-        """
-        z = torch.randn(4 * d, d, generator=torch.Generator().manual_seed(0))
-        total = torch.ops.vne_kernels.density(z, z.new_ones(4 * d), True, 1e-12)
-        self.results[0] = torch.cat([total, z.new_full((1, d), 4.0 * d)])
-        self.next = itertools.cycle(self.results)
-        return self
+    with replaced(_ended=recorded):
+        call()
+    return results
 
 
-def without_transport(replay: Replay) -> contextlib.AbstractContextManager[None]:
-    """Every collective a copy of what it gave: the work of a process, alone."""
+def many_rows(results: Sequence[Tensor], d: int) -> list[Tensor]:
+    """The results of the reduce route as if there were 4 d rows: of few, its matrix lacks rank.
+
+    The first result that a call waits for is (d + 1, d): the rows' own matrices and their number.
+    """
+    z = torch.randn(4 * d, d, generator=torch.Generator().manual_seed(0))
+    total = torch.ops.vne_kernels.density(z, z.new_ones(4 * d), True, 1e-12)
+    return [torch.cat([total, z.new_full((1, d), 4.0 * d)]), *results[1:]]
+
+
+def without_transport(results: Sequence[Tensor]) -> contextlib.AbstractContextManager[None]:
+    """Every collective is a copy of its result: what remains is the work of this process."""
+    following = itertools.cycle(results)
     return replaced(
         _sum_begun=lambda x, name: x.contiguous(),
         _gather_begun=lambda x, name, world: x.contiguous(),
-        _ended=replay.ended,
+        _ended=lambda begun: next(following).clone(),
     )
-
-
-def watched(traffic: Traffic) -> contextlib.AbstractContextManager[None]:
-    """Counts what goes out on its way."""
-    sums, gathers = distributed._sum_begun, distributed._gather_begun
-
-    def summed(x: Tensor, name: str) -> Tensor:
-        traffic.add(x, 2, (traffic.world - 1) / traffic.world)
-        return sums(x, name)
-
-    def gathered(x: Tensor, name: str, world: int) -> Tensor:
-        traffic.add(x, 1, traffic.world - 1)
-        return gathers(x, name, world)
-
-    return replaced(_sum_begun=summed, _gather_begun=gathered)
 
 
 def loopback_bytes() -> int:
     """Sent by all processes of this network namespace over the loopback device so far."""
-    for line in Path("/proc/net/dev").read_text().splitlines():
-        name, _, numbers = line.partition(":")
-        if name.strip() == "lo":
-            return int(numbers.split()[8])
-    return 0
+    with open("/proc/net/dev", encoding="ascii") as file:
+        devices = dict(line.split(":") for line in file if ":" in line)
+    return next((int(v.split()[8]) for name, v in devices.items() if name.strip() == "lo"), 0)
 
 
-def make_call(n: int, d: int) -> Callable[[], object]:
+def make_call(n: int, d: int) -> Call:
     g = torch.Generator().manual_seed(dist.get_rank())
     z1 = torch.randn(n, d, generator=g, requires_grad=True)
     z2 = (z1.detach() + 0.3 * torch.randn(n, d, generator=g)).requires_grad_()
@@ -181,7 +140,7 @@ def make_call(n: int, d: int) -> Callable[[], object]:
     return call
 
 
-def samples(call: Callable[[], object], seconds: float) -> list[float]:
+def samples(call: Call, seconds: float) -> list[float]:
     """Milliseconds of each call, of the slowest process: they begin together."""
     for _ in range(WARM_UP):
         call()
@@ -200,261 +159,202 @@ def samples(call: Callable[[], object], seconds: float) -> list[float]:
     return slowest.tolist()
 
 
-def measure(route: str, n: int, d: int, seconds: float) -> Row:
-    world = dist.get_world_size()
-    call = make_call(n, d)
-    with replaced(takes_gather=lambda rows, features: route == "gather"):
-        with without_transport(Replay(call)):
-            computing = samples(call, seconds)
-        of_many = []
-        if world == 1 and route == "reduce":
-            with without_transport(Replay(call).of_many(d)):
-                of_many = samples(call, seconds)
-        times = samples(call, seconds)
-        traffic = Traffic(world)
-        with watched(traffic):
-            call()
-        dist.barrier()
-        count, before = 20, loopback_bytes()
-        for _ in range(count):
-            call()
-        dist.barrier()
-        moved = (loopback_bytes() - before) / count / world
-        peak = memory.peak_bytes(call, torch.device("cpu"))
-        dist.barrier()
+def measured_here(case: Case, seconds: float) -> Row:
+    """The row of a case, in one of its processes."""
+    world, call = case.processes, make_call(case.n, case.d)
+    results = results_of(call)
+    with without_transport(results):
+        computing = statistics.median(samples(call, seconds))
+    of_many = math.nan
+    if world == 1 and case.route == "reduce":
+        with without_transport(many_rows(results, case.d)):
+            of_many = statistics.median(samples(call, seconds))
+    times = samples(call, seconds)
+    messages, sent = traffic(case.route, world, case.n, case.d)
+    dist.barrier()
+    before = loopback_bytes()
+    for _ in range(WATCHED):
+        call()
+    dist.barrier()
+    moved = (loopback_bytes() - before) / WATCHED / world
+    peak = machine.peak_bytes(call, torch.device("cpu"))
+    dist.barrier()
     p20, p50, p80 = np.percentile(times, [20, 50, 80])
     return {
-        "processes": world,
-        "route": route,
-        "n": n,
-        "d": d,
+        "cores": len(os.sched_getaffinity(0)),
         "samples": len(times),
         "time_p20_ms": f"{p20:.5g}",
         "time_p50_ms": f"{p50:.5g}",
         "time_p80_ms": f"{p80:.5g}",
-        "computing_p50_ms": f"{statistics.median(computing):.5g}",
-        "computing_of_many_p50_ms": f"{statistics.median(of_many):.5g}" if of_many else "",
-        "messages": traffic.messages,
-        "ring_bytes": f"{traffic.bytes:.0f}",
+        "computing_p50_ms": f"{computing:.5g}",
+        "computing_of_many_p50_ms": "" if math.isnan(of_many) else f"{of_many:.5g}",
+        "messages": messages,
+        "ring_bytes": f"{sent:.0f}",
         "loopback_bytes": f"{moved:.0f}",
         "peak_mib": "" if math.isnan(peak) else f"{peak / 2**20:.4g}",
     }
 
 
-def _process(rank: int, world: int, folder: str, cases: Sequence[Any], seconds: float) -> None:
+def one_process(rank: int, folder: str, case: Case, seconds: float) -> Row:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
-    )
-    with _one_process_counts_as_several(world):
-        for number, case in enumerate(cases):
-            row = measure(*case, seconds)
-            if rank == 0:
-                write_json(Path(folder) / f"{number}.json", row)
-    dist.destroy_process_group()
+    store, world = f"file://{folder}/store", case.processes
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
+    route: dict[str, Callable[..., Any]] = {"takes_gather": lambda *_: case.route == "gather"}
+    if world == 1:  # a group of one would take the plain loss: there were nothing to compare with
+        route["process_group"] = lambda group: group
+    try:
+        with replaced(**route):
+            return measured_here(case, seconds)
+    finally:
+        dist.destroy_process_group()  # if this process fails, the others fail too
 
 
-@contextlib.contextmanager
-def _one_process_counts_as_several(world: int) -> Iterator[None]:
-    """A group of one would take the plain loss: then there were nothing to compare with."""
-    if world > 1:
-        yield
-        return
-    with replaced(process_group=lambda group: group):
-        yield
-
-
-def run(world: int, cases: Sequence[tuple[str, int, int]], seconds: float) -> list[Row]:
-    """A row of each case, on ``world`` processes forked from this one."""
+def measure(case: Case, seconds: float) -> list[Row]:
+    """Forks the processes of a case; the row of the first of them."""
     context = multiprocessing.get_context("fork")
-    with tempfile.TemporaryDirectory() as folder:
-        processes = [
-            context.Process(target=_process, args=(rank, world, folder, cases, seconds))
-            for rank in range(world)
-        ]
-        for process in processes:
-            process.start()
-        for process in processes:
-            process.join()
-        if any(process.exitcode for process in processes):
-            raise RuntimeError(f"a process of {world} failed; see above")
-        files = [Path(folder) / f"{number}.json" for number in range(len(cases))]
-        return [json.loads(path.read_text()) for path in files]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(case.processes, context) as pool,
+    ):
+        ranks = range(case.processes)
+        begun = [pool.submit(one_process, rank, folder, case, seconds) for rank in ranks]
+        return [future.result() for future in begun][:1]
 
 
 # ---- the model ---------------------------------------------------------------------------------
 
 
+def traffic(route: str, world: int, n: int, d: int) -> tuple[int, float]:
+    """Messages and bytes of one process for a loss with its gradient, by ring algorithms.
+
+    "reduce" sums the matrix and the row counts, "gather" gathers rows and which of them count; both
+    sum the cosine and the number of pairs, and two numbers for the gradient.
+    """
+    summed = 4 + ((d + 1) * d if route == "reduce" else 0)
+    gathered = 0 if route == "reduce" else n * (d + 1)
+    return 6 * (world - 1), 4 * (world - 1) * (2 * summed / world + gathered)
+
+
 def crowding(row: Row) -> float:
-    """Processes to a core; computing_p50_ms was measured under it already."""
+    """Processes per core; computing_p50_ms was measured under it already."""
     return max(1.0, float(row["processes"]) / float(row["cores"]))
+
+
+def of_several(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if int(row["processes"]) > 1]
 
 
 def fit(rows: Sequence[Row]) -> dict[str, float]:
     """Latency of a message and time of a byte, in ms, from relative errors, neither below 0."""
-    several = [row for row in rows if int(row["processes"]) > 1]
+    several = of_several(rows)
     scale = np.array([crowding(row) / float(row["time_p50_ms"]) for row in several])
-    columns = np.array([[float(row["messages"]), float(row["ring_bytes"])] for row in several])
-    wanted = np.array(
-        [1 - float(row["computing_p50_ms"]) / float(row["time_p50_ms"]) for row in several]
-    )
-    matrix = columns * scale[:, None]
+    columns = [[float(row["messages"]), float(row["ring_bytes"])] for row in several]
+    matrix = np.array(columns) * scale[:, None]
+    computing = [float(row["computing_p50_ms"]) / float(row["time_p50_ms"]) for row in several]
+    wanted = 1 - np.array(computing)
+
+    def least_squares(used: list[int]) -> Any:
+        found = np.zeros(2)
+        found[used] = np.linalg.lstsq(matrix[:, used], wanted, rcond=None)[0]
+        return found
+
     best = min(
-        (_least_squares(matrix, wanted, used) for used in ([0, 1], [0], [1])),
+        (least_squares(used) for used in ([0, 1], [0], [1])),
         key=lambda found: (found.min() < 0, float(np.square(matrix @ found - wanted).sum())),
     )
     return {"message_ms": float(best[0]), "byte_ms": float(best[1])}
 
 
-def _least_squares(matrix: Any, wanted: Any, used: list[int]) -> Any:
-    found = np.zeros(matrix.shape[1])
-    found[used] = np.linalg.lstsq(matrix[:, used], wanted, rcond=None)[0]
-    return found
-
-
 def modelled(row: Row, model: dict[str, float]) -> float:
     """Milliseconds."""
-    transport = model["message_ms"] * float(row["messages"]) + model["byte_ms"] * float(
-        row["ring_bytes"]
-    )
+    latency = model["message_ms"] * float(row["messages"])
+    transport = latency + model["byte_ms"] * float(row["ring_bytes"])
     return float(row["computing_p50_ms"]) + crowding(row) * transport
 
 
 def errors(rows: Sequence[Row], model: dict[str, float]) -> list[float]:
     """Of each row with several processes, relative."""
-    return [
-        modelled(row, model) / float(row["time_p50_ms"]) - 1
-        for row in rows
-        if int(row["processes"]) > 1
-    ]
+    return [abs(modelled(row, model) / float(row["time_p50_ms"]) - 1) for row in of_several(rows)]
 
 
-def predicted(rows: Sequence[Row], model: dict[str, float], n: int, d: int) -> list[Row]:
+def predicted(row: Row, model: dict[str, float]) -> list[Row]:
     """The loss on 8 to 1,024 devices that are each like one core here, by the route it takes."""
+    n, d, computing = int(row["n"]), int(row["d"]), float(row["computing_of_many_p50_ms"])
     found = []
-    (computing,) = (
-        float(row["computing_of_many_p50_ms"])
-        for row in rows
-        if (row["route"], int(row["processes"]), int(row["n"]), int(row["d"]))
-        == ("reduce", 1, n, d)
-    )
     for world in PREDICTED:
         if distributed.takes_gather(world * n, d):
             continue  # what a process computes then depends on how many there are
-        sent = reduce_traffic(world, d)
-        row = {
-            "processes": world,
-            "cores": world,
-            "computing_p50_ms": computing,
-            "messages": sent.messages,
-            "ring_bytes": sent.bytes,
-        }
-        gradients = 4 * (ENCODER_PARAMETERS + PROJECTOR_PARAMETERS) * 2 * (world - 1) / world
+        messages, sent = traffic("reduce", world, n, d)
+        like = {"processes": world, "cores": world, "computing_p50_ms": computing}
+        like |= {"messages": messages, "ring_bytes": sent}
         found.append(
             {
                 "processes": world,
                 "n": n,
                 "d": d,
-                "bytes": round(sent.bytes),
-                "share_of_ddp_bytes": sent.bytes / gradients,
+                "bytes": round(sent),
+                "share_of_ddp_bytes": sent / (4 * DDP_PARAMETERS * 2 * (world - 1) / world),
                 "computing_ms": computing,
-                "model_ms": modelled(row, model),
+                "model_ms": modelled(like, model),
             }
         )
     return found
 
 
-def reduce_traffic(world: int, d: int) -> Traffic:
-    """Of the loss by the reduce route: matrix and row counts, cosine and pairs; two gradients."""
-    traffic = Traffic(world)
-    for numbers in ((d + 1) * d, 2, 2):
-        traffic.add(torch.empty(numbers, device="meta"), 2, (world - 1) / world)
-    return traffic
-
-
 def summary(rows: Sequence[Row]) -> dict[str, Any]:
-    """The fit, its errors, and what it tells."""
+    """The fit, its errors, and its predictions."""
     model = fit(rows)
-    all_errors = [abs(error) for error in errors(rows, model)]
+    found = errors(rows, model)
     most = max(int(row["processes"]) for row in rows)
-    fewer = [row for row in rows if int(row["processes"]) < most]
-    told = [
-        abs(error) for error in errors([r for r in rows if int(r["processes"]) == most], fit(fewer))
-    ]
-    sizes = sorted({(int(row["n"]), int(row["d"])) for row in rows})
+    fewer = fit([row for row in rows if int(row["processes"]) < most])
+    held_out = errors([row for row in rows if int(row["processes"]) == most], fewer)
+    alone = [row for row in rows if row["computing_of_many_p50_ms"]]
     return {
         "model": model,
-        "error_median": statistics.median(all_errors),
-        "error_max": max(all_errors),
+        "error_median": statistics.median(found),
+        "error_max": max(found),
         "held_out_processes": most,
-        "held_out_error_median": statistics.median(told),
-        "held_out_error_max": max(told),
-        "ddp_parameters": ENCODER_PARAMETERS + PROJECTOR_PARAMETERS,
-        "predicted": list(
-            itertools.chain.from_iterable(predicted(rows, model, n, d) for n, d in sizes)
-        ),
+        "held_out_error_median": statistics.median(held_out),
+        "held_out_error_max": max(held_out),
+        "ddp_parameters": DDP_PARAMETERS,
+        "predicted": [line for row in alone for line in predicted(row, model)],
     }
 
 
-# ---- command line ------------------------------------------------------------------------------
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="scaling.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("--processes", type=int, nargs="+", default=list(PROCESSES), metavar="P")
-    add("--rows", type=int, nargs="+", default=list(ROWS), metavar="N", help="of each process")
-    add("--features", type=int, nargs="+", default=list(FEATURES), metavar="D")
-    add("--seconds", type=float, default=3.0, help="of each of the two timings of a case")
-    add("--fit-only", action="store_true", help="the model anew, from the file of --out")
-    add("--out", type=Path, default=RESULTS / "scaling.csv", help="the .json lies beside it")
-    arguments = parser.parse_args(argv)
-    for name in ("processes", "rows", "features"):
-        if min(getattr(arguments, name)) < 1:
-            parser.error(
-                f"argument --{name}: must be integers >= 1, got {getattr(arguments, name)}"
-            )
-    if not arguments.fit_only and (1 not in arguments.processes or len(arguments.processes) < 3):
-        got = arguments.processes
-        parser.error(f"argument --processes: must be 1 and at least two more, got {got}")
-    return arguments
-
-
-def measured(arguments: argparse.Namespace) -> list[Row]:
-    cases = list(itertools.product(ROUTES, arguments.rows, arguments.features))
-    described = harness.environment(torch.device("cpu"))
-    kept = {name: described[name] for name in COLUMNS if name in described}
-    rows: list[Row] = []
-    for world in sorted(set(arguments.processes)):
-        print(f"{world} processes, {len(cases)} cases", file=sys.stderr, flush=True)
-        cores = len(os.sched_getaffinity(0))
-        rows += [kept | {"cores": cores} | row for row in run(world, cases, arguments.seconds)]
-    return rows
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parse(argv)
-    if arguments.fit_only:
-        with arguments.out.open(newline="", encoding="utf-8") as file:
-            rows: list[Row] = list(csv.DictReader(file))
-    else:
-        rows = measured(arguments)
-        with replacing(arguments.out) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+    parser = runner.make_parser(__doc__, "scaling", sizes=runner.pairs)
+    add = parser.add_argument
+    add("--processes", type=runner.positive, nargs="+", default=PROCESSES, metavar="P")
+    timings = "of each of the timings of a case; default: 3"
+    add("--seconds", type=runner.duration, default=3.0, dest="timing_s", help=timings)
+    add("--fit-only", action="store_true", help="fit the model again, from the file of --out")
+    arguments = runner.parse(parser, argv)
+    cases = [
+        Case(processes, route, n, d)
+        for processes in sorted(set(arguments.processes))
+        for route, (n, d) in itertools.product(ROUTES, arguments.sizes or SIZES)
+    ]
+    status = 0
+    if not arguments.fit_only:
+        status = runner.run_cases(
+            arguments,
+            cases,
+            lambda case: measure(case, arguments.timing_s),
+            COLUMNS,
+            ("time_p50_ms", "computing_p50_ms", "ring_bytes", "loopback_bytes", "peak_mib"),
+        )
+    rows: list[Row] = runner.read_csv(arguments.out)
+    if status or len({row["processes"] for row in of_several(rows)}) < 2:
+        print("no model: it needs two numbers of processes above 1")
+        return status
     found = summary(rows)
     write_json(arguments.out.with_suffix(".json"), found)
+    percent = {name: f"{100 * value:.1f} %" for name, value in found.items() if "error" in name}
     print(
         f"model: {1e3 * found['model']['message_ms']:.3g} us a message, "
-        f"{1e9 * found['model']['byte_ms']:.3g} us a MB; error median "
-        f"{100 * found['error_median']:.1f} %, largest {100 * found['error_max']:.1f} %; of "
-        f"{found['held_out_processes']} processes told from fewer: "
-        f"{100 * found['held_out_error_median']:.1f} %, {100 * found['held_out_error_max']:.1f} %"
+        f"{1e9 * found['model']['byte_ms']:.3g} us a MB; error median {percent['error_median']}, "
+        f"largest {percent['error_max']}; of {found['held_out_processes']} processes, predicted "
+        f"from fewer: {percent['held_out_error_median']}, {percent['held_out_error_max']}"
     )
     return 0
 
