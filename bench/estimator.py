@@ -2,7 +2,7 @@
 
     python bench/estimator.py              # 100 trials of each spectrum at m = 4,096
     python bench/estimator.py --resume     # goes on with what an interrupted run lacks
-    python bench/estimator.py --report     # the table anew, from the results file alone
+    python bench/estimator.py --report     # prints the table, from the results file alone
     python bench/estimator.py --m 20000 --trials 1 --spectra power_law    # beyond the exact ones
 
 A trial is a new matrix and new probes: singular values that are given, so that S is known exactly,
@@ -13,44 +13,28 @@ matrix is timed before and after the trials, in the same process. Rows of other 
 
 from __future__ import annotations
 
-import argparse
-import csv
 import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import median
 
-import harness
-import rows as results
+import runner
 import torch
-from arguments import positive
+from runner import Row
 from torch import Tensor
 
 from vne_kernels import estimate_vn_entropy, vn_entropy
-from vne_kernels.common.files import append_rows
 
-RESULTS = Path(__file__).resolve().parent / "results" / "estimator.csv"
 M = 4096
 TRIALS = 100
 REFLECTIONS = 4
 EXACT = "exact"
 LARGEST_EXACT = 8192
 COLUMNS = (
-    "date",
-    "commit",
-    "torch",
-    "device_name",
-    "threads",
-    "spectrum",
-    "m",
-    "trial",
-    "entropy",
-    "estimate",
-    "error",
-    "probes",
-    "seconds",
+    *("date", "commit", "torch", "device_name", "threads"),
+    *("spectrum", "m", "trial", "entropy", "estimate", "error", "probes", "seconds"),
 )
 
 # ---- spectra: m -> m eigenvalues, float64, up to a factor --------------------------------------
@@ -118,125 +102,89 @@ def dense(eigenvalues: Tensor, generator: torch.Generator) -> Tensor:
 # ---- trials ------------------------------------------------------------------------------------
 
 
-def measure(spectrum: str, m: int, trial: int, describe: dict[str, str]) -> dict[str, object]:
-    """One row: a trial, or with a trial of EXACT the exact entropy of such a matrix."""
-    exact = spectrum == EXACT
-    eigenvalues = SPECTRA["iid" if exact else spectrum](m)
+@dataclass(frozen=True)
+class Case:
+    """A trial; with EXACT for the spectrum the exact entropy of a matrix."""
+
+    spectrum: str
+    m: int
+    trial: int
+
+
+def measure(case: Case) -> list[Row]:
+    eigenvalues = SPECTRA["iid" if case.spectrum == EXACT else case.spectrum](case.m)
     eigenvalues /= eigenvalues.sum()
-    z = dense(eigenvalues, torch.Generator().manual_seed(2 * trial))
-    generator = torch.Generator().manual_seed(2 * trial + 1)
+    z = dense(eigenvalues, torch.Generator().manual_seed(2 * case.trial))
+    generator = torch.Generator().manual_seed(2 * case.trial + 1)
     ones = torch.ones(1)
     start = time.perf_counter()
-    if exact:
+    if case.spectrum == EXACT:
         value, error, probes = vn_entropy(z, normalize=False, weights=ones), math.nan, 0
     else:
         found = estimate_vn_entropy(z, normalize=False, weights=ones, generator=generator)
         value, error, probes = found.entropy, float(found.error), int(found.probes)
     seconds = time.perf_counter() - start
-    return {
-        **describe,
-        "spectrum": spectrum,
-        "m": m,
-        "trial": trial,
-        "entropy": repr(float(torch.special.entr(eigenvalues).sum())),
-        "estimate": repr(float(value)),
-        "error": repr(error),
-        "probes": probes,
-        "seconds": f"{seconds:.4g}",
-    }
+    entropy = float(torch.special.entr(eigenvalues).sum())
+    row: Row = {"entropy": repr(entropy), "estimate": repr(float(value)), "error": repr(error)}
+    return [{**row, "probes": probes, "seconds": f"{seconds:.4g}"}]
 
 
-def plan(m: int, trials: int, spectra: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(spectrum, m, trial) of every row; the exact entropy, where it ends, first and last."""
-    cases = [(spectrum, m, trial) for trial in range(trials) for spectrum in spectra]
-    return [(EXACT, m, 0), *cases, (EXACT, m, 1)] if m <= LARGEST_EXACT else cases
+def cases_of(m: int, trials: int, spectra: Sequence[str]) -> list[Case]:
+    """Every trial; the exact entropy, where its time is bearable, first and last."""
+    cases = [Case(spectrum, m, trial) for trial in range(trials) for spectrum in spectra]
+    return [Case(EXACT, m, 0), *cases, Case(EXACT, m, 1)] if m <= LARGEST_EXACT else cases
 
 
-def report(rows: Sequence[results.Row]) -> str:
-    """A line for each spectrum: trials, covered, the bar over S, time against the exact entropy."""
-    lines = [
-        f"{'spectrum':14}{'m':>7}{'covered':>12}{'bar / S':>10}{'error / bar':>13}{'seconds':>9}"
-        f"{'exact takes':>13}"
-    ]
-    for spectrum, m in results.unique(rows, "spectrum", "m"):
+def report(rows: Sequence[Row]) -> list[Row]:
+    """A row per spectrum: trials, covered, the bar over S, time against the exact entropy."""
+
+    def numbers(column: str, spectrum: object, m: object) -> list[float]:
+        chosen = [row for row in rows if (row["spectrum"], row["m"]) == (spectrum, m)]
+        return [float(str(row[column])) for row in chosen]
+
+    lines: list[Row] = []
+    for spectrum, m in dict.fromkeys((row["spectrum"], row["m"]) for row in rows):
         if spectrum == EXACT:
             continue
-        trials = results.where(rows, spectrum=spectrum, m=m)
-        exact = results.where(rows, spectrum=EXACT, m=m)
-        entropies, estimates, errors, seconds = (
-            [results.number(row, column) for row in trials]
-            for column in ("entropy", "estimate", "error", "seconds")
+        entropies, estimates, bars, seconds = (
+            numbers(column, spectrum, m) for column in ("entropy", "estimate", "error", "seconds")
         )
-        excess = [
-            abs(estimate - entropy) / error
-            for entropy, estimate, error in zip(entropies, estimates, errors, strict=True)
-        ]
-        wide = median(error / s for error, s in zip(errors, entropies, strict=True))
-        slower = "-"
-        if exact:
-            whole = median(results.number(row, "seconds") for row in exact)
-            slower = f"{results.ratio(whole / median(seconds))}x"
-        covered = f"{sum(one <= 1 for one in excess)} of {len(excess)}"
+        trials = zip(entropies, estimates, bars, strict=True)
+        excess = [abs(estimate - s) / bar for s, estimate, bar in trials]
+        relative = [bar / s for bar, s in zip(bars, entropies, strict=True)]
+        exact = numbers("seconds", EXACT, m)
         lines.append(
-            f"{spectrum:14}{m:>7}{covered:>12}{wide:>10.1e}{median(excess):>13.2f}"
-            f"{median(seconds):>9.3g}{slower:>13}"
+            {
+                "spectrum": spectrum,
+                "m": m,
+                "covered": f"{sum(one <= 1 for one in excess)} of {len(excess)}",
+                "bar / S": f"{median(relative):.1e}",
+                "error / bar": f"{median(excess):.2f}",
+                "seconds": f"{median(seconds):.3g}",
+                "exact takes": f"{median(exact) / median(seconds):.1f}x" if exact else "-",
+            }
         )
-    return "\n".join(lines)
-
-
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    add = parser.add_argument
-    add("--m", type=positive, default=M, help=f"rows and features of a matrix (default {M})")
-    add("--trials", type=positive, default=TRIALS, help=f"of each spectrum (default {TRIALS})")
-    add("--spectra", nargs="+", choices=SPECTRA, default=list(SPECTRA), help="default: all")
-    add("--out", type=Path, default=RESULTS, help="the results file")
-    add("--resume", action="store_true", help="go on with an interrupted run of this commit")
-    add("--report", action="store_true", help="only print the table of the results file")
-    return parser.parse_args(argv)
-
-
-def read(path: Path) -> list[results.Row]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def run(arguments: argparse.Namespace) -> None:
-    described = harness.environment(torch.device("cpu"))
-    described["threads"] = str(torch.get_num_threads())
-    describe = {key: described[key] for key in COLUMNS[:5]}
-    partial = arguments.out.with_suffix(".csv.partial")
-    if not arguments.resume or not partial.is_file():
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(",".join(COLUMNS) + "\n", encoding="utf-8")
-    done = {
-        (row["spectrum"], int(row["m"]), int(row["trial"]))
-        for row in read(partial)
-        if all(row[key] == describe[key] for key in ("commit", "torch", "device_name", "threads"))
-    }
-    cases = plan(arguments.m, arguments.trials, arguments.spectra)
-    missing = [case for case in cases if case not in done]
-    progress = harness.Progress(len(missing))
-    for case in missing:
-        progress.start(case)
-        row = measure(*case, describe)
-        append_rows(partial, [[row[column] for column in COLUMNS]])
-        progress.stop()
-    measured = read(partial)
-    sizes = {row["m"] for row in measured}
-    others = [row for row in read(arguments.out) if row["m"] not in sizes]
-    harness.write_csv(arguments.out, COLUMNS, [*others, *measured])
-    partial.unlink()
+    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = parse(argv)
+    parser = runner.make_parser(__doc__, "estimator")
+    add = parser.add_argument
+    add("--m", type=runner.positive, default=M, help=f"rows and features; default: {M}")
+    add("--trials", type=runner.positive, default=TRIALS, help=f"per spectrum; default: {TRIALS}")
+    add("--spectra", nargs="+", choices=SPECTRA, default=list(SPECTRA), help="default: all")
+    add("--report", action="store_true", help="only print the table of the results file")
+    arguments = runner.parse(parser, argv)
+    status = 0
     if not arguments.report:
-        run(arguments)
-    print(report(read(arguments.out)))
-    return 0
+        cases = cases_of(arguments.m, arguments.trials, arguments.spectra)
+        others = [row for row in runner.read_csv(arguments.out) if row["m"] != str(arguments.m)]
+        shown = ("entropy", "estimate", "error", "seconds")
+        status = runner.run_cases(arguments, cases, measure, COLUMNS, shown, earlier=others)
+    if not status:
+        lines = report(runner.read_csv(arguments.out))
+        runner.print_rows("The estimate's error bar", lines, list(lines[0]) if lines else ())
+    return status
 
 
 if __name__ == "__main__":
