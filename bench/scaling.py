@@ -33,6 +33,7 @@ from typing import Any
 
 import machine
 import numpy as np
+import pandas as pd
 import runner
 import torch
 import torch.distributed as dist
@@ -235,23 +236,19 @@ def traffic(route: str, world: int, n: int, d: int) -> tuple[int, float]:
     return 6 * (world - 1), 4 * (world - 1) * (2 * summed / world + gathered)
 
 
-def crowding(row: Row) -> float:
-    """Processes per core; computing_p50_ms was measured under it already."""
-    return max(1.0, float(row["processes"]) / float(row["cores"]))
+def modelled(rows: Any, model: dict[str, float]) -> Any:
+    """Milliseconds of a row, or of all rows of a data frame."""
+    crowding = np.maximum(1, rows["processes"] / rows["cores"])  # of computing, it was measured
+    transport = model["message_ms"] * rows["messages"] + model["byte_ms"] * rows["ring_bytes"]
+    return rows["computing_p50_ms"] + crowding * transport
 
 
-def of_several(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if int(row["processes"]) > 1]
-
-
-def fit(rows: Sequence[Row]) -> dict[str, float]:
+def fit(rows: pd.DataFrame) -> dict[str, float]:
     """Latency of a message and time of a byte, in ms, from relative errors, neither below 0."""
-    several = of_several(rows)
-    scale = np.array([crowding(row) / float(row["time_p50_ms"]) for row in several])
-    columns = [[float(row["messages"]), float(row["ring_bytes"])] for row in several]
-    matrix = np.array(columns) * scale[:, None]
-    computing = [float(row["computing_p50_ms"]) / float(row["time_p50_ms"]) for row in several]
-    wanted = 1 - np.array(computing)
+    rows = rows[rows.processes > 1]
+    relative = np.maximum(1, rows.processes / rows.cores) / rows.time_p50_ms
+    matrix = rows[["messages", "ring_bytes"]].mul(relative, axis=0).to_numpy()
+    wanted = (1 - rows.computing_p50_ms / rows.time_p50_ms).to_numpy()
 
     def least_squares(used: list[int]) -> Any:
         found = np.zeros(2)
@@ -265,28 +262,19 @@ def fit(rows: Sequence[Row]) -> dict[str, float]:
     return {"message_ms": float(best[0]), "byte_ms": float(best[1])}
 
 
-def modelled(row: Row, model: dict[str, float]) -> float:
-    """Milliseconds."""
-    latency = model["message_ms"] * float(row["messages"])
-    transport = latency + model["byte_ms"] * float(row["ring_bytes"])
-    return float(row["computing_p50_ms"]) + crowding(row) * transport
+def errors(rows: pd.DataFrame, model: dict[str, float]) -> pd.Series:
+    rows = rows[rows.processes > 1]
+    return (modelled(rows, model) / rows.time_p50_ms - 1).abs()
 
 
-def errors(rows: Sequence[Row], model: dict[str, float]) -> list[float]:
-    """Of each row with several processes, relative."""
-    return [abs(modelled(row, model) / float(row["time_p50_ms"]) - 1) for row in of_several(rows)]
-
-
-def predicted(row: Row, model: dict[str, float]) -> list[Row]:
+def predicted(n: int, d: int, computing: float, model: dict[str, float]) -> list[Row]:
     """The loss on 8 to 1,024 devices that are each like one core here, by the route it takes."""
-    n, d, computing = int(row["n"]), int(row["d"]), float(row["computing_of_many_p50_ms"])
     found = []
     for world in PREDICTED:
         if distributed.takes_gather(world * n, d):
             continue  # what a process computes then depends on how many there are
         messages, sent = traffic("reduce", world, n, d)
-        like = {"processes": world, "cores": world, "computing_p50_ms": computing}
-        like |= {"messages": messages, "ring_bytes": sent}
+        row = {"processes": world, "cores": world, "messages": messages, "ring_bytes": sent}
         found.append(
             {
                 "processes": world,
@@ -295,29 +283,28 @@ def predicted(row: Row, model: dict[str, float]) -> list[Row]:
                 "bytes": round(sent),
                 "share_of_ddp_bytes": sent / (4 * DDP_PARAMETERS * 2 * (world - 1) / world),
                 "computing_ms": computing,
-                "model_ms": modelled(like, model),
+                "model_ms": float(modelled(row | {"computing_p50_ms": computing}, model)),
             }
         )
     return found
 
 
-def summary(rows: Sequence[Row]) -> dict[str, Any]:
+def summary(rows: pd.DataFrame) -> dict[str, Any]:
     """The fit, its errors, and its predictions."""
-    model = fit(rows)
-    found = errors(rows, model)
-    most = max(int(row["processes"]) for row in rows)
-    fewer = fit([row for row in rows if int(row["processes"]) < most])
-    held_out = errors([row for row in rows if int(row["processes"]) == most], fewer)
-    alone = [row for row in rows if row["computing_of_many_p50_ms"]]
+    model, most = fit(rows), int(rows.processes.max())
+    of_all = errors(rows, model)
+    held_out = errors(rows[rows.processes == most], fit(rows[rows.processes < most]))
+    alone = rows[rows.computing_of_many_p50_ms.notna()]
+    sizes = zip(alone.n.tolist(), alone.d.tolist(), alone.computing_of_many_p50_ms, strict=True)
     return {
         "model": model,
-        "error_median": statistics.median(found),
-        "error_max": max(found),
+        "error_median": float(of_all.median()),
+        "error_max": float(of_all.max()),
         "held_out_processes": most,
-        "held_out_error_median": statistics.median(held_out),
-        "held_out_error_max": max(held_out),
+        "held_out_error_median": float(held_out.median()),
+        "held_out_error_max": float(held_out.max()),
         "ddp_parameters": DDP_PARAMETERS,
-        "predicted": [line for row in alone for line in predicted(row, model)],
+        "predicted": [line for size in sizes for line in predicted(*size, model)],
     }
 
 
@@ -334,19 +321,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         for processes in sorted(set(arguments.processes))
         for route, (n, d) in itertools.product(ROUTES, arguments.sizes or SIZES)
     ]
-    status = 0
     if not arguments.fit_only:
+        shown = ("time_p50_ms", "computing_p50_ms", "ring_bytes", "loopback_bytes", "peak_mib")
+        timing_s = arguments.timing_s
         status = runner.run_cases(
-            arguments,
-            cases,
-            lambda case: measure(case, arguments.timing_s),
-            COLUMNS,
-            ("time_p50_ms", "computing_p50_ms", "ring_bytes", "loopback_bytes", "peak_mib"),
+            arguments, cases, lambda case: measure(case, timing_s), COLUMNS, shown
         )
-    rows: list[Row] = runner.read_csv(arguments.out)
-    if status or len({row["processes"] for row in of_several(rows)}) < 2:
+        if status:
+            return status
+    rows = pd.read_csv(arguments.out)
+    if rows[rows.processes > 1].processes.nunique() < 2:
         print("no model: it needs two numbers of processes above 1")
-        return status
+        return 0
     found = summary(rows)
     write_json(arguments.out.with_suffix(".json"), found)
     percent = {name: f"{100 * value:.1f} %" for name, value in found.items() if "error" in name}
