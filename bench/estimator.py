@@ -2,7 +2,7 @@
 
     python bench/estimator.py              # 100 trials of each spectrum at m = 4,096
     python bench/estimator.py --resume     # goes on with what an interrupted run lacks
-    python bench/estimator.py --report     # prints the table, from the results file alone
+    python bench/tables.py                 # the table, bench/results/estimator.md
     python bench/estimator.py --m 20000 --trials 1 --spectra power_law    # beyond the exact ones
 
 A trial is a new matrix and new probes: singular values that are given, so that S is known exactly,
@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import median
 
 import runner
 import torch
@@ -135,56 +134,17 @@ def cases_of(m: int, trials: int, spectra: Sequence[str]) -> list[Case]:
     return [Case(EXACT, m, 0), *cases, Case(EXACT, m, 1)] if m <= LARGEST_EXACT else cases
 
 
-def report(rows: Sequence[Row]) -> list[Row]:
-    """A row per spectrum: trials, covered, the bar over S, time against the exact entropy."""
-
-    def numbers(column: str, spectrum: object, m: object) -> list[float]:
-        chosen = [row for row in rows if (row["spectrum"], row["m"]) == (spectrum, m)]
-        return [float(str(row[column])) for row in chosen]
-
-    lines: list[Row] = []
-    for spectrum, m in dict.fromkeys((row["spectrum"], row["m"]) for row in rows):
-        if spectrum == EXACT:
-            continue
-        entropies, estimates, bars, seconds = (
-            numbers(column, spectrum, m) for column in ("entropy", "estimate", "error", "seconds")
-        )
-        trials = zip(entropies, estimates, bars, strict=True)
-        excess = [abs(estimate - s) / bar for s, estimate, bar in trials]
-        relative = [bar / s for bar, s in zip(bars, entropies, strict=True)]
-        exact = numbers("seconds", EXACT, m)
-        lines.append(
-            {
-                "spectrum": spectrum,
-                "m": m,
-                "covered": f"{sum(one <= 1 for one in excess)} of {len(excess)}",
-                "bar / S": f"{median(relative):.1e}",
-                "error / bar": f"{median(excess):.2f}",
-                "seconds": f"{median(seconds):.3g}",
-                "exact takes": f"{median(exact) / median(seconds):.1f}x" if exact else "-",
-            }
-        )
-    return lines
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = runner.make_parser(__doc__, "estimator")
     add = parser.add_argument
     add("--m", type=runner.positive, default=M, help=f"rows and features; default: {M}")
     add("--trials", type=runner.positive, default=TRIALS, help=f"per spectrum; default: {TRIALS}")
     add("--spectra", nargs="+", choices=SPECTRA, default=list(SPECTRA), help="default: all")
-    add("--report", action="store_true", help="only print the table of the results file")
     arguments = runner.parse(parser, argv)
-    status = 0
-    if not arguments.report:
-        cases = cases_of(arguments.m, arguments.trials, arguments.spectra)
-        others = [row for row in runner.read_csv(arguments.out) if row["m"] != str(arguments.m)]
-        shown = ("entropy", "estimate", "error", "seconds")
-        status = runner.run_cases(arguments, cases, measure, COLUMNS, shown, earlier=others)
-    if not status:
-        lines = report(runner.read_csv(arguments.out))
-        runner.print_rows("The estimate's error bar", lines, list(lines[0]) if lines else ())
-    return status
+    cases = cases_of(arguments.m, arguments.trials, arguments.spectra)
+    others = [row for row in runner.read_csv(arguments.out) if row["m"] != str(arguments.m)]
+    shown = ("entropy", "estimate", "error", "seconds")
+    return runner.run_cases(arguments, cases, measure, COLUMNS, shown, earlier=others)
 
 
 if __name__ == "__main__":
