@@ -28,14 +28,13 @@ from runner import Contender
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
+import vne_kernels
+from vne_kernels import reference
+
 try:
     from torchvision import models
-
-    import vne_kernels
-    from vne_kernels import reference
 except ImportError as error:
-    print(f"training_step: {error}; install the package and torchvision first", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(f"training_step: {error}; pip install torchvision")
 
 IMAGES = (32, 224)
 BATCHES = (64, 128)
