@@ -64,10 +64,7 @@ COLUMNS = (
     *("step_samples", "step_p20_ms", "step_p50_ms", "step_p80_ms"),
     *("loss_share", "loss_peak_mib", "step_peak_mib", "note"),
 )
-SHOWN = (
-    *("loss", "views", "loss_samples", "loss_p50_ms", "step_samples", "step_p50_ms"),
-    *("loss_share", "loss_peak_mib", "step_peak_mib", "note"),
-)
+SHOWN = ("loss", "views", "loss_p50_ms", "step_samples", "step_p50_ms", *COLUMNS[-4:])
 
 # Embeddings (V, n, d) of the V views, and those of a momentum encoder where the loss has one.
 Criterion = Callable[[Tensor, Tensor | None], Tensor]
