@@ -63,7 +63,7 @@ DDP_PARAMETERS = 23_508_032 + 2 * (2048 * 2048 + 2048 + 2 * 2048) + 2048 * 512 +
 
 Call = Callable[[], object]
 Row = dict[str, Any]
-replaced = partial(patch.multiple, distributed)  # other functions in the place of its own
+replaced = partial(patch.multiple, distributed)  # patches functions of that module
 
 
 @dataclass(frozen=True)
