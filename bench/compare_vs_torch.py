@@ -368,6 +368,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     cases = cases_of(arguments)
     bench = Bench(arguments, cases)
+    if not bench.providers:
+        print("compare_vs_torch: --providers: none of them runs on this device", file=sys.stderr)
+        return 2
     after = bench.count_launches
     return runner.run_cases(arguments, cases, bench.measure, COLUMNS, SHOW, after=after)
 

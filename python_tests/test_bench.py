@@ -19,14 +19,20 @@ import compare_vs_torch as compare
 import pivoting
 import runner
 
-#: Program -> options of a run of seconds, and columns in which every row has a finite number.
+#: Program -> options of a run of seconds, columns in which every row has a finite number, and
+#: packages that it needs besides those of the tests.
 PROGRAMS = {
     "compare_vs_torch": (
         "--sizes 6x10 --batches 2 --threads 1 --dtypes float64 --case-seconds 0.1 "
         "--providers svd,gram,ours,ours-poles",
         ("p20_ms", "p50_ms", "p80_ms", "speedup_vs_gram", "value_rel_error"),
+        (),
     ),
-    "eigenvalues": ("--sizes 8 --case-seconds 0.1", ("m", "p20_ms", "p50_ms", "p80_ms")),
+    "eigenvalues": (
+        "--sizes 8 --case-seconds 0.1",
+        ("m", "p20_ms", "p50_ms", "p80_ms"),
+        ("scipy", "threadpoolctl"),
+    ),
 }
 
 
@@ -37,7 +43,9 @@ def read(path: Path) -> list[dict[str, str]]:
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_program(name: str, tmp_path: Path) -> None:
-    options, numbers = PROGRAMS[name]
+    options, numbers, needed = PROGRAMS[name]
+    for package in needed:
+        pytest.importorskip(package)
     out, program = tmp_path / "new" / "r.csv", importlib.import_module(name)
     assert program.main([*options.split(), "--out", str(out)]) == 0
     rows = read(out)
