@@ -345,7 +345,7 @@ def _finished_before(
                     f"{partial} has {column} {row.get(column)!r}, this run has {where[column]!r}: "
                     "delete it, or run without --resume"
                 )
-    done = {tuple(row[name] for name in identity) for row in rows}
+    done = {tuple(row.get(name) for name in identity) for row in rows}
     return rows, [c for c in cases if tuple(str(getattr(c, n)) for n in identity) not in done]
 
 
@@ -380,7 +380,7 @@ def run_cases(
         arguments: from `parse`.
         cases: instances of a frozen dataclass, whose fields are columns that identify a case. With
             a field `threads`, torch has so many threads while the case is measured.
-        measure: the rows of a case, at least one. It need not repeat the fields of the case, nor
+        measure: the rows of a case. It need not repeat the fields of the case, nor
             where the row comes from (date, commit, torch, device, clocks, threads and so on).
         columns: those of the CSV file, in order. A row may lack some, but has no others.
         show: those of the table on screen.
@@ -414,9 +414,10 @@ def run_cases(
             measured = measure(case)
             if "clocks" in where:
                 where["clocks"] = machine.clocks(device)
-            rows += [{**where, **asdict(case), **row} for row in measured]
+            found = [{**where, **asdict(case), **row} for row in measured]
+            rows += found
             write_csv(partial, columns, rows)
-            print_rows(title, rows[-len(measured) :], show)
+            print_rows(title, found, show)
             if device.type == "cuda":
                 torch.cuda.empty_cache()  # of the graphs' own pools too
         write_csv(out, columns, [*earlier, *rows])
