@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
@@ -63,7 +64,7 @@ def _try_here(trials: Sequence[Trial]) -> None:
         entropy = by_name[name].entropy(z.dtype)
         reason = None
         try:
-            machine.capture(lambda e=entropy, z=z: providers.evaluate(e, z, True), device)  # type: ignore[misc]
+            machine.capture(partial(providers.evaluate, entropy, True, z), device)
         except Exception as error:  # whatever it is, it is the answer
             reason = runner.reason(error)
         print(json.dumps([name, m, many, reason]), flush=True)

@@ -16,7 +16,7 @@ import functools
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import cycle, product
@@ -26,7 +26,7 @@ import floor
 import machine
 import runner
 import torch
-from providers import BASELINE, PROVIDERS, Entropy, Provider, Result, evaluate
+from providers import BASELINE, PROVIDERS, Provider, Result, evaluate
 from torch import Tensor
 
 from vne_kernels import reference
@@ -46,6 +46,7 @@ DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 }
+Evaluate = Callable[[Tensor], Result]
 CHECKED = 8  # samples of a batch whose errors are computed: float64 takes long
 TRIAL_SECONDS = 90.0  # for all trials of graph capture
 NO_GRAPH = "no CUDA graph: torch.linalg.eigh waits for the host"
@@ -223,7 +224,8 @@ class Bench:
             return [eager]
         try:
             entropy = provider.entropy(DTYPES[case.dtype])
-            self._eager(eager, entropy, case, problem)
+            call = partial(evaluate, entropy, case.gradient)
+            self._eager(eager, call, problem)
         except Exception as error:  # a provider that cannot do the case is a result
             eager.error = runner.reason(error)
             return [eager]
@@ -236,27 +238,23 @@ class Bench:
                 one.error = self.refused.get(trial) if provider.capturable else NO_GRAPH
             if one.error is None:
                 try:
-                    self._variant(one, entropy, eager.estimate_s, case, problem)
+                    self._variant(one, call, eager.estimate_s, problem)
                 except Exception as error:
                     one.error = runner.reason(error)
             entries.append(one)
         return entries
 
-    def _eager(self, entry: Entry, entropy: Entropy, case: Case, problem: Problem) -> None:
+    def _eager(self, entry: Entry, call: Evaluate, problem: Problem) -> None:
         """First call: errors against float64. Second: peak memory. Third: a first time."""
-        entry.call = lambda: evaluate(entropy, problem.z, case.gradient)
+        entry.call = partial(call, problem.z)
         entry.prepare()
-        entry.value_error, entry.grad_error = problem.errors(
-            evaluate(entropy, problem.z, case.gradient)
-        )
+        entry.value_error, entry.grad_error = problem.errors(call(problem.z))
         entry.peak_bytes = machine.peak_bytes(entry.call, self.device)
         entry.estimate_s = runner.time_once(entry, self.device)
         if self.too_slow(entry.estimate_s):  # once more: it may have been interrupted
             entry.estimate_s = min(entry.estimate_s, runner.time_once(entry, self.device))
 
-    def _variant(
-        self, entry: Entry, entropy: Entropy, call_s: float, case: Case, problem: Problem
-    ) -> None:
+    def _variant(self, entry: Entry, call: Evaluate, call_s: float, problem: Problem) -> None:
         """The same call on inputs that L2 has lost, or replayed from a CUDA graph, or both."""
         held = problem.z.numel() * problem.z.element_size()
         cold = math.ceil(2 * machine.l2_bytes(self.device) / held)
@@ -267,13 +265,13 @@ class Bench:
         inputs = [problem.z.detach().clone().requires_grad_() for _ in range(copies)]
         if entry.launch == "eager":
             turns = cycle(inputs)
-            entry.call = lambda: evaluate(entropy, next(turns), case.gradient)
+            entry.call = lambda: call(next(turns))
             return
         last: list[Result] = []
 
         def calls() -> None:
             for z in inputs:
-                s, grad = evaluate(entropy, z, case.gradient)
+                s, grad = call(z)
                 last[:] = [(s.detach(), grad)]
 
         entry.prepare()
@@ -299,7 +297,7 @@ class Bench:
         @functools.cache
         def count(name: str, shape: tuple[int, ...], dtype: str, mode: str) -> str:
             z = torch.randn(shape, dtype=DTYPES[dtype], device=self.device, requires_grad=True)
-            call = partial(evaluate, ours[name].entropy(z.dtype), z, mode == MODES[1])
+            call = partial(evaluate, ours[name].entropy(z.dtype), mode == MODES[1], z)
             ours[name].prepare()
             call()
             found = machine.launches(call, self.device)

@@ -135,16 +135,12 @@ def peak_bytes(call: Call, device: torch.device) -> float:
 
 
 def l2_bytes(device: torch.device) -> int:
-    """Of a GPU's L2 cache; 32 MiB for the last cache of a CPU, whose size torch does not give."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).L2_cache_size)
-    return 32 * 2**20
+    """The size of a GPU's L2 cache."""
+    return int(torch.cuda.get_device_properties(device).L2_cache_size)
 
 
 def launches(call: Call, device: torch.device) -> float:
     """Kernels, copies and fills that one call puts on the GPU; NaN where there is no profiler."""
-    if device.type != "cuda":
-        return math.nan
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -164,8 +160,6 @@ def capture(call: Call, device: torch.device) -> Call:
     The call runs three times beforehand on the stream of the capture, so that libraries
     allocate what they need.
     """
-    if device.type != "cuda":
-        raise RuntimeError(f"a CUDA graph needs a GPU, got device {device}")
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):

@@ -22,12 +22,10 @@ Entropy = Callable[[Tensor], Tensor]  # (..., n, d) -> (...)
 
 BASELINE = "gram"
 OURS = "ours"
-
-
 Result = tuple[Tensor, Tensor | None]  # S, and dS/dz with the gradient
 
 
-def evaluate(entropy: Entropy, z: Tensor, gradient: bool) -> Result:
+def evaluate(entropy: Entropy, gradient: bool, z: Tensor) -> Result:
     """The timed work. A training step asks for the same: z is no leaf there."""
     if not gradient:
         with torch.no_grad():

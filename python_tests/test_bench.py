@@ -123,6 +123,27 @@ def test_a_failing_provider_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert (ours["provider"], ours["note"]) == ("ours", "")
 
 
+@pytest.mark.parametrize("writes", [True, False])
+def test_variants_of_a_gpu(writes: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A replay is the call itself; one that writes nothing is noticed."""
+
+    def capture(call: runner.Call, device: torch.device) -> runner.Call:
+        call()
+        return call if writes else runner.nothing
+
+    monkeypatch.setattr(compare.machine, "capture", capture)
+    monkeypatch.setattr(compare.machine, "l2_bytes", lambda device: 400)
+    options = "--sizes 4x6 --batches 2 --threads 1 --case-seconds 0.1 --providers gram,ours-poles"
+    arguments = compare.parse_arguments([*options.split(), "--out", str(tmp_path / "r.csv")])
+    (_, case), bench = compare.cases_of(arguments), compare.Bench(arguments, [])
+    bench.variants, bench.refused = [("eager", "cold"), ("graph", "hot"), ("graph", "cold")], {}
+    rows = bench.measure(case)
+    assert [bool(row["note"]) for row in rows[:4]] == [False, False, True, True]  # gram waits
+    assert [bool(row["note"]) for row in rows[4:]] == [False, False, not writes, not writes]
+    assert rows[7]["calls"] == 1 + math.ceil(2 * 400 / (2 * 4 * 6 * 4))
+    assert all(math.isfinite(float(row["speedup_vs_gram"])) for row in rows[4:])
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [
