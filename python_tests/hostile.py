@@ -26,6 +26,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import linear_regression
 
 if "triton" in [argument.rpartition("=")[2] for argument in sys.argv]:  # --backend triton
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when its kernels are defined
@@ -48,7 +49,6 @@ sys.path.insert(0, str(BENCH))
 
 import arguments as options  # noqa: E402
 import harness  # noqa: E402
-from rows import growth  # noqa: E402
 
 CHUNK = 500
 """Cases that Hypothesis draws from one seed: a failure ends its chunk alone."""
@@ -213,7 +213,7 @@ def resident_mib() -> float:
     return (resident - of_files) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-Sample = dict[str, object]
+Sample = dict[str, float]
 
 
 def watch_memory(number: int, *, every: int = SAMPLE_EVERY, progress: bool = True) -> list[Sample]:
@@ -237,6 +237,12 @@ def watch_memory(number: int, *, every: int = SAMPLE_EVERY, progress: bool = Tru
             if progress and done % (10 * every) == 0:
                 print(f"{done} calls, {rows[-1]['rss_mib']} MiB, {seconds:.0f} s", flush=True)
     return rows
+
+
+def growth(rows: Sequence[Sample], column: str = "rss_mib") -> float:
+    """The slope of a straight line after the first fifth of the calls, per 100,000 calls."""
+    kept = [row for row in rows if row["calls"] > 0.2 * rows[-1]["calls"]]
+    return 1e5 * linear_regression([r["calls"] for r in kept], [r[column] for r in kept]).slope
 
 
 # ---------------------------------------------------------------------------------------------
