@@ -25,8 +25,12 @@ from tables import RESULTS, gains, growth, read, scaling_rows
 
 #: Okabe and Ito's palette, which readers of any color vision can tell apart, but for its yellow.
 COLORS = ("#999999", "#E69F00", "#000000", "#CC79A7", "#0072B2", "#D55E00", "#009E73", "#56B4E9")
-MARKERS = "v^sD*oPX"
-FIXED = {"get_vne": 1, "ours": 4, "reduce": 4, "gather": 5}  # which of them a series has
+MARKERS = "v^sD*oPX<>hdp"
+#: Series that have the same color, marker and hatch in every picture; others go by their place.
+SERIES = (
+    *("algorithm1", "svd", "gram", "gram+compile", "ours", "ours-eigh", "ours-poles", "floor"),
+    *("gram@cusolver", "gram@magma", "syevjBatched", "XsyevBatched", "ours-triton"),
+)
 NOT_DRAWN = ("algorithm1+compile", "svd+compile")  # in the tables alone
 Panel = tuple[Any, ...]  # a title, a function that draws into axes, its other arguments
 
@@ -42,6 +46,12 @@ def log_ticks(axis: Axis) -> None:
     axis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
+def style(series: str, place: int) -> tuple[str, str, str]:
+    """Color, marker and hatch of a series."""
+    index = SERIES.index(series) if series in SERIES else place
+    return COLORS[index % 8], MARKERS[index % 13], "////" if index >= 8 else ""
+
+
 def lines(axes: Axes, data: pd.DataFrame, xlabel: str, ylabel: str) -> None:
     """A line for each `series` of x and y, with bars from `low` to `high` where these are known.
 
@@ -51,14 +61,14 @@ def lines(axes: Axes, data: pd.DataFrame, xlabel: str, ylabel: str) -> None:
     names, bases = list(data.x.unique()), list(data.series.str.split(", ").str[0].unique())
     for series, own in data.groupby("series", sort=False):
         base, *variant = series.split(", ")
-        index = FIXED.get(base, bases.index(base) % len(COLORS))
+        color, marker, _ = style(base, bases.index(base))
         computed = bool(own.low.isna().all())
         axes.errorbar(
             [names.index(x) for x in own.x],
             own.y,
             None if computed else [own.y - own.low, own.high - own.y],
-            color=COLORS[index],
-            marker="" if computed else MARKERS[index],
+            color=color,
+            marker="" if computed else marker,
             linestyle="--" if variant else "-",
             label=series,
             linewidth=3 if series == "ours" else 1.5,
@@ -70,16 +80,16 @@ def lines(axes: Axes, data: pd.DataFrame, xlabel: str, ylabel: str) -> None:
     log_ticks(axes.yaxis)
 
 
-def bars(axes: Axes, data: pd.DataFrame, xlabel: str, start: float) -> None:
-    """Bars from `start` to `value`, with a `text`, for each `group` and `series`."""
-    groups, names = list(data.group.unique()), list(data.series.unique())
+def bars(axes: Axes, data: pd.DataFrame, xlabel: str, start: float, groups: list[str]) -> None:
+    """Bars from `start` to `value`, with a `text`, for each `series` of each `group`."""
+    names = list(data.series.unique())
     height = 0.84 / len(names)
     for index, series in enumerate(names):
         own = data[data.series == series].dropna(subset="value")
         y = [groups.index(group) - 0.42 + (index + 0.5) * height for group in own.group]
-        drawn = axes.barh(
-            y, own.value - start, height, left=start, color=COLORS[index], label=series
-        )
+        color, _, hatch = style(series, index)
+        drawn = axes.barh(y, own.value - start, height, left=start, color=color, label=series,
+                          hatch=hatch, edgecolor="white")  # fmt: skip
         axes.bar_label(drawn, own.text, padding=2, fontsize=8)
     axes.set_yticks(range(len(groups)), groups)
     axes.set_ylim(len(groups) - 0.5, -0.5)
@@ -96,8 +106,9 @@ def bars(axes: Axes, data: pd.DataFrame, xlabel: str, start: float) -> None:
 def points(axes: Axes, data: pd.DataFrame, xlabel: str, ylabel: str) -> None:
     """A point for each `series` at x and y."""
     for index, row in enumerate(data.itertuples()):
-        axes.plot(row.x, row.y, MARKERS[index], color=COLORS[index], label=row.series,
-                  markersize=15 if row.series == "ours" else 7)  # fmt: skip
+        color, marker, _ = style(row.series, index)
+        size = 15 if row.series == "ours" else 7
+        axes.plot(row.x, row.y, marker, color=color, markersize=size, label=row.series)
     axes.set(xscale="log", yscale="log", xlabel=xlabel, ylabel=ylabel)
     axes.margins(0.15)
     log_ticks(axes.xaxis)
@@ -109,13 +120,12 @@ def save(
     rows: pd.DataFrame,
     title: str,
     grid: Sequence[Sequence[Panel]],
-    width: float = 3.2,
-    height: float = 3.3,
+    size: tuple[float, float] = (3.2, 3.3),
 ) -> Path:
     """Draws rows of panels of so many inches, which share a scale, and one legend below."""
     columns = max(map(len, grid))
-    size = (max(7.5, width * columns), height * len(grid) + 1.2)
-    figure = Figure(size, layout="constrained", dpi=130)  # without pyplot: no window system
+    inches = (max(7.5, size[0] * columns), size[1] * len(grid) + 1.2)
+    figure = Figure(inches, layout="constrained", dpi=130)  # without pyplot: no window system
     FigureCanvasAgg(figure)
     every = figure.subplots(len(grid), columns, squeeze=False, sharey="row")
     found = {}
@@ -157,18 +167,19 @@ def entropy(path: Path) -> list[Path]:
     )
     if rows.empty:
         return []
-    width = max(3.2, 0.25 * rows["n × d"].nunique())
+    panels_of_size = rows.groupby("n × d")["where"].transform("nunique")
+    rows = rows[panels_of_size == panels_of_size.max()]  # of a GPU: those of every batch
     timed = rows.rename(columns={"n × d": "x", "p20_ms": "low", "p50_ms": "y", "p80_ms": "high"})
     grid = []
     for mode, of_mode in timed.groupby("mode"):
         grid.append([])
-        for where, own in of_mode.groupby("where"):
+        for where, own in of_mode.groupby("where", sort=False):
             floor = own.dropna(subset="floor_ms").drop_duplicates("x")
-            data = pd.concat([own, computed(floor, "floor of this device", "floor_ms")])
+            data = pd.concat([own, computed(floor, "floor", "floor_ms")])
             panel = (f"{mode}\n{where}", lines, data, "n × d", "median time in ms")
             grid[-1].append(panel)
     name = f"{path.stem}-time.png"
-    found = [save(path.with_name(name), rows, f"Time of the entropy, {dtype}", grid, width)]
+    found = [save(path.with_name(name), rows, f"Time of the entropy, {dtype}", grid)]
 
     mode, rows = list(rows[rows.launch == "eager"].groupby("mode"))[-1]  # the gradient's, if any
     ratios = gains(rows).stack().rename("value").reset_index()
@@ -176,12 +187,19 @@ def entropy(path: Path) -> list[Path]:
         ratios = ratios.rename(columns={"n × d": "group", "provider": "series"})
         ratios["text"] = ratios.value.map("{:.3g}".format)
         panels = [
-            (f"batch {batch}, threads {threads}", bars, own, "times faster", 1)
+            (
+                f"batch {batch}, threads {threads}",
+                bars,
+                own,
+                "times faster",
+                1,
+                list(ratios.group.unique()),
+            )
             for (batch, threads), own in ratios.groupby(["batch", "threads"])
         ]
         name, title = f"{path.stem}-speedup.png", f"Times faster by `ours`, {mode}, {dtype}"
-        height = 1 + 0.15 * len(ratios.drop_duplicates(["group", "series"]))
-        found.append(save(path.with_name(name), rows, title, [panels], height=height))
+        size = (3.2, 1 + 0.15 * len(ratios.drop_duplicates(["group", "series"])))
+        found.append(save(path.with_name(name), rows, title, [panels], size))
 
     rows = rows[(rows["where"] == rows["where"].iloc[0]) & (rows.grad_rel_error > 0)]
     rows = rows.assign(x=rows.p50_ms, y=rows.grad_rel_error)
@@ -210,7 +228,7 @@ def training_step(path: Path) -> list[Path]:
     one = rows[~several].assign(group=rows.loss, series="one loss of two views")
     several = rows[several].assign(x=rows.views, series=rows.loss.str.split(" x").str[0])
     grid = [
-        [(case, bars, own, "loss / step in percent", 0)
+        [(case, bars, own, "loss / step in percent", 0, list(one.loss.unique()))
          for case, own in one.groupby("case", sort=False)],
         [(case, lines, own, "views", "time of the loss in ms")
          for case, own in several.groupby("case", sort=False)],
