@@ -18,12 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OURS = "ours"
-WARM_UP = 0.2  # of the calls over which memory is watched: allocators and caches fill up
 #: Columns that say where a file comes from: of the whole page, not of a row.
 SOURCE = (
     *("device", "device_name", "processor", "cores", "dim", "backbone"),
@@ -98,7 +96,7 @@ def table(frame: pd.DataFrame) -> str:
 def page(name: str, command: str, where: str, sections: Sequence[Section]) -> str:
     """A whole page: heading, command, machine, tables."""
     parts = [f"# {name}", "<!-- Written by `python bench/tables.py`. -->"]
-    parts += [f"```sh\n{command}\n```", where]
+    parts += [f"```sh\n{command}\n```", *([where] if where else [])]
     for title, frame in sections:
         parts += [f"## {title}", table(frame)]
     return "\n\n".join(parts) + "\n"
@@ -218,58 +216,16 @@ def estimator(rows: pd.DataFrame, path: Path) -> list[Section]:
     return [("Medians of the trials", found.assign(times_of_exact_entropy=slower))]
 
 
-# ---- folders of results -------------------------------------------------------------------------
-
-
-def growth(rows: pd.DataFrame, column: str = "rss_mib") -> float:
-    """Slope of watched memory after the warm-up, per 100,000 calls."""
-    kept = rows[rows.calls > WARM_UP * rows.calls.max()]
-    return 1e5 * float(np.polyfit(kept.calls, kept[column], 1)[0])
-
-
-def reliability(folder: Path) -> tuple[str, list[Section]]:
-    """Random cases by backend, memory over many calls, runs that were killed."""
-    cases = pd.DataFrame([load(path) for path in sorted(folder.glob("cases*.json"))])
-    memory, kills = read(folder / "memory.csv"), load(folder / "kill_and_resume.json")
-    after = memory[memory.calls > WARM_UP * memory.calls.max()].rss_mib
-    told = {
-        "calls": memory.calls.max(),
-        "MiB after the warm-up": f"{after.iloc[0]:.1f}",
-        "MiB at the end": f"{after.iloc[-1]:.1f}",
-        "MiB per 100,000 calls": f"{growth(memory):+.3f}",
-        "Python objects per 100,000 calls": f"{growth(memory, 'objects'):+.2f}",
-    }
-    counts, trials = plain(cases).set_index("backend").T, pd.DataFrame(kills["trials"]).astype(str)
-    return source(cases), [
-        ("Random calls: what each was held to", counts.rename_axis("cases")),
-        ("Memory over many calls, mapped files aside", pd.DataFrame([told])),
-        (f"Runs killed and resumed: {kills['equal']} equal", trials),
-    ]
-
-
-def digits(folder: Path) -> tuple[str, list[Section]]:
-    """Accuracies of the runs on scikit-learn's digits, and how long they took."""
-    runs = [load(path) for path in sorted(folder.glob("seed*.json"))]
-    flat = pd.json_normalize(runs).set_index("config.seed").sort_index()
-    flat = flat.filter(regex="^evaluation|^data|^seconds|precision|image_size|epochs$|device$")
-    flat = flat.T.rename(columns=lambda seed: f"seed {seed}").rename_axis("test accuracy, and run")
-    return source(pd.DataFrame(run["environment"] for run in runs)), [("One column a run", flat)]
-
-
-def cifar10(folder: Path) -> tuple[str, list[Section]]:
-    """Accuracies of losses at two batch sizes."""
-    rows = pd.read_csv(folder / "batch_size.csv")
-    untrained = {
-        name: load(folder / f"{name}_untrained.json")["accuracy"] for name in ("linear_eval", "knn")
-    }
-    measures = rows.groupby(["loss", "batch_size", "epochs"])
-    means = measures[["linear_accuracy", "knn", "effective_rank"]].mean()
-    return source(pd.DataFrame([load(folder / "results.json")["environment"]])), [
-        ("Means of the seeds", means),
-        ("Every run", plain(rows)),
-        ("The untrained encoder", pd.DataFrame([untrained])),
-        ("Information and loss during training", pd.read_csv(folder / "variance.csv")),
-    ]
+def folder_sections(folder: Path) -> list[Section]:
+    """The JSON files of a folder, one a column, and its short CSV files."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        values = pd.json_normalize(load(path)).iloc[0]
+        values = values.drop(["environment.command", "environment.platform"], errors="ignore")
+        found[path.stem] = values[[not isinstance(value, list) for value in values]]
+    sections = [("Records", pd.DataFrame(found).rename_axis("what"))]
+    tables = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
+    return sections + [(name, rows) for name, rows in tables.items() if rows.size < 500]
 
 
 # ---- all pages ----------------------------------------------------------------------------------
@@ -283,7 +239,7 @@ PROGRAMS = {
     "sgemm_share": ("accumulator", every_row),
     "trial": ("estimator", estimator),
 }
-FOLDERS = {"reliability": reliability, "digits": digits, "cifar10": cifar10}
+FOLDERS = ("reliability", "digits", "cifar10")
 
 
 def pages(folder: Path) -> dict[Path, str]:
@@ -297,10 +253,10 @@ def pages(folder: Path) -> dict[Path, str]:
                 command = COMMANDS.get(path.stem, f"python bench/{name}.py{device}")
                 sections = make(rows, path)
                 found[path.with_suffix(".md")] = page(path.stem, command, source(rows), sections)
-    for name, make in FOLDERS.items():
+    for name in FOLDERS:
         if (folder / name).is_dir():
-            where, sections = make(folder / name)
-            found[folder / f"{name}.md"] = page(name, COMMANDS[name], where, sections)
+            sections = folder_sections(folder / name)
+            found[folder / f"{name}.md"] = page(name, COMMANDS[name], "", sections)
     return found
 
 
