@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -11,47 +12,27 @@ pytest.importorskip("tabulate")
 pytest.importorskip("matplotlib")
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
-COLUMNS = "provider,n,m,p20_ms,p50_ms,p80_ms,mode,d,batch,threads,grad_rel_error,device,launch"
+COLUMNS = "provider,n,launch,m,d,batch,threads,mode,p20_ms,p50_ms,p80_ms,grad_rel_error,device"
 
 
-@pytest.fixture(autouse=True)
-def programs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pages_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCH))
-
-
-def test_committed_results(tmp_path: Path) -> None:
     import plot
     import tables
 
+    # The committed results.
     results = shutil.copytree(BENCH / "results", tmp_path / "results")
-    pages = {path.name for path in results.glob("*.md")}
-    for path in results.glob("*.md"):
-        path.unlink()
-    assert [tables.main([str(results), *check]) for check in (["--check"], [], ["--check"])] == [
-        1,
-        0,
-        0,
-    ]
-    assert {path.name for path in results.glob("*.md")} == pages
-    files = [str(path) for path in (results / "scaling.csv", results / "reliability/memory.csv")]
-    assert plot.main(files) == 0
+    pages = {path: path.unlink() for path in results.glob("*.md")}
+    options = ["--check"], [], ["--check"]
+    assert [tables.main([str(results), *option]) for option in options] == [1, 0, 0]
+    assert set(results.glob("*.md")) == set(pages)
+    assert plot.main([str(results / "scaling.csv"), str(results / "reliability/memory.csv")]) == 0
 
-
-def test_invented_results_of_a_gpu(tmp_path: Path) -> None:
-    import plot
-    import tables
-
-    cases = [
-        (name, n, launch)
-        for name in ("gram", "ours")
-        for n in (8, 16)
-        for launch in ("eager", "graph")
-    ]
-    rows = [
-        f"{name},{n},{n},1,2,3,forward+backward,64,1,1,1e-6,cuda,{launch}"
-        for name, n, launch in cases
-    ]
+    # A GPU that does not exist.
+    cases = product(("gram", "ours"), (8, 16), ("eager", "graph"))
+    rows = [f"{p},{n},{how},{n},32,1,1,forward+backward,1,2,3,1e-6,cuda" for p, n, how in cases]
     (tmp_path / "card.csv").write_text("\n".join([COLUMNS, *rows]), encoding="utf-8")
     assert tables.main([str(tmp_path)]) == plot.main([str(tmp_path / "card.csv")]) == 0
-    pictures = {f"card-{name}.png" for name in ("time", "speedup", "error")}
-    assert {path.name for path in tmp_path.iterdir()} == {"card.csv", "card.md", *pictures}
+    assert {path.name for path in tmp_path.glob("card*")} == {
+        *("card.csv", "card.md", "card-time.png", "card-speedup.png", "card-error.png")
+    }
