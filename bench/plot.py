@@ -22,7 +22,7 @@ from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
-from tables import RESULTS, gains, read, scaling_rows
+from tables import RESULTS, gains, long, read, scaling_rows
 
 #: Okabe and Ito's palette, which readers of any color vision can tell apart, but for its yellow.
 COLORS = ("#999999", "#E69F00", "#000000", "#CC79A7", "#0072B2", "#D55E00", "#009E73", "#56B4E9")
@@ -183,9 +183,9 @@ def entropy(path: Path) -> list[Path]:
     found = [save(path.with_name(name), rows, f"Time of the entropy, {dtype}", grid)]
 
     mode, rows = list(rows[rows.launch == "eager"].groupby("mode"))[-1]  # the gradient's, if any
-    ratios = gains(rows).stack().rename("value").reset_index()
+    ratios = long(gains(rows))
     if len(ratios):
-        ratios = ratios.rename(columns={"n × d": "group", "provider": "series"})
+        ratios = ratios.rename(columns={"n × d": "group", "provider": "series", "ratio": "value"})
         ratios["text"] = ratios.value.map("{:.3g}".format)
         panels = [
             (
@@ -294,9 +294,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Draw the pictures of results files.")
     parser.add_argument("files", type=Path, nargs="*", help="CSV; default: those of bench/results")
     paths = parser.parse_args(argv).files
-    for path in paths or [*RESULTS.glob("*.csv"), RESULTS / "reliability" / "memory.csv"]:
-        for picture in draw(path):
-            print(picture)
+    try:
+        for path in paths or [*RESULTS.glob("*.csv"), RESULTS / "reliability" / "memory.csv"]:
+            print(*draw(path), sep="\n")
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     return 0
 
 

@@ -135,13 +135,17 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     return times[others].div(times.get(OURS, math.nan), axis=0)
 
 
+def long(wide: pd.DataFrame) -> pd.DataFrame:
+    """The ratios of `gains`, one a row."""
+    return wide.melt(ignore_index=False, value_name="ratio").dropna(subset="ratio").reset_index()
+
+
 def entropy(rows: pd.DataFrame, path: Path) -> list[Section]:
     """The tables of compare_vs_torch.py."""
     modes = list(rows.groupby("mode", sort=False))[::-1]  # the gradient first
     faster = {mode: gains(own) for mode, own in modes}
-    long = pd.concat({mode: wide.stack() for mode, wide in faster.items()}, names=["mode"])
-    long = long.rename("ratio").reset_index()
-    sections = [("Times faster, over all cases", ranges(long, ["mode", "provider"], "ratio"))]
+    every = pd.concat([long(wide).assign(mode=mode) for mode, wide in faster.items()])
+    sections = [("Times faster, over all cases", ranges(every, ["mode", "provider"], "ratio"))]
     for mode, own in modes:
         wide = faster[mode].rename(columns=lambda name: f"times {name}")
         sections.append((f"Median time of a provider / of `ours`: {mode}", wide))
@@ -159,11 +163,6 @@ def entropy(rows: pd.DataFrame, path: Path) -> list[Section]:
         notes = rows.groupby(["provider", "note"]).size().rename("rows").to_frame()
         sections.append(("Notes", notes))
     return sections
-
-
-def every_row(rows: pd.DataFrame, path: Path) -> list[Section]:
-    """The table of a file that is short enough to show whole."""
-    return [("Every row", plain(rows))]
 
 
 def scaling_rows(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -229,6 +228,11 @@ def folder_sections(folder: Path) -> list[Section]:
 
 
 # ---- all pages ----------------------------------------------------------------------------------
+
+
+def every_row(rows: pd.DataFrame, _: Path) -> list[Section]:
+    return [("Every row", plain(rows))]
+
 
 #: By a column that no other file has: the program, and the tables of its file.
 PROGRAMS = {
