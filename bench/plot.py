@@ -296,7 +296,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = parser.parse_args(argv).files
     try:
         for path in paths or [*RESULTS.glob("*.csv"), RESULTS / "reliability" / "memory.csv"]:
-            print(*draw(path), sep="\n")
+            for picture in draw(path):
+                print(picture)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     return 0
