@@ -47,8 +47,8 @@ from vne_kernels import DoELoss, VNEntropy, doe_loss, spectrum, vn_entropy
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 sys.path.insert(0, str(BENCH))
 
-import arguments as options  # noqa: E402
-import harness  # noqa: E402
+import machine  # noqa: E402
+import runner  # noqa: E402
 
 CHUNK = 500
 """Cases that Hypothesis draws from one seed: a failure ends its chunk alone."""
@@ -252,7 +252,7 @@ def growth(rows: Sequence[Sample], column: str = "rss_mib") -> float:
 
 def _environment() -> dict[str, object]:
     """The columns of every results file that mean something here."""
-    found = harness.environment(torch.device("cpu"))
+    found = machine.environment(torch.device("cpu"))
     kept = ("date", "commit", "torch", "device", "device_name")
     return {**{name: found[name] for name in kept}, "threads": torch.get_num_threads()}
 
@@ -279,7 +279,7 @@ def _run_memory(number: int, out: Path | None) -> int:
     environment = _environment()
     rows = [{**environment, **row} for row in watch_memory(number)]
     if out is not None:
-        harness.write_csv(out, list(rows[0]), rows)
+        runner.write_csv(out, list(rows[0]), rows)
     slope, objects = growth(rows), growth(rows, "objects")
     verdict = "flat" if slope <= BOUND else "it grows"
     print(f"{slope:+.3f} MiB and {objects:+.1f} objects per 10^5 calls (bound: {BOUND}): {verdict}")
@@ -291,9 +291,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="hostile.py", description="Random hostile uses of the operators, or their memory."
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--cases", type=options.positive, metavar="N", help="random cases to check")
+    what.add_argument("--cases", type=runner.positive, metavar="N", help="random cases to check")
     what.add_argument(
-        "--memory", type=options.positive, metavar="N", help="calls, at least 5,000, to watch"
+        "--memory", type=runner.positive, metavar="N", help="calls, at least 5,000, to watch"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the cases; default 0")
     parser.add_argument(
@@ -304,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         "--largest",
-        type=options.positive,
+        type=runner.positive,
         default=LARGEST,
         metavar="N",
         help=f"rows and features that a case has at most; default {LARGEST}",
