@@ -390,6 +390,16 @@ def test_random_shapes(chunk: int, device: torch.device, request: pytest.Fixture
 # ---------------------------------------------------------------------------------------------
 
 
+failed_captures: list[str] = []
+"""Of this process. torch 2.11's allocator stays in capture state, and later tests fail for that."""
+
+
+@pytest.fixture(autouse=True)
+def _skip_after_a_failed_capture() -> None:
+    if failed_captures:
+        pytest.skip(f"a graph capture failed before in this process: {failed_captures[0]}")
+
+
 def capture(
     work: Work, static: Tensor, device: torch.device
 ) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
@@ -412,11 +422,16 @@ def capture(
             work(static)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        results = work(static)
+    try:
+        with torch.cuda.graph(graph):
+            results = work(static)
+    except Exception as error:
+        failed_captures.append(repr(error)[:200])
+        raise
     return graph.replay, results
 
 
+@pytest.mark.xdist_group("graphs")  # in one process, so that a failure costs no other process
 @pytest.mark.device_only("the emulation has no graphs")
 @pytest.mark.parametrize("shape", BIT_SHAPES)
 @pytest.mark.parametrize("name", OWN_KERNELS)
