@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from naming import exit_code, last_error, naming
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -189,14 +191,6 @@ def test_detectron2(depth: int, images: Tensor, tmp_path: Path) -> None:
     ]
 
 
-def test_detectron2_has_no_tiny_stem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = make_run(tmp_path / "run", "resnet18", "3x3")
-    assert main(["export", str(run), "--format", "detectron2"]) == 2
-    wanted = "argument --format: must be torchvision or timm where the stem is not 7x7"
-    assert wanted in capsys.readouterr().err
-    assert not list(run.glob("encoder_*"))
-
-
 # ---- the description, and bad input ------------------------------------------------------------
 
 
@@ -220,35 +214,31 @@ def test_statistics_of_a_run_that_did_not_note_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "option"),
     [
-        ([], "the following arguments are required: --format"),
-        (["--format", "onnx"], "argument --format: invalid choice: 'onnx'"),
-        (["--format", "timm", "--to", "a.json"], "argument --to: must be a file that does not end"),
-        (["--format", "timm", "--to", "no/a.pth"], "argument --to: must be a file that can be"),
+        ([], "--format"),
+        (["--format", "onnx"], "--format"),
+        (["--format", "detectron2"], "--format"),  # which has no stem of 3x3
+        (["--format", "timm", "--to", "a.json"], "--to"),
+        (["--format", "timm", "--to", "no/a.pth"], "--to"),
     ],
 )
 def test_bad_option(
     arguments: list[str],
-    message: str,
+    option: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     run = make_run(tmp_path / "run", "resnet18", "3x3")
     monkeypatch.chdir(tmp_path)
-    try:
-        code: Any = main(["export", str(run), *arguments])
-    except SystemExit as exit_:  # argparse's own
-        code = exit_.code
-    assert code == 2
-    errors = capsys.readouterr().err
-    assert message in errors
-    assert errors.strip().splitlines()[-1].startswith("vne-pretrain export: error: ")
+    assert exit_code(main, ["export", str(run), *arguments]) == 2
+    assert re.search(naming("vne-pretrain export: error", option), last_error(capsys))
+    assert not list(run.glob("encoder_*"))
 
 
 def test_run_that_has_not_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = make_run(tmp_path / "run", "resnet18", "3x3")
     (run / "encoder.pt").unlink()
     assert main(["export", str(run), "--format", "timm"]) == 2
-    assert "argument RUN: must be the folder of a run that has ended" in capsys.readouterr().err
+    assert "RUN" in last_error(capsys)

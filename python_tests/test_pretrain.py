@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from functools import partial
@@ -16,10 +17,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from naming import exit_code, last_error, naming
 from PIL import Image
 from tiny_run import SMALL, write_npz
 
-from vne_kernels.common import files
 from vne_kernels.pretrain import evaluate
 from vne_kernels.pretrain.callbacks import MetricsTables, OnlineEvaluation
 from vne_kernels.pretrain.cli import main
@@ -133,9 +134,7 @@ def test_collapse_is_told_once_and_so_is_its_end(
         tables._watch_for_collapse(entropy, step)
     kinds = [(int(step), kind) for step, kind, _ in read_events(events.path)]
     assert kinds == [(1, "collapse"), (3, "recovered"), (4, "collapse")]
-    told = capsys.readouterr().err
-    assert "step 1: the representation collapses: the entropy of a fixed batch is 0.1 nats" in told
-    assert "effective rank 1.11 of 8 images (warned below 0.208 nats)" in told
+    assert re.search(naming("step 1", 0.1, 1.11, 0.208), capsys.readouterr().err)
 
 
 # ---- data --------------------------------------------------------------------------------------
@@ -197,64 +196,41 @@ def test_scores_of_separable_and_of_useless_features() -> None:
     assert max(useless.values()) < 0.45
 
 
-def test_files_appear_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "results.json"
-    files.write_json(path, {"a": 1})
-
-    def fail_half_way() -> None:
-        with files.replacing(path) as temporary:
-            temporary.write_text("half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail_half_way()
-    assert json.loads(path.read_text()) == {"a": 1}
-    assert list(tmp_path.iterdir()) == [path]
-
-
 # ---- bad input: one line that names the argument, exit code 2 ----------------------------------
 
 BAD = [
-    (["--epochs", "0"], "argument --epochs: must be an integer >= 1, got 0"),
-    (["--epochs", "two"], "argument --epochs: invalid int value: 'two'"),
-    (["--batch-size", "1"], "argument --batch-size: must be an integer >= 2, got 1"),
-    (["--batch-size", "2000"], "--batch-size: must be at most the 1437 training images, got 2000"),
-    (["--lr", "nan"], "argument --lr: must be a finite number >= 0, got nan"),
-    (["--beta-end", "-1"], "argument --beta-end: must be a finite number >= 0, got -1.0"),
-    (["--warmup-epochs", "9"], "argument --warmup-epochs: must be less than the 1 epochs, got 9"),
-    (["--backbone", "vgg"], "argument --backbone: invalid choice: 'vgg'"),
-    (["--devices", "none"], "argument --devices: must be 'auto' or an integer >= 1, got 'none'"),
-    (["--accelerator", "abacus"], "argument --accelerator: must be one that this machine has"),
-    (["--data", "nowhere"], "argument --data: must be 'digits', 'cifar10', 'cifar100', an .npz"),
-    (["--resume"], "argument --resume: must be used with an --out that holds a run"),
-    (["--colour"], "unrecognized arguments: --colour"),
+    ["--epochs", "0"],
+    ["--epochs", "two"],
+    ["--batch-size", "1"],
+    ["--batch-size", "2000"],
+    ["--lr", "nan"],
+    ["--beta-end", "-1"],
+    ["--warmup-epochs", "9"],
+    ["--backbone", "vgg"],
+    ["--devices", "none"],
+    ["--accelerator", "abacus"],
+    ["--data", "nowhere"],
+    ["--resume"],
+    ["--colour"],
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda x: " ".join(x)[:30])
+@pytest.mark.parametrize("arguments", BAD, ids=" ".join)
 def test_bad_option(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    small = [] if "--epochs" in arguments else ["--epochs", "1"]
-    try:
-        code = main(["--out", str(tmp_path / "o"), "--precision", "32-true", *small, *arguments])
-    except SystemExit as exit_:  # argparse's own
-        code = exit_.code
-    errors = capsys.readouterr().err
-    assert code == 2
-    assert message in errors
-    assert "Traceback" not in errors
-    assert errors.strip().splitlines()[-1].startswith("vne-pretrain: error: ")
+    small = ["--out", str(tmp_path / "o"), "--precision", "32-true"]
+    small += [] if "--epochs" in arguments else ["--epochs", "1"]
+    assert exit_code(main, [*small, *arguments]) == 2
+    assert re.search(naming("vne-pretrain: error", *arguments), last_error(capsys))
 
 
-def test_a_run_is_not_overwritten(whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--out", str(whole)]) == 2
-    assert "argument --out: must be a folder without a run" in capsys.readouterr().err
-
-
-def test_output_that_is_a_file(npz: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--out", str(npz)]) == 2
-    assert "argument --out: must be a folder, got" in capsys.readouterr().err
+def test_output_that_is_a_run_or_a_file(
+    whole: Path, npz: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for out in (whole, npz):
+        assert main(["--out", str(out)]) == 2
+        assert re.search(naming("--out", out), last_error(capsys))
 
 
 @pytest.mark.slow
@@ -268,7 +244,7 @@ def test_help_needs_no_extra(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code]
     shown = run([*command, "--help"])
     assert shown.returncode == 0
-    assert "flipped or cropped digit" in shown.stdout
+    assert "--data" in shown.stdout
     missing = run(command)
     assert missing.returncode == 1
-    assert "lightning is not installed; this program needs: pip install" in missing.stderr
+    assert re.search("lightning.*pip install", missing.stderr)
