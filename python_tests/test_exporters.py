@@ -71,5 +71,5 @@ def test_onnx_is_refused_by_name(needs_gradient: bool, monkeypatch: pytest.Monke
     x = gaussian(8, 4, generator(0)).float().requires_grad_(needs_gradient)
     torch.export.export(VNEntropy(), (x,))
     monkeypatch.setattr(torch.onnx, "is_in_onnx_export", lambda: True)
-    with pytest.raises(NotImplementedError, match=naming("vne_kernels::vn_entropy", "ONNX")):
+    with pytest.raises(NotImplementedError, match="vne_kernels::vn_entropy"):
         torch.export.export(VNEntropy(), (x,))

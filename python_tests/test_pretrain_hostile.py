@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from naming import naming
 from tiny_run import SMALL, STEPS_PER_EPOCH, write_npz
 
 from vne_kernels.common import files
@@ -96,7 +98,7 @@ def test_what_cannot_be_written_is_said_before_the_work(
 ) -> None:
     monkeypatch.setattr(frozen.Frozen, "encode", lambda *_: pytest.fail("has begun the work"))
     evaluate: Any = {"linear_eval": linear_eval.evaluate, "knn": knn.evaluate}[command]
-    with files.locked(run, command), pytest.raises(OptionError, match="another process"):
+    with files.locked(run, command), pytest.raises(OptionError, match=naming(run)):
         evaluate(run, None, CPU)
     (run / files.HIDDEN).touch()
     with pytest.raises(OptionError, match=files.HIDDEN):
@@ -305,7 +307,7 @@ def test_a_checkpoint_of_more_steps_than_the_run_has(
     path = with_content(run, {"global_step": 10**9})
     path.rename(path.with_name(f"step-{10**9}.ckpt"))
     assert main(["--resume", "--out", str(run)]) == 2
-    assert f"at most {STEPS_PER_EPOCH} steps" in one_line(capsys)
+    assert re.search(naming("--resume", STEPS_PER_EPOCH), one_line(capsys))
 
 
 UNFINISHED: dict[str, dict[str, Any]] = {
@@ -344,7 +346,7 @@ def test_a_damaged_encoder_is_not_exported(run: Path) -> None:
     data = bytearray((run / "encoder.pt").read_bytes())
     data[len(data) // 2] ^= 1
     (run / "encoder.pt").write_bytes(data)
-    with pytest.raises(OptionError, match="checksum"):
+    with pytest.raises(OptionError, match=r"encoder\.pt"):
         export.write(run, "torchvision")
 
 

@@ -142,7 +142,7 @@ def test_image_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         read_image(str(path))
     assert "\n" not in str(caught.value)
     if kind == "of 177 megapixels":
-        assert "13,304 x 13,304" in str(caught.value)
+        assert "13,304" in str(caught.value)
     assert not executed.exists()
 
 
@@ -407,18 +407,9 @@ def patched(path: Path, local: int, central: int, value: int) -> None:
     path.write_bytes(content)
 
 
-HOSTILE_NPZ = (
-    *("encrypted", "unknown method", "lzma", "broken lzma", "10 TB", "zip bomb", "header of 4 GB"),
-    *(
-        "pickled",
-        "negative shape",
-        "many keys",
-        "beyond int64",
-        "durations",
-        "without pixels",
-        "lines",
-    ),
-)
+HOSTILE_NPZ = ["encrypted", "unknown method", "lzma", "broken lzma", "10 TB", "zip bomb"]
+HOSTILE_NPZ += ["header of 4 GB", "pickled", "negative shape", "many keys", "beyond int64"]
+HOSTILE_NPZ += ["durations", "without pixels", "lines"]
 
 
 def write_hostile_npz(path: Path, kind: str) -> None:

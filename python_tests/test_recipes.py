@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from naming import naming
 from PIL import Image
 
 from vne_kernels.pretrain import recipes
@@ -90,7 +91,7 @@ def test_command_line_comes_before_the_recipe() -> None:
     config = resolved("imagenet-100ep", batch_size=64, weight_decay=1e-3, epochs=3, lr=0.1)
     assert (config.weight_decay, config.epochs, config.lr) == (1e-3, 3, 0.1)
     assert config.warmup_epochs == 2  # ten would be longer than the run
-    with pytest.raises(OptionError, match="--warmup-epochs: must be less than the 3 epochs"):
+    with pytest.raises(OptionError, match=naming("--warmup-epochs", 3)):
         resolved("imagenet-100ep", epochs=3, warmup_epochs=3)
 
 
@@ -103,32 +104,30 @@ def test_recipe_of_ones_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "named"),
     [
-        ("options = 3 =", "--recipe: must be a readable TOML file"),
-        ("[options]\nlearning_rate = 3", "--recipe: .*learning_rate"),
-        ("[options]\nout = 'x'", "--recipe: .*out"),
-        ("[option]\nlr = 3", "--recipe: .*option"),
-        ("[options]\nlr = 'high'", r"--recipe: .*float.*options\.lr"),
-        ("[options]\nepochs = 1.5", r"--recipe: .*int.*options\.epochs"),
-        ("[options]\nepochs = true", r"--recipe: .*int.*options\.epochs"),
-        ("[options]\nepochs = 0", "--epochs: must be an integer >= 1, got 0"),
-        ("[batch_size.many]\nlr = 1.0", "--recipe: .*batch_size"),
+        ("options = 3 =", ("--recipe", "bad.toml")),
+        ("[options]\nlearning_rate = 3", ("--recipe", "learning_rate")),
+        ("[options]\nout = 'x'", ("--recipe", "out")),
+        ("[option]\nlr = 3", ("--recipe", "option")),
+        ("[options]\nlr = 'high'", ("--recipe", "options.lr")),
+        ("[options]\nepochs = 1.5", ("--recipe", "options.epochs")),
+        ("[options]\nepochs = true", ("--recipe", "options.epochs")),
+        ("[options]\nepochs = 0", ("--epochs", 0)),
+        ("[batch_size.many]\nlr = 1.0", ("--recipe", "batch_size")),
     ],
 )
-def test_bad_recipe(content: str, message: str, tmp_path: Path) -> None:
+def test_bad_recipe(content: str, named: tuple[object, ...], tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(content)
-    with pytest.raises(OptionError, match=message):
+    with pytest.raises(OptionError, match=naming(*named)):
         recipes.options({"recipe": str(path), "data": "digits"})
 
 
 def test_unknown_recipe_and_missing_data() -> None:
-    with pytest.raises(
-        OptionError, match=r"--recipe: must be a .toml file, or one of cifar10-100ep"
-    ):
+    with pytest.raises(OptionError, match=naming("--recipe", "cifar11")):
         recipes.options({"recipe": "cifar11"})
-    with pytest.raises(OptionError, match=r"--data: must be given with --recipe imagenet10"):
+    with pytest.raises(OptionError, match=naming("--data", "--recipe")):
         recipes.options({"recipe": "imagenet10"})
 
 
@@ -174,7 +173,7 @@ def assert_trained(out: Path, loss: str) -> None:
     assert results["config"]["loss"] == loss
     for name in ("loss", "entropy", "cosine", "probe_entropy", "online_linear", "online_knn"):
         assert math.isfinite(last[name]), name
-    assert f"loss {loss} (" in (out / "report.html").read_text(encoding="utf-8")
+    assert loss in (out / "report.html").read_text(encoding="utf-8")
     assert (out / "encoder.pt").exists()
 
 

@@ -188,7 +188,7 @@ def test_what_was_saved_is_believed_whole_or_not_at_all(
     os.replace(tmp_path / "unfinished-00000000.pt", out / UNFINISHED)
     capsys.readouterr()
     assert run(*command) == 0
-    assert "this begins anew" in capsys.readouterr().err
+    assert UNFINISHED in capsys.readouterr().err
     assert scores_in(out) == scores_of(rows, "--chunk-rows", 11)
 
 
@@ -246,7 +246,7 @@ def test_file_that_changes_while_it_is_read(
             os.truncate(path, path.stat().st_size // 3)
 
     in_the_midst(monkeypatch, act)
-    assert "changed" in refusal(capsys, path, "--chunk-rows", 700, "--out", tmp_path / "out")
+    assert path.name in refusal(capsys, path, "--chunk-rows", 700, "--out", tmp_path / "out")
     assert not (tmp_path / "out" / SCORES).exists()
 
 
@@ -455,7 +455,7 @@ def test_many_keys_and_columns(tmp_path: Path, capsys: Capture) -> None:
     parquet.write_table(
         pa.table({f"c{i}\n\x1b[2J": [1] for i in range(999)}), tmp_path / "c.parquet"
     )
-    for name, more in (("a.npz", "95 more"), ("a.npz:x", "95 more"), ("c.parquet", "994 more")):
+    for name, more in (("a.npz", "95"), ("a.npz:x", "95"), ("c.parquet", "994")):
         assert more in refusal(capsys, tmp_path / name)
     refusal(capsys, tmp_path / "b.npz")
 
