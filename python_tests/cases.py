@@ -312,6 +312,12 @@ def assert_value(value: Tensor, expected: Tensor, tolerance: Tolerance) -> None:
     )
 
 
+def hessian_product(value: Tensor, z: Tensor) -> None:
+    """Asks for a second derivative."""
+    (grad,) = torch.autograd.grad(value, z, create_graph=True)
+    grad.square().sum().backward()
+
+
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """|actual - expected| / |expected| in the Frobenius norm."""
     return float((actual.double() - expected.double()).norm() / expected.double().norm())

@@ -74,11 +74,12 @@ def is_sanitized() -> bool:
 
 
 def import_module(path: Path) -> ModuleType:
-    """The built module, without its folder in the path where modules are looked for."""
+    """A built module or a script, without its folder in the path where modules are looked for."""
     spec = importlib.util.spec_from_file_location(path.name.partition(".")[0], path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
 

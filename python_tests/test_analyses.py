@@ -23,6 +23,7 @@ import numpy as np
 import pytest
 from naming import exit_code, last_error, naming
 from PIL import Image
+from tiny_run import write_noise
 
 from vne_kernels.pretrain import batch_size, paper, sweep, variance
 from vne_kernels.pretrain.cli import main
@@ -415,12 +416,7 @@ def test_step_std_of_too_few_steps_is_unknown() -> None:
 @pytest.mark.slow
 def test_the_real_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # its processes must not find the source folder
-    random = np.random.default_rng(0)
-    content = {}
-    for part, count in (("train", 24), ("test", 8)):
-        content[f"{part}_images"] = random.integers(0, 256, (count, 8, 8), dtype=np.uint8)
-        content[f"{part}_labels"] = np.arange(count) % 2
-    np.savez("noise.npz", **content)
+    write_noise(Path("noise.npz"), 24)
     options = ["--data", "noise.npz", "--backbone", "resnet18", "--projector-dim", "16"]
     options += ["--workers", "0", "--accelerator", "cpu", "--precision", "32-true"]
     command = ["batch-size", "--out", "out", "--batch-sizes", "8", "--epochs", "2", "--jobs", "2"]

@@ -31,6 +31,7 @@ from cases import (
     gradient,
     gradient_case,
     gradient_scale,
+    hessian_product,
     relative_error,
     result_dtype,
     spectrum_case,
@@ -550,11 +551,6 @@ def test_a_second_derivative_says_so(function: Callable[[Tensor], Tensor]) -> No
     rho = positive_definite(4).requires_grad_()
     with pytest.raises(NotImplementedError, match="density matrix"):
         hessian_product(function(rho), rho)
-
-
-def hessian_product(value: Tensor, rho: Tensor) -> None:
-    (grad,) = torch.autograd.grad(value, rho, create_graph=True)
-    grad.square().sum().backward()
 
 
 # ---------------------------------------------------------------------------------------------

@@ -58,17 +58,25 @@ def train(npz: Path, out: Path, *options: str) -> int:
 # ---- options of a step: a stopped and resumed run equals one that never stopped ----------------
 
 
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[Pretraining], None]) -> None:
-    """Call ``act(module)`` as step ``step`` of the training begins."""
+def at_every_step(monkeypatch: pytest.MonkeyPatch, act: Callable[..., None]) -> None:
+    """Call ``act(module, batch, its number)`` before each batch of the training."""
     original = Pretraining.training_step
 
-    def acting(self: Pretraining, batch: object, batch_idx: int) -> object:
-        first = batch_idx % self.config.accumulate == 0
-        if self.global_step == step - 1 and first:
-            act(self)
-        return original(self, batch, batch_idx)
+    def acting(self: Pretraining, *arguments: object) -> object:
+        act(self, *arguments)
+        return original(self, *arguments)
 
     monkeypatch.setattr(Pretraining, "training_step", acting)
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[Pretraining], None]) -> None:
+    """Call ``act(module)`` as step ``step`` of the training begins."""
+
+    def acting(module: Pretraining, _batch: object, batch_idx: int) -> None:
+        if module.global_step == step - 1 and batch_idx % module.config.accumulate == 0:
+            act(module)
+
+    at_every_step(monkeypatch, acting)
 
 
 def interrupt(module: Pretraining) -> None:
@@ -289,7 +297,7 @@ def test_training_goes_on_while_nothing_can_be_written(
     out = tmp_path / "run"
     seen = []
 
-    def act(module: Pretraining) -> None:
+    def act(module: Pretraining, *_: object) -> None:
         if module.global_step == 1:
             limit(100)
         elif module.global_step == 4:  # the last of three epochs of 2 steps
@@ -313,16 +321,6 @@ def test_training_goes_on_while_nothing_can_be_written(
         assert {len(row) for row in content} == {len(header)}
     assert [kind for _, kind, _ in read_events(out / "events.csv")].count("disk") >= 8
     assert checkpoints.step_of(checkpoints.files(out)[0]) == 6
-
-
-def at_every_step(monkeypatch: pytest.MonkeyPatch, act: Callable[[Pretraining], None]) -> None:
-    original = Pretraining.training_step
-
-    def acting(self: Pretraining, *arguments: object) -> object:
-        act(self)
-        return original(self, *arguments)
-
-    monkeypatch.setattr(Pretraining, "training_step", acting)
 
 
 #: Fills the disk of the run's folder (or, where the test may not mount one, takes this process the

@@ -34,6 +34,7 @@ from cases import (
     gradient_case,
     gradient_cases,
     gradient_scale,
+    hessian_product,
     in_tiers,
     relative_error,
     spectrum_case,
@@ -474,11 +475,6 @@ def test_third_derivative_says_so(method: str) -> None:
     (second,) = torch.autograd.grad(grad.square().sum(), z, create_graph=True)
     with pytest.raises(NotImplementedError, match="vn_entropy"):
         second.square().sum().backward()
-
-
-def hessian_product(value: torch.Tensor, z: torch.Tensor) -> None:
-    (grad,) = torch.autograd.grad(value, z, create_graph=True)
-    grad.square().sum().backward()
 
 
 # ---------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -257,16 +256,6 @@ def value_and_gradient(z: Tensor) -> tuple[Tensor, Tensor]:
     leaf = z.detach().requires_grad_()
     entropy = vn_entropy(leaf)
     return entropy.detach(), torch.autograd.grad(entropy.sum(), leaf)[0]
-
-
-@cpu_only
-def test_many_threads_give_what_one_gives() -> None:
-    """Same and different inputs at once, bit for bit."""
-    inputs = [gaussian(n, 40, generator(n)).float() for n in (8, 30, 64, 8, 90, 30)] * 8
-    expected = [value_and_gradient(z) for z in inputs]
-    with ThreadPoolExecutor(8) as pool:
-        for found, wanted in zip(pool.map(value_and_gradient, inputs), expected, strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 def call_until_alarm(z: Tensor, seconds: float) -> None:

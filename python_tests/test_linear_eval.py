@@ -5,7 +5,6 @@ The run here is made by hand: an untrained ResNet-18 in the place of a trained o
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import re
@@ -21,6 +20,7 @@ import pytest
 import torch
 from naming import exit_code, last_error, naming
 from PIL import Image
+from tiny_run import rows
 
 from vne_kernels.pretrain import evaluate, linear_eval
 from vne_kernels.pretrain.cli import main
@@ -71,11 +71,6 @@ def run(npz: str, tmp_path: Path) -> Path:
     return make_run(tmp_path / "run", npz)
 
 
-def read(path: Path) -> list[dict[str, float]]:
-    with path.open(newline="") as file:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-
-
 # ---- linear-eval -------------------------------------------------------------------------------
 
 
@@ -84,10 +79,10 @@ def test_linear_eval_leaves_its_files(run: Path, capsys: pytest.CaptureFixture[s
     names = {path.name for path in run.iterdir()}
     assert names == {"config.json", "encoder.pt", "linear_eval.json", "linear_eval.csv"}
     result = json.loads((run / "linear_eval.json").read_text())
-    rows = read(run / "linear_eval.csv")
-    assert [row["epoch"] for row in rows] == [1, 2, 3]
-    assert result["accuracy"] == pytest.approx(rows[-1]["test_top1"])
-    assert result["top5_accuracy"] == pytest.approx(rows[-1]["test_top5"])
+    table = rows(run / "linear_eval.csv")
+    assert [row["epoch"] for row in table] == [1, 2, 3]
+    assert result["accuracy"] == pytest.approx(table[-1]["test_top1"])
+    assert result["top5_accuracy"] == pytest.approx(table[-1]["test_top5"])
     assert result["protocol"] == dataclasses.asdict(
         LinearProtocol(epochs=3, batch_size=BATCH, lr=0.05, momentum=0.9)
     )
@@ -133,22 +128,22 @@ def test_probe_is_trained_by_sgd_as_written_out(run: Path) -> None:
         velocity = [0.9 * v + g for v, g in zip(velocity, gradient, strict=True)]
         lr = 0.05 * (1 + np.cos(np.pi * step / steps)) / 2
         weight, bias = weight - lr * velocity[0], bias - lr * velocity[1]
-    rows = read(run / "linear_eval.csv")
+    table = rows(run / "linear_eval.csv")
     means = np.mean(np.reshape(losses, (3, TRAIN)), 1)
-    assert [row["loss"] for row in rows] == pytest.approx(means.tolist(), rel=1e-4)
+    assert [row["loss"] for row in table] == pytest.approx(means.tolist(), rel=1e-4)
     logits = torch.from_numpy(test.features) @ weight.T + bias
     found = logits.argmax(1).numpy() == test.labels
     assert result["accuracy"] == pytest.approx(found.mean())
     top5 = (logits.topk(5).indices.numpy() == test.labels[:, None]).any(1)
     assert result["top5_accuracy"] == pytest.approx(top5.mean())
-    assert rows[-1]["lr"] == pytest.approx(0, abs=1e-9)
+    assert table[-1]["lr"] == pytest.approx(0, abs=1e-9)
 
 
 def test_probe_learns(run: Path) -> None:
     assert main(["linear-eval", str(run), *FAST, "--epochs", "40"]) == 0
-    rows = read(run / "linear_eval.csv")
-    assert rows[-1]["train_top1"] > 0.8
-    assert rows[-1]["loss"] < rows[0]["loss"] / 2
+    table = rows(run / "linear_eval.csv")
+    assert table[-1]["train_top1"] > 0.8
+    assert table[-1]["loss"] < table[0]["loss"] / 2
 
 
 def test_order_is_a_permutation_of_every_epoch() -> None:
@@ -199,7 +194,7 @@ def test_interrupted_and_resumed_evaluation_equals_the_whole_one(
     assert main(["linear-eval", str(run), *FAST, *augment]) == 0
     assert not (run / "linear_eval.ckpt").exists()
     for left, right in zip(
-        read(run / "linear_eval.csv"), read(whole / "linear_eval.csv"), strict=True
+        rows(run / "linear_eval.csv"), rows(whole / "linear_eval.csv"), strict=True
     ):
         assert left == pytest.approx(right, rel=1e-5, abs=1e-6)
 
@@ -242,7 +237,7 @@ def test_untrained_encoder_is_judged_apart(run: Path) -> None:
     assert (run / "linear_eval.json").read_bytes() == before
     result = json.loads((run / "linear_eval_untrained.json").read_text())
     assert result["encoder"] == "untrained"
-    assert read(run / "linear_eval_untrained.csv") != read(run / "linear_eval.csv")
+    assert rows(run / "linear_eval_untrained.csv") != rows(run / "linear_eval.csv")
 
 
 def test_untrained_encoder_is_the_one_the_run_began_with(npz: str) -> None:

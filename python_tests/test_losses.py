@@ -26,6 +26,7 @@ from cases import (
     gaussian,
     generator,
     gradient,
+    hessian_product,
     relative_error,
     result_dtype,
     spectrum_case,
@@ -236,11 +237,6 @@ def test_layout(name: str, method: str) -> None:
 
     assert_value(loss(z2), expected, VALUE[torch.float64])
     assert absolute_error(gradient(loss, z2), gradient(loss_of_copy, z2)) <= 1e-13
-
-
-def hessian_product(value: Tensor, z: Tensor) -> None:
-    (grad,) = torch.autograd.grad(value, z, create_graph=True)
-    grad.square().sum().backward()
 
 
 def test_double_backward_says_so(method: str) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import re
-import sys
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import ModuleType
 
+import emulation
 import mpmath as mp
 import numpy as np
 import numpy.typing as npt
@@ -186,19 +184,9 @@ def test_a_changed_digit_is_noticed(
             assert fault(Table(table.constant, poles), bounds, extrema[0]), (k, which, wrong)
 
 
-def generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_pole_table", COMMON / "make_pole_table.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_script_reproduces_the_header() -> None:
     """The fp32 table, which takes seconds; `make_pole_table.py --check` recomputes both."""
-    module = generator()
+    module = emulation.import_module(COMMON / "make_pole_table.py")
     with mp.workdps(module.DIGITS):
         t, w, _ = module.minimax(module.SPECS[0])
         computed = module.rounded(t, w)

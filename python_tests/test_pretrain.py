@@ -6,7 +6,6 @@ program itself and told in the README.
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import subprocess
@@ -19,7 +18,7 @@ import pytest
 import torch
 from naming import exit_code, last_error, naming
 from PIL import Image
-from tiny_run import SMALL, write_npz
+from tiny_run import SMALL, rows, write_folder, write_npz
 
 from vne_kernels.pretrain import evaluate
 from vne_kernels.pretrain.callbacks import MetricsTables, OnlineEvaluation
@@ -43,11 +42,6 @@ def whole(npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("whole")
     assert main(["--data", str(npz), "--out", str(out), "--epochs", "2", *SMALL]) == 0
     return out
-
-
-def rows(path: Path) -> list[dict[str, float]]:
-    with path.open(newline="") as file:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
 # ---- a whole run -------------------------------------------------------------------------------
@@ -138,15 +132,6 @@ def test_collapse_is_told_once_and_so_is_its_end(
 
 
 # ---- data --------------------------------------------------------------------------------------
-
-
-def write_folder(path: Path, counts: dict[str, int]) -> None:
-    random = np.random.default_rng(1)
-    for name, count in counts.items():
-        (path / name).mkdir(parents=True)
-        for i in range(count):
-            pixels = random.integers(0, 256, (20, 24, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(path / name / f"{i}.png")
 
 
 def test_run_on_image_folder(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from naming import last_error, naming
 from PIL import Image
+from tiny_run import write_folder
 from torchvision.transforms import v2
 
 from vne_kernels.pretrain import augment
@@ -31,15 +32,6 @@ from vne_kernels.pretrain.data import (
 )
 
 CIFAR = Path(__file__).parent / "data" / "cifar10_subset.npz"
-
-
-def write_folder(path: Path, counts: dict[str, int], size: int = 20) -> None:
-    random = np.random.default_rng(1)
-    for name, count in counts.items():
-        (path / name).mkdir(parents=True)
-        for i in range(count):
-            pixels = random.integers(0, 256, (size, size + 4, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(path / name / f"{i}.png")
 
 
 # ---- sets --------------------------------------------------------------------------------------

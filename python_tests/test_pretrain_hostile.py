@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from naming import naming
-from tiny_run import SMALL, STEPS_PER_EPOCH, write_npz
+from tiny_run import SMALL, STEPS_PER_EPOCH, flip_a_byte, write_npz
 
 from vne_kernels.common import files
 from vne_kernels.pretrain import checkpoints, export, frozen, knn, linear_eval, report
@@ -335,17 +335,13 @@ def test_an_unfinished_evaluation_is_not_believed(case: str, run: Path) -> None:
     content = {name: x for name, x in content.items() if x is not ...}
     torch.save(list(content) if case == "list" else content, path)
     if case == "damaged":
-        data = bytearray(path.read_bytes())
-        data[len(data) // 2] ^= 1
-        path.write_bytes(data)
+        flip_a_byte(path)
     with pytest.raises(OptionError, match=r"linear_eval\.ckpt"):
         checkpoint.restore(probe)
 
 
 def test_a_damaged_encoder_is_not_exported(run: Path) -> None:
-    data = bytearray((run / "encoder.pt").read_bytes())
-    data[len(data) // 2] ^= 1
-    (run / "encoder.pt").write_bytes(data)
+    flip_a_byte(run / "encoder.pt")
     with pytest.raises(OptionError, match=r"encoder\.pt"):
         export.write(run, "torchvision")
 

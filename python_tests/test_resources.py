@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import emulation
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -14,17 +12,7 @@ pytestmark = pytest.mark.slow
 CUDA = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
 
 
-def load_resources() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("resources", CUDA / "resources.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["resources"] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
-
-
-resources = load_resources()
+resources = emulation.import_module(CUDA / "resources.py")
 RTX_3090, RTX_4090, H200 = resources.GPUS
 
 

@@ -8,7 +8,6 @@ threads, hence one everywhere.
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 import random
@@ -29,7 +28,7 @@ import torch
 from kill_and_resume import Undisturbed, differences, run_trial
 from lightning.pytorch import Trainer
 from naming import last_error, naming
-from tiny_run import SMALL, STEPS_PER_EPOCH, write_npz
+from tiny_run import SMALL, STEPS_PER_EPOCH, flip_a_byte, rows, write_npz
 
 from vne_kernels.common import files
 from vne_kernels.pretrain import checkpoints, random_state
@@ -86,20 +85,8 @@ def copy(whole: Path, tmp_path: Path) -> Path:
     return out
 
 
-def rows(path: Path) -> list[dict[str, float]]:
-    with path.open(newline="") as file:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-
-
 def steps(out: Path) -> list[int]:
     return [checkpoints.step_of(path) for path in checkpoints.files(out)]
-
-
-def flip_a_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.unlink()  # it may be a link to the whole run's
-    path.write_bytes(content)
 
 
 # ---- the files ---------------------------------------------------------------------------------

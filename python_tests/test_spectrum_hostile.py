@@ -21,23 +21,17 @@ import pytest
 import torch
 from pyarrow import parquet
 from safetensors.torch import save_file
+from test_spectrum_files import ROWS, D, Numbers, chunks_until, lists, run
 
 from vne_kernels.common.files import locked
 from vne_kernels.spectrum_files import cli, work
 from vne_kernels.spectrum_files.outputs import ALL, SCORES, UNFINISHED
 
-ROWS, D = 57, 6
-
-Numbers = np.ndarray[Any, np.dtype[Any]]
 Capture = pytest.CaptureFixture[str]
 
 
 def matrix(rows: int = ROWS, d: int = D, seed: int = 0) -> Numbers:
     return np.random.default_rng(seed).standard_normal((rows, d))
-
-
-def lists(values: Numbers) -> Any:
-    return pa.FixedSizeListArray.from_arrays(values.ravel(), values.shape[1])
 
 
 #: suffix -> writes a matrix
@@ -49,10 +43,6 @@ WRITE: dict[str, Callable[[Path, Numbers], object]] = {
         pa.table({"z": lists(z)}), path, row_group_size=10, compression="none", use_dictionary=False
     ),
 }
-
-
-def run(*arguments: object) -> int:
-    return cli.main([str(argument) for argument in arguments])
 
 
 def refusal(capsys: Capture, *arguments: object) -> str:
@@ -75,20 +65,6 @@ def scores_of(path: Path, *options: object) -> dict[str, Any]:
     out = path.with_name(f"{path.name}-out")
     assert run(path, "--out", out, "--no-plot", *options) == 0
     return scores_in(out)
-
-
-def in_the_midst(monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
-    """Have ``act`` called at the second chunk."""
-    add, count = work.Work._add, 0
-
-    def counting(self: work.Work, chunk: torch.Tensor) -> None:
-        nonlocal count
-        count += 1
-        if count == 2:
-            act()
-        add(self, chunk)
-
-    monkeypatch.setattr(work.Work, "_add", counting)
 
 
 @pytest.fixture
@@ -139,7 +115,7 @@ def interrupted(rows: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[
     """A command that was interrupted after 22 rows."""
     command: list[object] = [rows, "--out", out, "--no-plot", "--chunk-rows", 11]
     with monkeypatch.context() as patch:
-        in_the_midst(patch, lambda: os.kill(os.getpid(), 15))
+        chunks_until(patch, 2, lambda: os.kill(os.getpid(), 15))
         assert run(*command) == 75
     return command
 
@@ -245,7 +221,7 @@ def test_file_that_changes_while_it_is_read(
         else:
             os.truncate(path, path.stat().st_size // 3)
 
-    in_the_midst(monkeypatch, act)
+    chunks_until(monkeypatch, 2, act)
     assert path.name in refusal(capsys, path, "--chunk-rows", 700, "--out", tmp_path / "out")
     assert not (tmp_path / "out" / SCORES).exists()
 
@@ -256,7 +232,7 @@ def test_file_that_is_replaced_before_it_is_read(
     second, new = tmp_path / "second.npy", tmp_path / "new.npy"
     np.save(second, matrix(seed=1))
     np.save(new, matrix(seed=2))
-    in_the_midst(monkeypatch, lambda: os.replace(new, second))
+    chunks_until(monkeypatch, 2, lambda: os.replace(new, second))
     assert "second.npy" in refusal(capsys, rows, second, "--chunk-rows", 30)
 
 

@@ -55,16 +55,6 @@ def test_qutip_states_of_known_entropy(method: str, qutip: ModuleType) -> None:
         assert float(s) == pytest.approx(qutip.entropy_vn(rho), abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", SPECTRA)
-def test_exp_of_the_entropy_is_the_vendi_score(
-    name: str, shape: tuple[int, int], method: str, vendi: ModuleType
-) -> None:
-    z = spectrum_case(name, shape, torch.float64)
-    effective_number = float(vn_entropy(z, method=method).exp())
-    assert effective_number == pytest.approx(vendi.score_dual(z.numpy()), rel=TOLERANCE)
-
-
 def test_vendi_score_with_weights(method: str, vendi: ModuleType) -> None:
     z = spectrum_case("iid", (17, 33), torch.float64)
     p = torch.linspace(1, 3, 17, dtype=torch.float64)

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import emulation
 import pytest
 import torch
 from torch._dynamo.source import LocalSource
@@ -390,15 +391,7 @@ def test_exported_operators_stay_whole(pretended_gpu: None) -> None:
 @pytest.fixture(scope="module")
 def resources() -> ModuleType:
     pytest.importorskip("triton", reason="this torch is without Triton")
-    spec = importlib.util.spec_from_file_location(
-        "triton_resources", ROOT / "bench" / "triton_resources.py"
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["triton_resources"] = module  # dataclasses look there
-    spec.loader.exec_module(module)
-    return module
+    return emulation.import_module(ROOT / "bench" / "triton_resources.py")
 
 
 @pytest.mark.slow

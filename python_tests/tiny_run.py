@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 # fp32: bf16 would be chosen by a measurement. One epoch is 40 // 8 = 5 steps.
 SMALL = ["--backbone", "resnet18", "--precision", "32-true", "--accelerator", "cpu"]
@@ -35,3 +37,26 @@ def write_noise(path: Path, count: int) -> Path:
         content[f"{part}_labels"] = (np.arange(images) % 4).astype(np.uint8)
     np.savez(path, **content)
     return path
+
+
+def write_folder(path: Path, counts: dict[str, int], size: int = 20) -> None:
+    """Folders of so many images of nothing."""
+    random = np.random.default_rng(1)
+    for name, count in counts.items():
+        (path / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = random.integers(0, 256, (size, size + 4, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path / name / f"{i}.png")
+
+
+def rows(path: Path) -> list[dict[str, float]]:
+    with path.open(newline="") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def flip_a_byte(path: Path) -> None:
+    """In the middle of a file, which may be a link to another run's."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(content)
