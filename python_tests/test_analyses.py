@@ -30,6 +30,9 @@ from vne_kernels.pretrain.cli import main
 from vne_kernels.pretrain.config import OptionError, Options
 from vne_kernels.pretrain.sweep import Run
 
+Capture, Patch = pytest.CaptureFixture[str], pytest.MonkeyPatch
+Calls = Callable[[], list[list[str]]]
+
 # It imports nothing of the package, which would take seconds for each of the many processes.
 FAKE = """
 import json, os, sys, time
@@ -75,7 +78,7 @@ results["data"] = {"train_images": 1437}
 
 
 @pytest.fixture
-def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[list[str]]]:
+def calls(tmp_path: Path, monkeypatch: Patch) -> Calls:
     """The stand-in is started in place of the program; returns what it was called with."""
     program, log = tmp_path / "fake.py", tmp_path / "calls"
     program.write_text(FAKE)
@@ -102,9 +105,7 @@ def table(path: Path) -> list[dict[str, str]]:
 # ---- the sweep ---------------------------------------------------------------------------------
 
 
-def test_every_run_is_trained_and_evaluated(
-    calls: Callable[[], list[list[str]]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_every_run_is_trained_and_evaluated(calls: Calls, tmp_path: Path, capfd: Capture) -> None:
     out = tmp_path / "out"
     assert main(grid(out, "--losses", "vn-doe", "simclr", "--seeds", "0", "1")) == 0
     assert [call[0] for call in calls()] == ["train", "linear-eval"] * 8
@@ -146,9 +147,7 @@ def test_every_run_is_trained_and_evaluated(
     assert Image.open(out / "batch_size.png").size[0] > 500
 
 
-def test_finished_runs_are_skipped_and_begun_ones_resumed(
-    calls: Callable[[], list[list[str]]], tmp_path: Path
-) -> None:
+def test_finished_runs_are_skipped_and_begun_ones_resumed(calls: Calls, tmp_path: Path) -> None:
     assert main(grid(tmp_path)) == 0
     before = len(calls())
     assert main(grid(tmp_path)) == 0
@@ -166,11 +165,7 @@ def test_finished_runs_are_skipped_and_begun_ones_resumed(
 
 @pytest.mark.parametrize("threads", [None, "3"])
 def test_runs_side_by_side_share_the_threads(
-    threads: str | None,
-    calls: Callable[[], list[list[str]]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    threads: str | None, calls: Calls, tmp_path: Path, monkeypatch: Patch, capfd: Capture
 ) -> None:
     if threads:
         monkeypatch.setenv("OMP_NUM_THREADS", threads)
@@ -184,11 +179,7 @@ def test_runs_side_by_side_share_the_threads(
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_a_failed_run_is_told_and_the_others_go_on(
-    jobs: str,
-    calls: Callable[[], list[list[str]]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    jobs: str, calls: Calls, tmp_path: Path, monkeypatch: Patch, capfd: Capture
 ) -> None:
     monkeypatch.setenv("FAKE_FAILS", "batch8")
     assert main(grid(tmp_path, "--jobs", jobs)) == 1
@@ -201,9 +192,7 @@ def test_a_failed_run_is_told_and_the_others_go_on(
     assert len(table(tmp_path / "batch_size.csv")) == 2
 
 
-def test_a_command_that_leaves_nothing_has_failed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_that_leaves_nothing_has_failed(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setattr(sweep, "PROGRAM", (sys.executable, "-c", ""))
     run = Run(tmp_path / "run", ())
     assert sweep.sweep(tmp_path, [run], 1, lambda: None).failed == [run]
@@ -224,11 +213,7 @@ def test_the_end_of_a_log(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("jobs", "signum"), [(1, signal.SIGINT), (2, signal.SIGTERM)])
 def test_ctrl_c_reaches_the_runs_and_waits_for_them(
-    jobs: int,
-    signum: int,
-    calls: Callable[[], list[list[str]]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    jobs: int, signum: int, calls: Calls, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     out = tmp_path / "out"
     # In a process of its own: the sweep of this one would take the signals of the test itself.
@@ -266,7 +251,7 @@ def test_ctrl_c_reaches_the_runs_and_waits_for_them(
 
 
 def test_without_options_the_papers_protocol(
-    calls: Callable[[], list[list[str]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    calls: Calls, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(
         sweep, "sweep", lambda out, runs, jobs, after: seen.extend(runs) or sweep.Outcome()
@@ -295,11 +280,7 @@ def test_without_options_the_papers_protocol(
     ],
 )
 def test_bad_options_are_told_before_anything_starts(
-    arguments: list[str],
-    option: str,
-    calls: Callable[[], list[list[str]]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], option: str, calls: Calls, tmp_path: Path, capsys: Capture
 ) -> None:
     assert exit_code(main, ["batch-size", "--out", str(tmp_path / "out"), *arguments]) == 2
     assert re.search(naming(option), last_error(capsys))
@@ -307,7 +288,7 @@ def test_bad_options_are_told_before_anything_starts(
 
 
 def test_runs_of_other_options_are_not_taken_for_these(
-    calls: Callable[[], list[list[str]]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    calls: Calls, tmp_path: Path, capsys: Capture
 ) -> None:
     assert main(grid(tmp_path)) == 0
     assert main([*grid(tmp_path)[:-1], "resnet34"]) == 2
@@ -361,9 +342,7 @@ def test_paper_is_beside_the_same_images_alone(tmp_path: Path) -> None:
 # ---- variance ----------------------------------------------------------------------------------
 
 
-def test_variance(
-    calls: Callable[[], list[list[str]]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_variance(calls: Calls, tmp_path: Path, capfd: Capture) -> None:
     command = ["variance", "--out", str(tmp_path), "--", "--data", "digits"]
     assert main(command) == 0
     losses = ["simclr", "shannon-doe", "vn-doe"]
@@ -414,7 +393,7 @@ def test_step_std_of_too_few_steps_is_unknown() -> None:
 
 
 @pytest.mark.slow
-def test_the_real_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_program(tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.chdir(tmp_path)  # its processes must not find the source folder
     write_noise(Path("noise.npz"), 24)
     options = ["--data", "noise.npz", "--backbone", "resnet18", "--projector-dim", "16"]

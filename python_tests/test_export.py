@@ -22,6 +22,7 @@ from vne_kernels.pretrain.config import Options
 from vne_kernels.pretrain.evaluate import trained_encoder
 from vne_kernels.pretrain.model import make_encoder
 
+Capture, Patch = pytest.CaptureFixture[str], pytest.MonkeyPatch
 MEAN, STD = [0.5, 0.25, 0.125], [0.2, 0.1, 0.3]
 
 
@@ -66,7 +67,7 @@ def test_lines_load_the_same_encoder(
     backbone: str,
     images: Tensor,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    capsys: Capture,
     request: pytest.FixtureRequest,
 ) -> None:
     if format_ == "timm":
@@ -224,11 +225,7 @@ def test_statistics_of_a_run_that_did_not_note_them(tmp_path: Path) -> None:
     ],
 )
 def test_bad_option(
-    arguments: list[str],
-    option: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: list[str], option: str, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     run = make_run(tmp_path / "run", "resnet18", "3x3")
     monkeypatch.chdir(tmp_path)
@@ -237,7 +234,7 @@ def test_bad_option(
     assert not list(run.glob("encoder_*"))
 
 
-def test_run_that_has_not_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_that_has_not_ended(tmp_path: Path, capsys: Capture) -> None:
     run = make_run(tmp_path / "run", "resnet18", "3x3")
     (run / "encoder.pt").unlink()
     assert main(["export", str(run), "--format", "timm"]) == 2

@@ -31,6 +31,7 @@ from vne_kernels.pretrain.linear_eval import Probe
 from vne_kernels.pretrain.model import Pretraining, make_encoder
 from vne_kernels.pretrain.protocol import LinearProtocol, Setting
 
+Capture, Patch = pytest.CaptureFixture[str], pytest.MonkeyPatch
 CLASSES = 7
 TRAIN, TEST, BATCH = 40, 14, 16
 STEPS_PER_EPOCH = 3  # of 16, 16 and 8 images
@@ -74,7 +75,7 @@ def run(npz: str, tmp_path: Path) -> Path:
 # ---- linear-eval -------------------------------------------------------------------------------
 
 
-def test_linear_eval_leaves_its_files(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_linear_eval_leaves_its_files(run: Path, capsys: Capture) -> None:
     assert main(["linear-eval", str(run), *FAST]) == 0
     names = {path.name for path in run.iterdir()}
     assert names == {"config.json", "encoder.pt", "linear_eval.json", "linear_eval.csv"}
@@ -157,7 +158,7 @@ def test_order_is_a_permutation_of_every_epoch() -> None:
     assert list(linear_eval.batches(TRAIN, BATCH, 0, range(4, 6))) == whole[4:]
 
 
-def interrupt(run: Path, step: int, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+def interrupt(run: Path, step: int, monkeypatch: Patch, *arguments: str) -> None:
     """Ctrl-C while the probe takes this step."""
     (run / "linear_eval.json").write_text("of an earlier evaluation")
     original = Probe.learn
@@ -176,12 +177,7 @@ def interrupt(run: Path, step: int, monkeypatch: pytest.MonkeyPatch, *arguments:
 @pytest.mark.parametrize("step", [2, STEPS_PER_EPOCH, 7])
 @pytest.mark.parametrize("augment", [[], ["--augment"]], ids=["plain", "augment"])
 def test_interrupted_and_resumed_evaluation_equals_the_whole_one(
-    augment: list[str],
-    step: int,
-    run: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    augment: list[str], step: int, run: Path, tmp_path: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     whole = shutil.copytree(run, tmp_path / "whole")
     assert main(["linear-eval", str(whole), *FAST, *augment]) == 0
@@ -199,7 +195,7 @@ def test_interrupted_and_resumed_evaluation_equals_the_whole_one(
         assert left == pytest.approx(right, rel=1e-5, abs=1e-6)
 
 
-def test_interrupt_leaves_the_terminals_handler(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupt_leaves_the_terminals_handler(run: Path, monkeypatch: Patch) -> None:
     before = signal.getsignal(signal.SIGINT)
     interrupt(run, 1, monkeypatch)
     assert signal.getsignal(signal.SIGINT) is before
@@ -207,7 +203,7 @@ def test_interrupt_leaves_the_terminals_handler(run: Path, monkeypatch: pytest.M
 
 @pytest.mark.slow
 def test_unfinished_evaluation_keeps_its_options(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     interrupt(run, 1, monkeypatch)
     assert main(["linear-eval", str(run), *FAST, "--lr", "0.1"]) == 2
@@ -254,7 +250,7 @@ def test_untrained_encoder_is_the_one_the_run_began_with(npz: str) -> None:
 
 @pytest.mark.parametrize("chunk", [1, evaluate.KNN_CHUNK])
 def test_knn_is_the_weighted_vote(
-    chunk: int, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    chunk: int, run: Path, monkeypatch: Patch, capsys: Capture
 ) -> None:
     monkeypatch.setattr(evaluate, "KNN_CHUNK", chunk)
     arguments = ["--neighbours", "5", "--temperature", "0.2", *CPU]
@@ -330,7 +326,7 @@ def test_encode_keeps_features_and_labels_together(tmp_path: Path) -> None:
         evaluate.encode(flatten, nothing, mean_of, cpu, bf16=False, workers=0)
 
 
-def test_subset_for_the_probes_is_stratified(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subset_for_the_probes_is_stratified(monkeypatch: Patch) -> None:
     labels = np.repeat([0, 1, 2], [500, 300, 200])
     chosen = stratified(labels, 100)
     assert np.bincount(labels[chosen]).tolist() == [50, 30, 20]
@@ -366,16 +362,14 @@ BAD = {
 @pytest.mark.parametrize(
     ("command", "arguments"), [(command, x) for command, bad in BAD.items() for x in bad]
 )
-def test_bad_option(
-    command: str, arguments: list[str], run: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_option(command: str, arguments: list[str], run: Path, capsys: Capture) -> None:
     assert exit_code(main, [command, str(run), *arguments]) == 2
     assert re.search(naming(f"vne-pretrain {command}: error", arguments[0]), last_error(capsys))
 
 
 @pytest.mark.parametrize("command", ["linear-eval", "knn"])
 def test_run_that_cannot_be_judged(
-    command: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, run: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     encoder = run / "encoder.pt"
     assert main([command, str(tmp_path / "nowhere")]) == 2

@@ -15,6 +15,8 @@ import subprocess
 import sys
 import zipfile
 import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -363,10 +365,20 @@ HOSTILE_FILES = ("a pipe", "a device", "huge", "a folder", "not UTF-8")
 
 
 @pytest.mark.parametrize("kind", HOSTILE_FILES)
-def test_class_list_that_is_no_list(kind: str, tmp_path: Path) -> None:
-    write_hostile(tmp_path / "list", kind)
-    with pytest.raises(OptionError, match="--classes"):
-        class_list(str(tmp_path / "list"))
+@pytest.mark.parametrize(
+    ("name", "option", "read"),
+    [
+        ("list", "--classes", class_list),
+        ("a.npz", "--data", lambda path: load(path, "unused")),
+        ("a.toml", "--recipe", lambda path: recipes.options({"recipe": path, "data": "digits"})),
+    ],
+)
+def test_what_is_no_file_of_ours(
+    name: str, option: str, read: Callable[[str], object], kind: str, tmp_path: Path
+) -> None:
+    write_hostile(tmp_path / name, kind)
+    with pytest.raises(OptionError, match=option):
+        read(str(tmp_path / name))
 
 
 # ---- .npz --------------------------------------------------------------------------------------
@@ -407,64 +419,58 @@ def patched(path: Path, local: int, central: int, value: int) -> None:
     path.write_bytes(content)
 
 
-HOSTILE_NPZ = ["encrypted", "unknown method", "lzma", "broken lzma", "10 TB", "zip bomb"]
-HOSTILE_NPZ += ["header of 4 GB", "pickled", "negative shape", "many keys", "beyond int64"]
-HOSTILE_NPZ += ["durations", "without pixels", "lines"]
+def write_flagged(path: Path, local: int, central: int, value: int) -> None:
+    write_npz(path)
+    patched(path, local, central, value)
 
 
-def write_hostile_npz(path: Path, kind: str) -> None:
-    if kind == "encrypted":
-        write_npz(path)
-        patched(path, 6, 8, 1)
-    elif kind == "unknown method":
-        write_npz(path)
-        patched(path, 8, 10, 99)
-    elif kind.endswith("lzma"):
-        write_npz(path, zipfile.ZIP_LZMA)
-        if kind == "broken lzma":
-            content = path.read_bytes()
-            path.write_bytes(content.replace(content[50:80], bytes(30)))
-    elif kind == "10 TB":
-        write_npz(path, train_images=member(IMAGES, shape=(10**13, 1, 1)))
-    elif kind == "zip bomb":
-        write_npz(path, train_images=np.zeros((6, 4000, 4000), np.uint8))
-    elif kind == "header of 4 GB":
-        start = b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1)
-        write_npz(path, train_images=start + bytes(100_000))
-    elif kind == "pickled":
-        write_npz(path, train_labels=member(LABELS, descr="|O"))
-    elif kind == "negative shape":
-        write_npz(path, train_images=member(IMAGES, shape=(-6, 4, -4)))
-    elif kind == "many keys":
-        keys = {f"\x1b[2J{i}": b"" for i in range(3000)}
-        with zipfile.ZipFile(path, "w") as archive:
-            for key in keys:
-                archive.writestr(f"{key}.npy", b"")
-    elif kind == "beyond int64":
-        labels = LABELS.astype(np.uint64) + np.uint64(2**63)
-        write_npz(path, train_labels=labels, test_labels=labels)
-    elif kind == "durations":
-        write_npz(path, train_labels=LABELS.astype("m8[s]"))
-    else:
-        sides = (1, 1000) if kind == "lines" else (0, 4)
-        write_npz(path, train_images=np.zeros((6, *sides), np.uint8))
+def write_broken_lzma(path: Path) -> None:
+    write_npz(path, zipfile.ZIP_LZMA)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(content[50:80], bytes(30)))
+
+
+def write_many_keys(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(3000):
+            archive.writestr(f"\x1b[2J{i}.npy", b"")
+
+
+LARGE_LABELS = LABELS.astype(np.uint64) + np.uint64(2**63)
+LONG_HEADER = b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1) + bytes(100_000)
+HOSTILE_NPZ: dict[str, Callable[[Path], object]] = {
+    "encrypted": lambda path: write_flagged(path, 6, 8, 1),
+    "unknown method": lambda path: write_flagged(path, 8, 10, 99),
+    "lzma": lambda path: write_npz(path, zipfile.ZIP_LZMA),
+    "broken lzma": write_broken_lzma,
+    "many keys": write_many_keys,
+    "beyond int64": lambda path: write_npz(
+        path, train_labels=LARGE_LABELS, test_labels=LARGE_LABELS
+    ),
+    **{
+        kind: partial(write_npz, **{f"train_{part}": content})
+        for kind, part, content in (
+            ("10 TB", "images", member(IMAGES, shape=(10**13, 1, 1))),
+            ("zip bomb", "images", np.zeros((6, 4000, 4000), np.uint8)),
+            ("header of 4 GB", "images", LONG_HEADER),
+            ("pickled", "labels", member(LABELS, descr="|O")),
+            ("negative shape", "images", member(IMAGES, shape=(-6, 4, -4))),
+            ("durations", "labels", LABELS.astype("m8[s]")),
+            ("without pixels", "images", np.zeros((6, 0, 4), np.uint8)),
+            ("lines", "images", np.zeros((6, 1, 1000), np.uint8)),
+        )
+    },
+}
 
 
 @pytest.mark.parametrize("kind", HOSTILE_NPZ)
 def test_npz_is_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
-    write_hostile_npz(path, kind)
+    HOSTILE_NPZ[kind](path)
     with pytest.raises(OptionError, match="--data") as caught:
         load(str(path), "unused")
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 2000
-
-
-@pytest.mark.parametrize("kind", HOSTILE_FILES)
-def test_npz_that_is_no_file(kind: str, tmp_path: Path) -> None:
-    write_hostile(tmp_path / "a.npz", kind)
-    with pytest.raises(OptionError, match="--data"):
-        load(str(tmp_path / "a.npz"), "unused")
 
 
 def test_npz_of_drawings_is_read(tmp_path: Path) -> None:
@@ -551,13 +557,6 @@ def test_recipe_is_refused(kind: str, tmp_path: Path) -> None:
         recipes.options({"recipe": str(path), "data": "digits"})
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 2000
-
-
-@pytest.mark.parametrize("kind", HOSTILE_FILES)
-def test_recipe_that_is_none(kind: str, tmp_path: Path) -> None:
-    write_hostile(tmp_path / "a.toml", kind)
-    with pytest.raises(OptionError, match="--recipe"):
-        recipes.options({"recipe": str(tmp_path / "a.toml"), "data": "digits"})
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ ROWS, D = 57, 6
 PNG = b"\x89PNG\r\n\x1a\n"
 NOT_RESULTS = ("files", "vne_kernels")  # keys of scores.json
 
+Capture, Patch = pytest.CaptureFixture[str], pytest.MonkeyPatch
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -162,9 +163,7 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], object], tuple[object, ...]]] =
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
-def test_bad_file_is_told_in_one_line(
-    case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bad_file_is_told_in_one_line(case: str, tmp_path: Path, capsys: Capture) -> None:
     name, make, named = BAD_FILES[case]
     make(tmp_path / name.split(":")[0])
     assert run(tmp_path / name, "--out", tmp_path / "out") == 1
@@ -174,23 +173,21 @@ def test_bad_file_is_told_in_one_line(
     assert not (tmp_path / "out" / "scores.json").exists()
 
 
-def test_features_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_features_differ(tmp_path: Path, capsys: Capture) -> None:
     for d in (3, 4):
         np.save(tmp_path / f"{d}.npy", np.ones((2, d)))
     assert run(tmp_path / "3.npy", tmp_path / "4.npy") == 1
     assert re.search(naming("4.npy", "3.npy", 4, 3), last_error(capsys))
 
 
-def test_library_not_installed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_library_not_installed(tmp_path: Path, capsys: Capture, monkeypatch: Patch) -> None:
     given = write(tmp_path, "fixed.parquet", matrix())
     monkeypatch.setitem(sys.modules, "pyarrow.types", None)
     assert run(given) == 1
     assert re.search("pyarrow.*pip install", last_error(capsys))
 
 
-def test_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_folder_that_cannot_be_written(tmp_path: Path, capsys: Capture) -> None:
     given = write(tmp_path, "rows.npy", matrix())
     assert run(given, "--out", given) == 1
     assert re.search(r"rows\.npy.*File exists", last_error(capsys))
@@ -199,7 +196,7 @@ def test_folder_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     "option", [("--chunk-rows", "0"), ("--device", "tpu"), ("--precision", "float16")]
 )
-def test_bad_option(option: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_option(option: tuple[str, str], capsys: Capture) -> None:
     assert exit_code(main, ["a.npy", *option]) == 2
     assert re.search(naming(*option), last_error(capsys))
 
@@ -208,7 +205,7 @@ def test_bad_option(option: tuple[str, str], capsys: pytest.CaptureFixture[str])
 
 
 def test_scores_are_those_of_other_packages(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], vendi: ModuleType
+    tmp_path: Path, capsys: Capture, vendi: ModuleType
 ) -> None:
     """Two files of different formats and dtypes as one data set."""
     first, second = matrix(), matrix(40, seed=1)
@@ -302,7 +299,7 @@ def test_float32_leaves_out_what_rounding_hides(tmp_path: Path) -> None:
     assert scores["entropy"] == pytest.approx(wanted["entropy"], rel=1e-5)
 
 
-def test_rows_that_are_not_finite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_that_are_not_finite(tmp_path: Path, capsys: Capture) -> None:
     z = matrix()
     kept = np.ones(ROWS, bool)
     kept[[3, 12, 56]] = False
@@ -331,7 +328,7 @@ def two_files(tmp_path: Path) -> list[str]:
     ]
 
 
-def chunks_until(monkeypatch: pytest.MonkeyPatch, last: int, act: Callable[[], object]) -> None:
+def chunks_until(monkeypatch: Patch, last: int, act: Callable[[], object]) -> None:
     """Have ``act`` called in the midst of the chunk of this number."""
     add, count = work.Work._add, 0
 
@@ -352,8 +349,8 @@ def test_interrupted_run_goes_on_to_the_same_bits(
     last: int,
     signum: int,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    monkeypatch: Patch,
 ) -> None:
     options = ["--chunk-rows", 11, "--no-plot"]  # six chunks a file
     assert run(*two_files, *options, "--out", tmp_path / "whole") == 0
@@ -372,10 +369,7 @@ def test_interrupted_run_goes_on_to_the_same_bits(
 
 
 def test_killed_run_goes_on_from_what_was_saved(
-    two_files: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    two_files: list[str], tmp_path: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
     out = tmp_path / "out"
 
@@ -399,10 +393,7 @@ def test_killed_run_goes_on_from_what_was_saved(
 
 
 def test_full_disk_ends_no_pass(
-    two_files: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    two_files: list[str], tmp_path: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
     def save(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -419,10 +410,7 @@ def test_full_disk_ends_no_pass(
 
 
 def test_what_was_saved_is_used_for_the_same_work_alone(
-    two_files: list[str],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    two_files: list[str], tmp_path: Path, capsys: Capture, monkeypatch: Patch
 ) -> None:
     out, state = tmp_path / "out", tmp_path / "out" / work.UNFINISHED
     command = [*two_files, "--out", out, "--no-plot"]
