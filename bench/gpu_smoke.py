@@ -41,7 +41,6 @@ TOLERANCES = {  # of the value and of the gradient: above rounding, and far belo
     **dict.fromkeys(HALF, (2e-5, 2e-2)),
 }
 GRAPHS = ((32, 128), (64, 256), (128, 512), (256, 1024), (512, 128), (512, 2048), (64, 128, 512))
-REPLAYS = 200
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -157,26 +156,21 @@ def graph(shape: tuple[int, ...]) -> Outcome:
     same = all(torch.equal(*pair) for pair in zip(results, expected, strict=True))
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
-    for _ in range(REPLAYS):
+    for _ in range(200):
         captured.replay()
     end.record()
     torch.cuda.synchronize()
-    return same, f"{start.elapsed_time(end) / REPLAYS * 1e3:.1f} us a replay"
+    return same, f"{start.elapsed_time(end) * 5:.1f} us a replay"
 
 
-def run(check: Callable[[], Outcome], options: argparse.Namespace) -> tuple[str, str]:
-    """The verdict, and figures or the message of an exception."""
+def is_lost(device: str) -> bool:
+    """Whether no kernel can run in this process any more."""
     try:
-        right, text = check()
-    except Exception as error:
-        text = (f"{type(error).__name__}: {error}".splitlines() or [""])[0][:300]
-        try:
-            if options.device == "cuda":
-                torch.cuda.synchronize()  # raises again where no kernel can run any more
-        except RuntimeError:
-            return "FATAL", text
-        return "FATAL" if options.graphs else "BAD", text
-    return "ok" if right else "BAD", text
+        if device == "cuda":
+            torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
 
 
 def main() -> int:
@@ -187,24 +181,32 @@ def main() -> int:
     parser.add_argument("--graphs", action="store_true")
     parser.add_argument("--after", metavar="NAME", help="skip the checks up to this one")
     options = parser.parse_args()
-    if not options.graphs:  # before CUDA starts: an error then appears in the check that causes it
-        os.environ.setdefault("CUDA_LAUNCH_BLOCKING", "1")
     checks = operator_checks(options.device)
     if options.graphs:
         checks = ((f"graph {shape}", partial(graph, shape)) for shape in GRAPHS)
+    else:  # before CUDA starts: an error then appears in the check that causes it
+        os.environ.setdefault("CUDA_LAUNCH_BLOCKING", "1")
     if options.after:
         next(name for name, _ in checks if name == options.after)
     print(f"torch {torch.__version__}\n{vne_kernels.available_backends()}", flush=True)
-    begin, passed, failed = time.perf_counter(), 0, 0
+    if options.device == "cuda":
+        print(torch.cuda.get_device_name(), torch.ops.vne_kernels.cuda_build_info(), flush=True)
+    begin, passed, failed, fatal = time.perf_counter(), 0, 0, False
     for name, check in checks:
-        print(f"check {name}", end=": ", flush=True)  # before a crash
-        verdict, text = run(check, options)
-        print(f"{verdict}, {text}" + "".join([f"\nFAILED {name} - {text}"] * (verdict != "ok")))
-        passed, failed = passed + (verdict == "ok"), failed + (verdict != "ok")
-        if verdict == "FATAL":
+        print(f"check {name}", end=": ", flush=True)  # before the check, which may end the process
+        try:
+            right, text = check()
+        except Exception as error:
+            right, text = False, f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            fatal = options.graphs or is_lost(options.device)
+        passed, failed = passed + right, failed + (not right)
+        print("ok" if right else "FATAL" if fatal else "BAD", text, sep=", ")
+        if not right:
+            print(f"FAILED {name} - {text}", flush=True)
+        if fatal:
             break
     print(f"{passed} passed, {failed} failed in {time.perf_counter() - begin:.2f}s")
-    return 3 if verdict == "FATAL" else int(failed > 0)
+    return 3 if fatal else int(failed > 0)
 
 
 if __name__ == "__main__":
