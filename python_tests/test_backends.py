@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
-import textwrap
 
 import pytest
 import torch
+from programs import run_python
 
 import vne_kernels
 from vne_kernels import _load, available_backends, doe_loss, spectrum, vn_entropy
@@ -84,12 +82,5 @@ def test_importing_is_quiet_and_does_not_initialise_cuda() -> None:
         assert not torch.distributed.is_initialized()
         vne_kernels.available_backends()
     """
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
-    assert done.stderr == ""
+    done = run_python(script, options=["-W", "error"])
+    assert done.stdout == done.stderr == ""

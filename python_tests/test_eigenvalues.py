@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from programs import run_python
 from torch import Tensor
 
 from vne_kernels import spectrum
@@ -63,19 +61,12 @@ def test_against_singular_values(kind: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("simd", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(simd: str) -> None:
     """Those that this processor lacks stand for the best that it has."""
-    program = (
-        "import torch, test_eigenvalues as t\n"
-        "print(*[t.error('full', m, d) / t.ALLOWED[d] for d, m in "
-        "((torch.float64, 401), (torch.float32, 907))])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=Path(__file__).parent,
-        env=os.environ | {"VNE_KERNELS_SIMD": simd},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    script = """
+        import torch, test_eigenvalues as t
+        sizes = (torch.float64, 401), (torch.float32, 907)
+        print(*[t.error("full", m, dtype) / t.ALLOWED[dtype] for dtype, m in sizes])
+    """
+    done = run_python(script, cwd=Path(__file__).parent, VNE_KERNELS_SIMD=simd)
     assert max(map(float, done.stdout.split())) <= 1
 
 

@@ -21,6 +21,7 @@ from cases import GRADIENT_OF_EIGH, SINGLE_DRAW, absolute_error, eigh_error, gau
 from hostile import growth
 from hostile_cases import Case
 from naming import exit_code, last_error
+from programs import run_python
 from torch import Tensor
 
 import vne_kernels
@@ -235,9 +236,7 @@ def test_a_leak_is_found() -> None:
         kept = []
         hostile.memory_calls = lambda: [lambda: kept.append(torch.ones(4096))]
         print(hostile.growth(hostile.watch_memory(500, every=50, progress=False)))"""
-    command = [sys.executable, "-W", "ignore", "-c", code, str(Path(__file__).parent)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=120)
-    assert done.returncode == 0, done.stderr
+    done = run_python(code, Path(__file__).parent, options=["-W", "ignore"], cwd=Path("/"))
     assert float(done.stdout) > 10 * SHORT_BOUND
 
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
+from programs import run_python
 
 import vne_kernels
 
@@ -90,10 +87,7 @@ print(json.dumps([seconds, kilobytes / 1024, sorted(set(sys.modules) - modules)]
 
 def in_a_fresh_interpreter(script: str, folder: Path) -> tuple[float, float, list[str]]:
     """CPU seconds and megabytes that the package takes beyond torch, and the new modules."""
-    kept = {key: value for key, value in os.environ.items() if key not in CHOICES}
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=kept)
-    assert done.returncode == 0, done.stderr
+    done = run_python(script, cwd=folder, without=CHOICES)
     seconds, megabytes, modules = json.loads(done.stdout)
     return seconds, megabytes, modules
 
@@ -140,15 +134,12 @@ def test_a_missing_extra_is_named(module: str, missing: str, tmp_path: Path) -> 
             assert error.name.split(".")[0] == {missing!r}
             print(error)
     """
-    command = [sys.executable, "-c", textwrap.dedent(script)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    done = run_python(script, cwd=tmp_path)
     for part in (missing, module, "pip install 'vne_kernels[metrics]'"):
         assert part in done.stdout
 
 
 def test_programs_import_what_the_tests_do() -> None:
     """Without a working folder of their own, in a clone as elsewhere."""
-    command = [sys.executable, "-c", "import vne_kernels; print(vne_kernels.__file__)"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.stdout.strip() == vne_kernels.__file__, done.stderr
+    done = run_python("import vne_kernels; print(vne_kernels.__file__)")
+    assert done.stdout.strip() == vne_kernels.__file__

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +18,7 @@ from cases import (
     relative_error,
     spectrum_case,
 )
+from programs import run_python
 from torch import Tensor
 
 from vne_kernels import doe_loss, reference, spectrum, vn_entropy
@@ -64,13 +63,7 @@ def worst_errors() -> tuple[float, float]:
 @pytest.mark.parametrize("level", ["baseline", "avx2", "avx512"])
 def test_every_instruction_set(level: str) -> None:
     """A processor without the level runs the best it has: then this repeats another case."""
-    done = subprocess.run(
-        [sys.executable, "-c", ERRORS, os.path.dirname(__file__)],
-        env={**os.environ, "VNE_KERNELS_SIMD": level},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    done = run_python(ERRORS, Path(__file__).parent, VNE_KERNELS_SIMD=level)
     value, grad = map(float, done.stdout.split())
     assert value <= 1e-5
     assert grad <= 2e-4  # (64, 64) is not well conditioned

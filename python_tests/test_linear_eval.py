@@ -10,8 +10,6 @@ import json
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import pytest
 import torch
 from naming import exit_code, last_error, naming
 from PIL import Image
+from programs import run_python
 from tiny_run import rows
 
 from vne_kernels.pretrain import evaluate, linear_eval
@@ -386,13 +385,10 @@ def test_run_that_cannot_be_judged(
 
 @pytest.mark.parametrize("command", ["linear-eval", "knn", "export"])
 def test_help_needs_no_extra(command: str, tmp_path: Path) -> None:
-    code = (
-        "import sys\n"
-        "for name in ('lightning', 'lightly', 'sklearn', 'torchvision', 'torchmetrics', 'tqdm'):\n"
-        "    sys.modules[name] = None\n"
-        "from vne_kernels.pretrain.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    arguments = [sys.executable, "-c", code, command, "--help"]
-    shown = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
-    assert shown.returncode == 0, shown.stderr
-    assert "RUN" in shown.stdout
+    script = """
+        import sys
+        for name in ("lightning", "lightly", "sklearn", "torchvision", "torchmetrics", "tqdm"):
+            sys.modules[name] = None
+        from vne_kernels.pretrain.cli import main; sys.exit(main(sys.argv[1:]))
+    """
+    assert "RUN" in run_python(script, command, "--help", cwd=tmp_path).stdout

@@ -12,7 +12,6 @@ import re
 import socket
 import struct
 import subprocess
-import sys
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image, features
+from programs import run_python
 from torchvision.datasets.folder import IMG_EXTENSIONS, make_dataset
 
 from vne_kernels.common.reading import FileError
@@ -238,13 +238,7 @@ def test_memory_of_images_is_bounded(tmp_path: Path) -> None:
     }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
-    ran = subprocess.run(
-        [sys.executable, "-c", MEASURE, *contents],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=True,
-    )
+    ran = run_python(MEASURE, *contents, cwd=tmp_path)
     lines = ran.stdout.splitlines()
     outcomes, taken = lines[::2], [line.split() for line in lines[1::2]]
     assert len(outcomes) == len(contents) - 1

@@ -9,7 +9,6 @@ import math
 import os
 import re
 import signal
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import pyarrow as pa
 import pytest
 import torch
 from naming import exit_code, last_error, naming
+from programs import run_python
 from pyarrow import parquet
 from safetensors.torch import save_file
 
@@ -451,9 +451,6 @@ for name in sys.argv[1:]:
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
 print(peaks[1] - peaks[0])
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script, small, large], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python(script, small, large, cwd=tmp_path)
     assert "819,200" in done.stdout
     assert int(done.stdout.splitlines()[-1]) < 60

@@ -8,7 +8,6 @@ import json
 import os
 import re
 import struct
-import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from programs import run_python
 from pyarrow import parquet
 from safetensors.torch import save_file
 from test_spectrum_files import ROWS, D, Numbers, chunks_until, lists, run
@@ -404,10 +404,7 @@ def test_memory_is_bounded(tmp_path: Path) -> None:
         for i in range(20_000):
             archive.writestr(f"{i}\x1b.npy", b"")
     files = sorted(path for path in tmp_path.iterdir())
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK, *files], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    done = run_python(PEAK, *files, cwd=tmp_path)
     assert len(done.stderr.splitlines()) == len(files)
     assert all(len(line) < 1100 for line in done.stderr.splitlines())
     assert int(done.stdout) <= 300

@@ -19,6 +19,7 @@ from types import ModuleType
 import emulation
 import pytest
 import torch
+from programs import run_python
 from torch._dynamo.source import LocalSource
 from torch._functorch.aot_autograd import aot_export_module
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -31,16 +32,6 @@ pytestmark = pytest.mark.cpu_only("it chooses backends itself")
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_CUDA = pytest.mark.skipif(_load.cuda_reason is None, reason="the CUDA kernels are there")
-
-
-def run(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **variables},
-        check=False,
-    )
 
 
 def cuda_registration(name: str) -> str:
@@ -107,9 +98,8 @@ def test_bad_choices() -> None:
         with pytest.raises(RuntimeError, match=r"use_backend.*'cuda'"):
             use_backend("cuda")
     assert backends._asked == "auto"
-    done = run("import vne_kernels", VNE_KERNELS_BACKEND="gpu")
-    assert done.returncode != 0
-    assert re.search("ValueError: .*VNE_KERNELS_BACKEND.*'gpu'", done.stderr)
+    with pytest.raises(AssertionError, match=r"ValueError: .*VNE_KERNELS_BACKEND.*'gpu'"):
+        run_python("import vne_kernels", VNE_KERNELS_BACKEND="gpu")
 
 
 # ---- the interpreter, as a user meets it ---------------------------------------------------------
@@ -146,8 +136,7 @@ SERVES = """
 
 
 def test_the_interpreter_serves_tensors_of_the_host() -> None:
-    done = run(SERVES, VNE_KERNELS_BACKEND="triton", TRITON_INTERPRET="1")
-    assert done.returncode == 0, done.stderr
+    done = run_python(SERVES, VNE_KERNELS_BACKEND="triton", TRITON_INTERPRET="1")
     assert "served from" in done.stdout
 
 
@@ -234,8 +223,7 @@ GPU_SIZES = """
 
 def test_blocks_of_the_size_that_a_gpu_takes() -> None:
     """The interpreter gives a sample's work to one program, to be fast; a GPU to many."""
-    done = run(GPU_SIZES, VNE_KERNELS_BACKEND="triton", TRITON_INTERPRET="1")
-    assert done.returncode == 0, done.stderr
+    done = run_python(GPU_SIZES, VNE_KERNELS_BACKEND="triton", TRITON_INTERPRET="1")
     assert "done" in done.stdout
 
 
