@@ -231,7 +231,15 @@ def check_doe_loss(
         assert relative_error(grad.cpu(), want) <= tolerance + ROUNDING.get(dtype, 0.0)
 
 
-@pytest.mark.device_only("test_emulation.py and the table run the emulated kernels")
+ON_A_DEVICE = pytest.mark.device_only("test_emulation.py and the table run the emulated kernels")
+SANITIZE = pytest.mark.sanitize
+
+
+def marked(mark: pytest.MarkDecorator, shapes: list[tuple[int, ...]], *dtypes: torch.dtype) -> list:
+    return [pytest.param(shape, dtype, marks=mark) for shape in shapes for dtype in dtypes]
+
+
+@ON_A_DEVICE
 @pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64, torch.bfloat16])
 @pytest.mark.parametrize("shape", [*FEW_SHAPES, *LARGE_SHAPES])
 @pytest.mark.parametrize("name", ["iid", "relu", "rank3", "collapse"])
@@ -241,16 +249,24 @@ def test_entropy(
     check_entropy(device, name, spectrum_case(name, shape, dtype), method)
 
 
-@pytest.mark.device_only("test_emulation.py and the table run the emulated kernels")
-@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64])
-@pytest.mark.parametrize("shape", [(17, 33), (128, 512), (200, 100)])
-def test_spectrum(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    marked(ON_A_DEVICE, [(17, 33), (128, 512), (200, 100)], FLOAT32, FLOAT64)
+    + marked(SANITIZE, [(20, 34), (2, 70, 40)], FLOAT32),
+)
+def test_spectrum(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
     check_spectrum(device, spectrum_case("iid", shape, dtype))
 
 
-@pytest.mark.device_only("test_emulation.py and the table run the emulated kernels")
-@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(17, 33), (33, 17), (128, 512), (3, 40, 90)])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    marked(
+        ON_A_DEVICE,
+        [(17, 33), (33, 17), (128, 512), (3, 40, 90)],
+        *(FLOAT32, FLOAT64, torch.bfloat16),
+    )
+    + marked(SANITIZE, [(20, 34), (2, 34, 20)], FLOAT32, torch.bfloat16),
+)
 def test_doe_loss(
     shape: tuple[int, ...], dtype: torch.dtype, method: str, device: torch.device
 ) -> None:
@@ -274,18 +290,23 @@ def check_density(
     exact_of_weights = reference.oracle_weights_grad(z, weights=weights, relative=False)
     tolerance = GRADIENT_FLOAT64 if dtype == FLOAT64 else GRADIENT_WELL_CONDITIONED
     assert relative_error(of_weights.cpu(), exact_of_weights) <= tolerance
+    z1, z2 = (z.to(device) for z in views("iid", shape, dtype))
+    cosine, _ = torch.ops.vne_kernels.cosine(z1, z2, 1e-12)
+    assert_value(cosine.cpu(), reference.oracle_cosine(z1.cpu(), z2.cpu()), VALUE[dtype])
 
 
-@pytest.mark.device_only("test_emulation.py and test_density.py run the emulated kernels")
-@pytest.mark.parametrize("dtype", [FLOAT32, FLOAT64, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(3, 33, 17), (2, 90, 65), (600, 200)])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    marked(ON_A_DEVICE, [(3, 33, 17), (2, 90, 65), (600, 200)], FLOAT32, FLOAT64, torch.bfloat16)
+    + marked(SANITIZE, [(34, 20), (2, 90, 65)], FLOAT32, torch.bfloat16),
+)
 def test_density(
     shape: tuple[int, ...], dtype: torch.dtype, method: str, device: torch.device
 ) -> None:
     check_density(device, shape, dtype, method)
 
 
-@pytest.mark.device_only("test_emulation.py and the table run the emulated kernels")
+@ON_A_DEVICE
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("view", VIEWS)
 def test_views(view: str, dtype: torch.dtype, method: str, device: torch.device) -> None:
@@ -371,7 +392,7 @@ def check_random_case(case: RandomCase, device: torch.device) -> None:
     )
 
 
-@pytest.mark.device_only("test_emulation.py and the table run the emulated kernels")
+@ON_A_DEVICE
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_random_shapes(chunk: int, device: torch.device, request: pytest.FixtureRequest) -> None:
     count = request.config.getoption("--random-shapes")
@@ -771,12 +792,6 @@ def test_eigh_by_every_routine(shape: tuple[int, ...], device: torch.device) -> 
 
 @pytest.mark.sanitize
 @pytest.mark.parametrize("shape", [(20, 34), (2, 70, 40)])
-def test_spectrum_and_its_backward(shape: tuple[int, ...], device: torch.device) -> None:
-    check_spectrum(device, spectrum_case("iid", shape, FLOAT32))
-
-
-@pytest.mark.sanitize
-@pytest.mark.parametrize("shape", [(20, 34), (2, 70, 40)])
 def test_purity_and_its_backward(shape: tuple[int, ...], device: torch.device) -> None:
     z = spectrum_case("iid", shape, FLOAT32)
     leaf = z.to(device).requires_grad_()
@@ -789,25 +804,3 @@ def test_purity_and_its_backward(shape: tuple[int, ...], device: torch.device) -
     assert_value(order_2.detach().cpu(), exact.detach(), VALUE[FLOAT32])
     error = absolute_error(leaf.grad.cpu(), exact_leaf.grad)
     assert error <= GRADIENT_WELL_CONDITIONED * exact_leaf.grad.norm()
-
-
-@pytest.mark.sanitize
-@pytest.mark.parametrize("dtype", [FLOAT32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(20, 34), (2, 34, 20)])
-def test_doe_loss_and_its_backward(
-    shape: tuple[int, ...], dtype: torch.dtype, method: str, device: torch.device
-) -> None:
-    check_doe_loss(device, shape, dtype, method)
-
-
-@pytest.mark.sanitize
-@pytest.mark.parametrize("dtype", [FLOAT32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(34, 20), (2, 90, 65)])
-def test_density_and_its_backward(
-    shape: tuple[int, ...], dtype: torch.dtype, method: str, device: torch.device
-) -> None:
-    check_density(device, shape, dtype, method)
-    z1, z2 = (z.to(device) for z in views("iid", shape, dtype))
-    cosine, _ = torch.ops.vne_kernels.cosine(z1, z2, 1e-12)
-    expected = reference.oracle_cosine(z1.cpu(), z2.cpu())
-    assert_value(cosine.cpu(), expected, VALUE[dtype])

@@ -19,7 +19,7 @@ import torch
 from naming import exit_code, last_error, naming
 from PIL import Image
 from programs import run_python
-from tiny_run import rows
+from tiny_run import rows, write_npz
 
 from vne_kernels.pretrain import evaluate, linear_eval
 from vne_kernels.pretrain.cli import main
@@ -54,16 +54,8 @@ def make_run(folder: Path, data: str, **options: Any) -> Path:
 @pytest.fixture(scope="module")
 def npz(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Classes of different brightness, named 0, 10, 20, ..."""
-    random = np.random.default_rng(0)
-    content = {}
-    for part, count in (("train", TRAIN), ("test", TEST)):
-        labels = np.arange(count) % CLASSES
-        noise = random.integers(0, 60, (count, 8, 8))
-        content[f"{part}_images"] = (noise + 30 * labels[:, None, None]).astype(np.uint8)
-        content[f"{part}_labels"] = 10 * labels
     path = tmp_path_factory.mktemp("data") / "grey.npz"
-    np.savez(path, **content)
-    return str(path)
+    return str(write_npz(path, test=TEST, classes=CLASSES, step=30, spacing=10))
 
 
 @pytest.fixture

@@ -14,16 +14,20 @@ SMALL += ["--batch-size", "8", "--projector-dim", "16"]
 STEPS_PER_EPOCH = 5
 
 
-def write_npz(path: Path) -> Path:
-    """40 training and 12 test images of four classes, each class its own brightness."""
+def write_npz(
+    path: Path, test: int = 12, classes: int = 4, step: int = 60, spacing: int = 1
+) -> Path:
+    """40 training and ``test`` test images, each class its own brightness.
+
+    Labels are ``spacing`` apart.
+    """
     random = np.random.default_rng(0)
     content = {}
-    for part, count in (("train", 40), ("test", 12)):
-        labels = np.arange(count) % 4
+    for part, count in (("train", 40), ("test", test)):
+        labels = np.arange(count) % classes
         noise = random.integers(0, 60, (count, 8, 8))
-        images = noise + 60 * labels[:, None, None]
-        content[f"{part}_images"] = images.astype(np.uint8)
-        content[f"{part}_labels"] = labels[:, None].astype(np.uint8)  # (N, 1), as MedMNIST
+        content[f"{part}_images"] = (noise + step * labels[:, None, None]).astype(np.uint8)
+        content[f"{part}_labels"] = (spacing * labels[:, None]).astype(np.uint8)  # as MedMNIST
     np.savez(path, **content)
     return path
 
