@@ -39,47 +39,28 @@ def make_run(run: Path, **options: Any) -> Path:
         | {"device": "cpu (2 threads)", "command": "vne-pretrain --data 'my <data>'"},
     )
     values = [-1.5, 1.2, 0.5, 1.0, 2.0, 0.1]
-    write_table(
-        run / "metrics.csv",
-        STEP_COLUMNS,
-        [[i + 1, i // 3 + 1, *values] for i in range(STEPS)],
-    )
-    write_table(
-        run / "epochs.csv",
-        EPOCH_COLUMNS,
-        [
-            [i, 3 * i, *values, 1.1, math.exp(1.1), *([0.5, 0.75] if i % 2 == 0 else 2 * ["nan"])]
-            for i in range(1, EPOCHS + 1)
-        ],
-    )
-    spectrum = np.linspace(2 / 8, 0, 8)
-    write_table(
-        run / "spectrum.csv",
-        ["epoch", "step", *(f"eigenvalue_{i}" for i in range(1, 9))],
-        [[i, 3 * i, *spectrum] for i in range(EPOCHS + 1)],
-    )
+    steps = [[i + 1, i // 3 + 1, *values] for i in range(STEPS)]
+    write_table(run / "metrics.csv", STEP_COLUMNS, steps)
+    epochs = [
+        [i, 3 * i, *values, 1.1, math.exp(1.1), *([0.5, 0.75] if i % 2 == 0 else 2 * ["nan"])]
+        for i in range(1, EPOCHS + 1)
+    ]
+    write_table(run / "epochs.csv", EPOCH_COLUMNS, epochs)
+    header = ["epoch", "step", *(f"eigenvalue_{i}" for i in range(1, 9))]
+    spectra = [[i, 3 * i, *np.linspace(2 / 8, 0, 8)] for i in range(EPOCHS + 1)]
+    write_table(run / "spectrum.csv", header, spectra)
     write_table(run / "events.csv", ["step", "kind", "message"], [])
     return run
 
 
 def finish(run: Path) -> Path:
     scores = dict.fromkeys(report.SCORES, 0.8125)
-    write_json(
-        run / "results.json",
-        {
-            "evaluation": {
-                "pixels": scores,
-                "untrained": dict.fromkeys(scores, 0.25),
-                "trained": scores | {"knn": 0.9375},
-            },
-            "training": {
-                "steps": STEPS,
-                "steps_of_this_process": STEPS,
-                "seconds_of_this_process": 3725.2,
-            },
-            "data": {"name": "digits", "train_images": 1437, "test_images": 360, "classes": 10},
-        },
-    )
+    evaluation = {"pixels": scores, "untrained": dict.fromkeys(scores, 0.25)}
+    evaluation["trained"] = scores | {"knn": 0.9375}
+    training = {"steps": STEPS, "steps_of_this_process": STEPS, "seconds_of_this_process": 3725.2}
+    data = {"name": "digits", "train_images": 1437, "test_images": 360, "classes": 10}
+    results = {"evaluation": evaluation, "training": training, "data": data}
+    write_json(run / "results.json", results)
     return run
 
 

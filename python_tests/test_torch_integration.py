@@ -454,17 +454,6 @@ def test_threads(method: str) -> None:
         assert torch.equal(grad, grad_alone)
 
 
-def test_any_number_of_torch_threads(method: str) -> None:
-    z = spectrum_case("relu", (5, 65, 64), FLOAT32)
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            assert_value(vn_entropy(z, method=method), reference.oracle(z), VALUE[FLOAT32])
-    finally:
-        torch.set_num_threads(before)
-
-
 def test_default_dtype_does_not_matter(method: str) -> None:
     z = spectrum_case("iid", (17, 33), FLOAT32)
     plain = vn_entropy(z, method=method)

@@ -116,12 +116,6 @@ def test_orthonormal_rows_reach_log_of_the_rank(
     assert_value(s.double(), torch.tensor(math.log(min(shape))).double(), VALUE[torch.float32])
 
 
-def test_auto_is_one_of_the_methods() -> None:
-    z = spectrum_case("relu", (64, 128), torch.float32)
-    assert_value(vn_entropy(z), reference.oracle(z), VALUE[torch.float32])
-    assert_value(vn_entropy(z, method="auto"), reference.oracle(z), VALUE[torch.float32])
-
-
 # ---------------------------------------------------------------------------------------------
 # Magnitudes of rows, and eps
 # ---------------------------------------------------------------------------------------------
