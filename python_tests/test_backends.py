@@ -47,11 +47,7 @@ def test_public_names() -> None:
 
 @pytest.mark.parametrize(
     ("function", "shape"),
-    [
-        (vn_entropy, (3,)),
-        (spectrum, (3, 5)),
-        (lambda z: doe_loss(z, z), (3,)),
-    ],
+    [(vn_entropy, (3,)), (spectrum, (3, 5)), (lambda z: doe_loss(z, z), (3,))],
 )
 def test_meta_tensors_have_shapes_and_dtypes(function: object, shape: tuple[int, ...]) -> None:
     for dtype, result in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):

@@ -49,15 +49,7 @@ from cases import (
 from test_value import EIGENVALUE_TOLERANCE, eigenvalues, value_tolerance, weights_case
 from torch import Tensor, nn
 
-from vne_kernels import (
-    DoELoss,
-    VNEntropy,
-    doe_loss,
-    reference,
-    renyi_entropy,
-    spectrum,
-    vn_entropy,
-)
+from vne_kernels import DoELoss, VNEntropy, doe_loss, reference, renyi_entropy, spectrum, vn_entropy
 
 FLOAT32, FLOAT64 = torch.float32, torch.float64
 LARGE_SHAPES = ((300, 301), (301, 300), (32, 4096))
@@ -200,10 +192,7 @@ def check_spectrum(device: torch.device, z: Tensor) -> None:
     eig_val = spectrum(there)
     assert eig_val.device == there.device
     torch.testing.assert_close(
-        eig_val.detach().cpu().double(),
-        eigenvalues(z),
-        rtol=0,
-        atol=EIGENVALUE_TOLERANCE[z.dtype],
+        eig_val.detach().cpu().double(), eigenvalues(z), rtol=0, atol=EIGENVALUE_TOLERANCE[z.dtype]
     )
     (grad,) = torch.autograd.grad(torch.special.entr(eig_val).sum(), there)
     assert grad.device == there.device

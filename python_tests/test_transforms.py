@@ -206,11 +206,7 @@ CASES = [
         for order in (1, 2, 3)
     ),
     Case(
-        "vendi_score",
-        vne.vendi_score,
-        lambda x: entropy_of(eigenvalues_of_rows(x)).exp(),
-        wide,
-        2,
+        "vendi_score", vne.vendi_score, lambda x: entropy_of(eigenvalues_of_rows(x)).exp(), wide, 2
     ),
     Case(
         "vendi_score, weights",
