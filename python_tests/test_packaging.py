@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from programs import run_python
 
 import vne_kernels
 from vne_kernels import _load
@@ -49,12 +50,14 @@ def test_wheel_tag_is_cp310_abi3() -> None:
     assert re.search(r"^Tag: (\d\.editable-)?cp310-abi3-", wheel, re.M)
 
 
+def output_of(*command: object) -> str:
+    return subprocess.run([*map(str, command)], check=True, capture_output=True, text=True).stdout
+
+
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.name)
 def test_only_stable_symbols_are_used(module: Path) -> None:
     """What is undefined comes from a versioned system library or from libtorch's C shim."""
-    listing = subprocess.run(
-        ["nm", "-D", "--undefined-only", str(module)], check=True, capture_output=True, text=True
-    ).stdout
+    listing = output_of("nm", "-D", "--undefined-only", module)
     kinds_and_names = [line.split() for line in listing.splitlines()]
     unversioned = [name for kind, name in kinds_and_names if kind == "U" and "@" not in name]
     assert unversioned, "libtorch's symbols carry no version, so some must be here"
@@ -64,9 +67,7 @@ def test_only_stable_symbols_are_used(module: Path) -> None:
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda path: path.name)
 def test_no_path_of_the_build_machine(module: Path) -> None:
-    dynamic = subprocess.run(
-        ["readelf", "-d", str(module)], check=True, capture_output=True, text=True
-    ).stdout
+    dynamic = output_of("readelf", "-d", module)
     assert "libtorch_cpu.so" in dynamic
     assert "RPATH" not in dynamic
     assert "RUNPATH" not in dynamic
@@ -149,9 +150,7 @@ def test_licence_and_type_marker_are_installed() -> None:
 def test_readme_snippets_run(tmp_path: Path) -> None:
     """One after the other, as a reader types them."""
     assert len(README_SNIPPETS) > 3
-    command = [sys.executable, "-c", "\n".join(README_SNIPPETS)]
-    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    run_python("\n".join(README_SNIPPETS), cwd=tmp_path)
 
 
 # ---- setup.py ----------------------------------------------------------------------------------

@@ -396,21 +396,6 @@ def test_every_kernel_is_launched_for_the_resources(resources: ModuleType) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", [80, 86, 89, 90, 120])
-def test_the_sweep_compiles_without_spilling(resources: ModuleType, arch: int) -> None:
-    sweeps = [
-        launch
-        for launch in resources.launches((torch.float32,))
-        if launch.kernel.__name__ == "sweep_poles" and "SIZE=64" in launch.name
-    ]
-    assert len(sweeps) == 3
-    usage = resources.compile_for(arch, sweeps[1])
-    assert usage.arch == arch
-    assert 0 < usage.registers <= 255
-    assert usage.local == 0
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("inside", "spills"),
     [("IADD3 R1, R1, 0x1", 0), ("LDL.LU R0, [R1+0x4]", 1), ("STL [R1], R2", 1), ("LDG.E R0", 0)],
