@@ -221,6 +221,7 @@ GPU_SIZES = """
 """
 
 
+@pytest.mark.slow
 def test_blocks_of_the_size_that_a_gpu_takes() -> None:
     """The interpreter gives a sample's work to one program, to be fast; a GPU to many."""
     done = run_python(GPU_SIZES, VNE_KERNELS_BACKEND="triton", TRITON_INTERPRET="1")
