@@ -7,6 +7,7 @@ import importlib
 import math
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # processes side by side share the core
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // processes)))
 
 import backends
+import emulation
 import pytest
 import torch
 from cases import METHODS, SPECTRA
@@ -146,14 +148,13 @@ THIRD_PARTY = {"qutip", "pennylane", "vendi", "timm"}
 # ---------------------------------------------------------------------------------------------
 
 
-def _takes_the_interpreter_long(item: pytest.Item, is_first_tier: bool) -> bool:
+def _takes_the_interpreter_long(item: pytest.Item) -> bool:
     """Which tests of the table Triton's interpreter leaves out.
 
-    In the first tier large matrices have one spectrum, in float32. The gradient's table is whole in
-    float32. Half precision differs in how rows are read, and poles in float64, of which there are
-    50, are seconds each: these have one spectrum where m is large, and so has float32 where it is
-    largest. From A on, density matrices and losses launch what vn_entropy does. Absent rows of all
-    contents are read alike.
+    The gradient's table is whole in float32. Half precision differs in how rows are read, and poles
+    in float64, of which there are 50, are seconds each: these have one spectrum where m is large,
+    and so has float32 where it is largest. From A on, density matrices and losses launch what
+    vn_entropy does. Absent rows of all contents are read alike.
     """
     callspec = getattr(item, "callspec", None)
     params = callspec.params if callspec else {}
@@ -165,8 +166,6 @@ def _takes_the_interpreter_long(item: pytest.Item, is_first_tier: bool) -> bool:
         params.get("method") == "poles",
     )
     dtype = torch.float64 if "float64" in item.name else params.get("dtype", torch.float32)
-    if is_first_tier and m > 33 and (name != "collapse" or dtype != torch.float32):
-        return True
     if item.path.name == "test_absent_rows.py":
         return dtype in (torch.bfloat16, torch.float16) or not math.isnan(
             params.get("content", math.nan)
@@ -184,21 +183,35 @@ def _takes_the_interpreter_long(item: pytest.Item, is_first_tier: bool) -> bool:
     return m > 16 and name != "collapse"
 
 
+STRIDES = {"emulated": 5, "triton": 13, "sanitized": 13}
+"""Kernels that run a hundred times slower have one case in so many of every test in the first tier.
+The strides are primes, so that these cases differ in all their parameters."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
     backend = config.getoption("--backend")
     on_host = ("cpu_only", "device_only")
     unwanted = {"cpu": (), "cuda": ("cpu_only",), "emulated": on_host, "triton": on_host}[backend]
+    hidden, stride = (), 1
+    if _is_first_tier(config):
+        kernels = "sanitized" if emulation.is_sanitized() else backend
+        hidden, stride = ("slow",), STRIDES.get(kernels, 1)
+    places: Counter[tuple[Path, str]] = Counter()
 
     def is_wanted(item: pytest.Item) -> bool:
-        if backend == "triton" and _takes_the_interpreter_long(item, _is_first_tier(config)):
+        if backend == "triton" and _takes_the_interpreter_long(item):
             return False
-        return not any(item.get_closest_marker(name) for name in unwanted)
+        if any(item.get_closest_marker(name) for name in (*unwanted, *hidden)):
+            return False
+        place = places[item.path, item.originalname]
+        places[item.path, item.originalname] += 1
+        return place % stride == 0
 
-    deselected = [item for item in items if not is_wanted(item)]
-    if deselected:
+    wanted = [item for item in items if is_wanted(item)]
+    if deselected := list(set(items).difference(wanted)):
         config.hook.pytest_deselected(items=deselected)
-        items[:] = [item for item in items if is_wanted(item)]
+        items[:] = wanted
     for item in items:
         has_many_draws = hasattr(item.obj, "hypothesis") and not _is_first_tier(config)
         if has_many_draws or THIRD_PARTY & set(item.fixturenames):
