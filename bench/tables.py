@@ -1,7 +1,7 @@
 """Writes the pages of tables in `results`: one Markdown page for each results file or topic.
 
-    python bench/tables.py            # every page of bench/results
-    python bench/tables.py --check    # exit 1 and a diff if a page is not that of the data
+    python bench/tables.py            # every page of bench/results that its data changed
+    python bench/tables.py --check    # names these pages, writes nothing; exit 1 if there are any
 
 Which tables a CSV file gets depends on its columns, so a new device needs no change here. A ratio
 below 1, where vne_kernels is the slower one, is bold.
@@ -10,7 +10,6 @@ below 1, where vne_kernels is the slower one, is bold.
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import math
 import sys
@@ -27,19 +26,13 @@ SOURCE = (
     *("device", "device_name", "processor", "cores", "dim", "backbone"),
     *("torch", "cuda", "cusolver", "driver", "date", "started", "commit"),
 )
-#: Columns that older files lack, and what these files are.
-ADDED = {"device": "cpu", "launch": "eager", "l2": "hot", "dtype": "float32", "floor_ms": math.nan}
-#: The commands that measured the committed files, where they have options.
-COMMANDS = {
-    "cpu": "python bench/compare_vs_torch.py --case-seconds 3",
-    "cpu-training-step": "python bench/training_step.py --batches 64",
-    "family": "python bench/compare_family.py --case-seconds 1.2",
-    "scaling": "python bench/scaling.py --seconds 1.2",
-    "digits": "vne-pretrain --seed 0    # and 1, 2",
-    "cifar10": "vne-pretrain batch-size ...    # whole in README.md",
-    "reliability": "python python_tests/hostile.py ...    # whole in README.md",
+#: Measures of compare_vs_torch.py that have a table for each mode.
+MEASURES = {
+    "p50_ms": "Median time in ms",
+    "grad_rel_error": "Relative error of dS/dz against float64",
+    "value_rel_error": "Relative error of S against float64",
+    "peak_mib": "Peak memory in MiB",
 }
-
 Section = tuple[str, pd.DataFrame]
 
 
@@ -47,12 +40,11 @@ Section = tuple[str, pd.DataFrame]
 
 
 def read(path: Path) -> pd.DataFrame:
-    """All rows of a CSV file, with the size as one column; ValueError if it has none."""
+    """Reads all rows of a CSV file, with the size as one column; ValueError if it has none."""
     rows = pd.read_csv(path, na_values=["-"], dtype={"commit": str})
     if rows.empty:
         raise ValueError(f"{path} has no rows")
-    if {"provider", "mode"} <= set(rows):
-        rows = rows.assign(**{name: rows.get(name, what) for name, what in ADDED.items()})
+    if "launch" in rows:
         rows = rows.sort_values(["m", "n", "d", "batch", "threads"], kind="stable")
     if {"n", "d"} <= set(rows):
         rows.insert(0, "n × d", [f"{n} × {d}" for n, d in zip(rows.n, rows.d, strict=True)])
@@ -63,19 +55,13 @@ def load(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def source(rows: pd.DataFrame) -> str:
-    """The machine, the versions, the day and the commit of the rows."""
-    known = [(name, rows[name].dropna().unique()) for name in SOURCE if name in rows]
-    return ", ".join(f"{name} {' / '.join(map(str, of))}" for name, of in known if len(of))
-
-
-def plain(rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows as they are, without empty columns, those of the source, and n and d twice."""
+def every_row(rows: pd.DataFrame, title: str = "Every row") -> list[Section]:
+    """The rows as they are, without the columns of the source and n and d twice."""
     twice = ["n", "d", "m"] if "n × d" in rows else []
-    return rows.drop(columns=[*SOURCE, "clocks", *twice], errors="ignore").dropna(axis=1, how="all")
+    return [(title, rows.drop(columns=[*SOURCE, "clocks", *twice], errors="ignore"))]
 
 
-def cell(value: object, ratio: bool = False) -> str:
+def cell(value: object, ratio: bool) -> str:
     """Three significant digits, and bold for a ratio below 1."""
     if isinstance(value, float) and not math.isnan(value):
         text = f"{value:.3g}" if abs(value) < 999.5 else f"{value:,.0f}"
@@ -83,22 +69,22 @@ def cell(value: object, ratio: bool = False) -> str:
     return "–" if pd.isna(value) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def table(frame: pd.DataFrame) -> str:
-    """A Markdown table; an index that has a name becomes columns."""
-    frame = frame.reset_index() if any(frame.index.names) else frame
-    lines = {
-        name: [cell(value, str(name).startswith("times")) for value in column.tolist()]
-        for name, column in frame.items()
-    }
-    return pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True)
-
-
-def page(name: str, command: str, where: str, sections: Sequence[Section]) -> str:
-    """A whole page: heading, command, machine, tables."""
-    parts = [f"# {name}", "<!-- Written by `python bench/tables.py`. -->"]
-    parts += [f"```sh\n{command}\n```", *([where] if where else [])]
+def page(name: str, command: str, sections: Sequence[Section], rows: pd.DataFrame) -> str:
+    """A whole page: heading, command, machine, tables; without empty columns and tables."""
+    parts = [f"# {name}", "<!-- Written by `python bench/tables.py`. -->", f"```sh\n{command}\n```"]
+    known = {column: rows[column].dropna().unique() for column in SOURCE if column in rows}
+    source = [f"{column} {' / '.join(map(str, of))}" for column, of in known.items() if len(of)]
+    parts += [", ".join(source)] if source else []
     for title, frame in sections:
-        parts += [f"## {title}", table(frame)]
+        frame = frame.dropna(axis=1, how="all")
+        if frame.size:
+            frame = frame.reset_index() if any(frame.index.names) else frame
+            cells = {
+                column: [cell(value, str(column).startswith("times")) for value in values.tolist()]
+                for column, values in frame.items()
+            }
+            lines = pd.DataFrame(cells).to_markdown(index=False, disable_numparse=True)
+            parts += [f"## {title}", lines]
     return "\n\n".join(parts) + "\n"
 
 
@@ -114,23 +100,19 @@ def ranges(rows: pd.DataFrame, by: list[str], ratio: str) -> pd.DataFrame:
 # ---- results files of the benchmarks ------------------------------------------------------------
 
 
-def case_columns(rows: pd.DataFrame) -> list[str]:
-    """What tells the cases of one mode apart."""
-    varying = [name for name in ("dtype", "l2", "launch") if rows[name].nunique() > 1]
-    return ["n × d", "batch", "threads", *varying]
-
-
 def by_provider(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
     """A line for each case of one mode, a column for each provider, in the order of the file."""
-    case = case_columns(rows)
+    varying = [name for name in ("dtype", "l2", "launch") if rows[name].nunique() > 1]
+    case = ["n × d", "batch", "threads", *varying]
     wide = rows.pivot(index=case, columns="provider", values=measure)
     order = pd.MultiIndex.from_frame(rows[case].drop_duplicates())
-    return wide.reindex(index=order, columns=pd.Index(rows.provider.unique(), name="provider"))
+    wide = wide.reindex(index=order, columns=pd.Index(rows.provider.unique(), name="provider"))
+    return wide.assign(floor=rows.groupby(case).floor_ms.max()) if measure == "p50_ms" else wide
 
 
 def gains(rows: pd.DataFrame) -> pd.DataFrame:
     """How many times faster vne_kernels is than each other provider in each case of one mode."""
-    times = by_provider(rows, "p50_ms")
+    times = by_provider(rows, "p50_ms").drop(columns="floor")
     others = [name for name in times if not name.startswith(OURS)]
     return times[others].div(times.get(OURS, math.nan), axis=0)
 
@@ -140,29 +122,19 @@ def long(wide: pd.DataFrame) -> pd.DataFrame:
     return wide.melt(ignore_index=False, value_name="ratio").dropna(subset="ratio").reset_index()
 
 
-def entropy(rows: pd.DataFrame, path: Path) -> list[Section]:
-    """The tables of compare_vs_torch.py."""
-    modes = list(rows.groupby("mode", sort=False))[::-1]  # the gradient first
-    faster = {mode: gains(own) for mode, own in modes}
-    every = pd.concat([long(wide).assign(mode=mode) for mode, wide in faster.items()])
-    sections = [("Times faster, over all cases", ranges(every, ["mode", "provider"], "ratio"))]
-    for mode, own in modes:
-        wide = faster[mode].rename(columns=lambda name: f"times {name}")
-        sections.append((f"Median time of a provider / of `ours`: {mode}", wide))
-        times = by_provider(own, "p50_ms")
-        times["floor"] = own.groupby(case_columns(own)).floor_ms.max().reindex(times.index)
-        sections.append((f"Median time in ms: {mode}", times.dropna(axis=1, how="all")))
-        for measure, title in (
-            ("grad_rel_error", "Relative error of dS/dz against float64"),
-            ("value_rel_error", "Relative error of S against float64"),
-            ("peak_mib", "Peak memory in MiB"),
-        ):
-            if measure in own and own[measure].notna().any():
-                sections.append((f"{title}: {mode}", by_provider(own, measure)))
-    if "note" in rows and rows.note.notna().any():
-        notes = rows.groupby(["provider", "note"]).size().rename("rows").to_frame()
-        sections.append(("Notes", notes))
-    return sections
+def entropy(rows: pd.DataFrame, _: Path) -> list[Section]:
+    """The tables of compare_vs_torch.py, the gradient's first."""
+    sections, ratios = [], []
+    for mode, own in list(rows.groupby("mode", sort=False))[::-1]:
+        wide = gains(own)
+        ratios.append(long(wide).assign(mode=mode))
+        title = f"Median time of a provider / of `ours`: {mode}"
+        sections.append((title, wide.rename(columns="times {}".format)))
+        tables = {title: by_provider(own, measure) for measure, title in MEASURES.items()}
+        sections += [(f"{title}: {mode}", table) for title, table in tables.items()]
+    summary = ranges(pd.concat(ratios), ["mode", "provider"], "ratio")
+    notes = rows.groupby(["provider", "note"]).size().rename("rows").to_frame()
+    return [("Times faster, over all cases", summary), *sections, ("Notes", notes)]
 
 
 def scaling_rows(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -174,22 +146,20 @@ def scaling_rows(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     return rows, found
 
 
-def scaling_pages(_: pd.DataFrame, path: Path) -> list[Section]:
+def scaling_tables(_: pd.DataFrame, path: Path) -> list[Section]:
     """The tables of scaling.py: few processes are measured, many are predicted by the model."""
     rows, found = scaling_rows(path)
     more, model = pd.DataFrame(found.pop("predicted")), pd.json_normalize(found)
-    steps = path.with_name("cpu-training-step.csv")
-    if steps.exists():
-        step = read(steps).groupby("loss").step_p50_ms.max()[OURS]
-        more[f"% of a step of {step:.0f} ms"] = 100 * more.model_ms / step
+    step = read(path.with_name("cpu-training-step.csv")).groupby("loss").step_p50_ms.max()[OURS]
+    more[f"% of a step of {step:.0f} ms"] = 100 * more.model_ms / step
     return [
-        ("Measured: value and gradient of the loss", plain(rows)),
+        *every_row(rows, "Measured: value and gradient of the loss"),
         ("The model, fitted to these rows", model.T.rename(columns={0: "value"}).rename_axis("of")),
         ("Not measured: what the model says of more processes", more),
     ]
 
 
-def family(rows: pd.DataFrame, path: Path) -> list[Section]:
+def family(rows: pd.DataFrame, _: Path) -> list[Section]:
     """The tables of compare_family.py: what other packages take over what ours takes."""
     others = rows[rows.by != "vne_kernels"]
     sizes = others.groupby(["function", "by"], sort=False)["n × d"]
@@ -197,10 +167,10 @@ def family(rows: pd.DataFrame, path: Path) -> list[Section]:
     summary = ranges(others, ["function", "by"], "times_ours").assign(
         **{"smallest n × d": sizes.first(), "largest": sizes.last(), "differs by, float64": exact}
     )
-    return [("Times faster, over all cases", summary), ("Every case", plain(rows))]
+    return [("Times faster, over all cases", summary), *every_row(rows, "Every case")]
 
 
-def estimator(rows: pd.DataFrame, path: Path) -> list[Section]:
+def estimator(rows: pd.DataFrame, _: Path) -> list[Section]:
     """The table of estimator.py: whether the error bar covers S, its width, the time."""
     exact = rows[rows.spectrum == "exact"].groupby("m").seconds.median()
     trials = rows[rows.spectrum != "exact"].copy()
@@ -208,42 +178,47 @@ def estimator(rows: pd.DataFrame, path: Path) -> list[Section]:
     trials["error / bar"] = (trials.estimate - trials.entropy).abs() / trials.error
     groups = trials.groupby(["spectrum", "m"], sort=False)
     found = groups[["bar / S", "error / bar", "seconds"]].median()
-    found["covered"] = groups["error / bar"].agg(
-        lambda errors: f"{sum(errors <= 1)} of {len(errors)}"
-    )
+    found["covered"] = groups["error / bar"].agg(lambda of: f"{sum(of <= 1)} of {len(of)}")
     slower = exact.reindex(found.index.get_level_values("m")).to_numpy() / found.seconds
     return [("Medians of the trials", found.assign(times_of_exact_entropy=slower))]
 
 
-def folder_sections(folder: Path) -> list[Section]:
+def folder_tables(folder: Path) -> list[Section]:
     """The JSON files of a folder, one a column, and its short CSV files."""
     found = {}
     for path in sorted(folder.glob("*.json")):
         values = pd.json_normalize(load(path)).iloc[0]
         values = values.drop(["environment.command", "environment.platform"], errors="ignore")
         found[path.stem] = values[[not isinstance(value, list) for value in values]]
-    sections = [("Records", pd.DataFrame(found).rename_axis("what"))]
     tables = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
-    return sections + [(name, rows) for name, rows in tables.items() if rows.size < 500]
+    short = [(name, rows) for name, rows in tables.items() if rows.size < 500]
+    return [("Records", pd.DataFrame(found).rename_axis("what")), *short]
 
 
 # ---- all pages ----------------------------------------------------------------------------------
 
-
-def every_row(rows: pd.DataFrame, _: Path) -> list[Section]:
-    return [("Every row", plain(rows))]
-
-
 #: By a column that no other file has: the program, and the tables of its file.
 PROGRAMS = {
     "grad_rel_error": ("compare_vs_torch", entropy),
-    "loss_p50_ms": ("training_step", every_row),
-    "ring_bytes": ("scaling", scaling_pages),
+    "loss_p50_ms": ("training_step", lambda rows, _: every_row(rows)),
+    "ring_bytes": ("scaling", scaling_tables),
     "times_ours": ("compare_family", family),
-    "sgemm_share": ("accumulator", every_row),
+    "sgemm_share": ("accumulator", lambda rows, _: every_row(rows)),
     "trial": ("estimator", estimator),
 }
-FOLDERS = ("reliability", "digits", "cifar10")
+#: The options that the committed files were measured with.
+OPTIONS = {
+    "cpu": " --case-seconds 3",
+    "cpu-training-step": " --batches 64",
+    "family": " --case-seconds 1.2",
+    "scaling": " --seconds 1.2",
+}
+#: Folders that have a page, and the commands of their files.
+FOLDERS = {
+    "digits": "vne-pretrain --seed 0    # and 1, 2",
+    "cifar10": "vne-pretrain batch-size ...    # whole in README.md",
+    "reliability": "python python_tests/hostile.py ...    # whole in README.md",
+}
 
 
 def pages(folder: Path) -> dict[Path, str]:
@@ -251,34 +226,29 @@ def pages(folder: Path) -> dict[Path, str]:
     found = {}
     for path in sorted(folder.glob("*.csv")):
         rows = read(path)
-        for column, (name, make) in PROGRAMS.items():
-            if column in rows:
-                device = " --device cuda" if "cuda" in set(rows.get("device", [])) else ""
-                command = COMMANDS.get(path.stem, f"python bench/{name}.py{device}")
-                sections = make(rows, path)
-                found[path.with_suffix(".md")] = page(path.stem, command, source(rows), sections)
-    for name in FOLDERS:
+        for program, tables in (PROGRAMS[column] for column in PROGRAMS if column in rows):
+            device = " --device cuda" if "cuda" in set(rows.get("device", [])) else ""
+            command = f"python bench/{program}.py{OPTIONS.get(path.stem, device)}"
+            found[path.with_suffix(".md")] = page(path.stem, command, tables(rows, path), rows)
+    for name, command in FOLDERS.items():
         if (folder / name).is_dir():
-            sections = folder_sections(folder / name)
-            found[folder / f"{name}.md"] = page(name, COMMANDS[name], "", sections)
+            tables = folder_tables(folder / name)
+            found[folder / f"{name}.md"] = page(name, command, tables, pd.DataFrame())
     return found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Write the pages of tables of results files.")
     parser.add_argument("folder", type=Path, nargs="?", default=RESULTS, help="of the results")
-    parser.add_argument("--check", action="store_true", help="exit 1 if a page is another")
+    parser.add_argument("--check", action="store_true", help="exit 1 if a page would change")
     arguments = parser.parse_args(argv)
     status = 0
     for path, text in pages(arguments.folder).items():
-        if not arguments.check:
-            path.write_text(text, encoding="utf-8")
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
             print(path)
-            continue
-        old = path.read_text(encoding="utf-8") if path.exists() else ""
-        lines = (part.splitlines(keepends=True) for part in (old, text))
-        sys.stdout.writelines(difflib.unified_diff(*lines, str(path), "made from the data"))
-        status |= old != text
+            status |= arguments.check
+            if not arguments.check:
+                path.write_text(text, encoding="utf-8")
     return status
 
 

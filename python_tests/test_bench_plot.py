@@ -12,7 +12,11 @@ pytest.importorskip("tabulate")
 pytest.importorskip("matplotlib")
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
-COLUMNS = "provider,n,launch,m,d,batch,threads,mode,p20_ms,p50_ms,p80_ms,grad_rel_error,device"
+COLUMNS = (
+    "provider,n,launch,m,d,batch,threads,mode,p20_ms,p50_ms,p80_ms,grad_rel_error,device,l2,dtype,"
+    "floor_ms,value_rel_error,peak_mib,note"
+)
+REST = "32,1,1,forward+backward,1,2,3,1e-6,cuda,hot,float32,,,,"
 
 
 def test_pages_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,7 +34,7 @@ def test_pages_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
     # A GPU that does not exist.
     cases = product(("gram", "ours"), (8, 16), ("eager", "graph"))
-    rows = [f"{p},{n},{how},{n},32,1,1,forward+backward,1,2,3,1e-6,cuda" for p, n, how in cases]
+    rows = [f"{p},{n},{how},{n},{REST}" for p, n, how in cases]
     (tmp_path / "card.csv").write_text("\n".join([COLUMNS, *rows]), encoding="utf-8")
     assert tables.main([str(tmp_path)]) == plot.main([str(tmp_path / "card.csv")]) == 0
     assert {path.name for path in tmp_path.glob("card*")} == {
