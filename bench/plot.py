@@ -1,15 +1,16 @@
-"""Draws the pictures of results files, each beside its data.
+"""Draws the pictures of results files, next to their data.
 
     python bench/plot.py                          # of every file in bench/results
     python bench/plot.py bench/results/cpu.csv    # of one
 
-A picture is a grid of panels of three kinds: lines of a quantity over sizes, processes or calls;
+A picture is a grid of panels of three kinds: lines of a quantity over sizes, processes or views;
 bars of shares or ratios; points of error against time.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,26 +55,26 @@ def style(series: str, place: int) -> tuple[str, str, str]:
 
 
 def lines(axes: Axes, data: pd.DataFrame, xlabel: str, ylabel: str) -> None:
-    """A line for each `series` of x and y, with bars from `low` to `high` where these are known.
+    """A line for each `series` of y over the categories x, with bars from `low` to `high`.
 
-    x is a category. What is computed, not measured, has no markers. Of "ours" and "ours, model"
-    the second is dashed, in the color of the first.
+    What is computed, not measured, has no bars and no markers. Of "ours" and "ours, model" the
+    second is dashed, in the color of the first.
     """
     names, bases = list(data.x.unique()), list(data.series.str.split(", ").str[0].unique())
     for series, own in data.groupby("series", sort=False):
         base, *variant = series.split(", ")
         color, marker, _ = style(base, bases.index(base))
-        computed = bool(own.low.isna().all())
+        is_computed, is_ours = bool(own.low.isna().all()), series == "ours"
         axes.errorbar(
             [names.index(x) for x in own.x],
             own.y,
-            None if computed else [own.y - own.low, own.high - own.y],
+            None if is_computed else [own.y - own.low, own.high - own.y],
             color=color,
-            marker="" if computed else marker,
+            marker="" if is_computed else marker,
             linestyle="--" if variant else "-",
             label=series,
-            linewidth=3 if series == "ours" else 1.5,
-            markersize=9 if series == "ours" else 5,
+            linewidth=3 if is_ours else 1.5,
+            markersize=9 if is_ours else 5,
         )
     turned = {"rotation": 45, "ha": "right"} if len(names) > 5 else {}
     axes.set_xticks(range(len(names)), names, **turned)
@@ -81,27 +82,25 @@ def lines(axes: Axes, data: pd.DataFrame, xlabel: str, ylabel: str) -> None:
     log_ticks(axes.yaxis)
 
 
-def bars(axes: Axes, data: pd.DataFrame, xlabel: str, start: float, groups: list[str]) -> None:
+def bars(axes: Axes, data: pd.DataFrame, xlabel: str, start: float) -> None:
     """Bars from `start` to `value`, with a `text`, for each `series` of each `group`."""
-    names = list(data.series.unique())
+    groups, names = data.group.cat.categories, list(data.series.unique())
     height = 0.84 / len(names)
     for index, series in enumerate(names):
         own = data[data.series == series].dropna(subset="value")
-        y = [groups.index(group) - 0.42 + (index + 0.5) * height for group in own.group]
+        y = own.group.cat.codes - 0.42 + (index + 0.5) * height
         color, _, hatch = style(series, index)
         drawn = axes.barh(y, own.value - start, height, left=start, color=color, label=series,
                           hatch=hatch, edgecolor="white")  # fmt: skip
         axes.bar_label(drawn, own.text, padding=2, fontsize=8)
     axes.set_yticks(range(len(groups)), groups)
-    axes.set_ylim(len(groups) - 0.5, -0.5)
-    axes.set_xlim(0, 1.8 * data.value.max())
+    axes.set(ylim=(len(groups) - 0.5, -0.5), xlim=(0, 1.8 * data.value.max()), xlabel=xlabel)
     if start == 1:  # ratios
-        axes.set_xscale("log")
-        axes.set_xlim(min(0.9, 0.5 * data.value.min()), 2.5 * data.value.max())
+        limits = (min(0.9, 0.5 * data.value.min()), 2.5 * data.value.max())
+        axes.set(xscale="log", xlim=limits)
         axes.axvline(1, color="black", linewidth=0.8)
         log_ticks(axes.xaxis)
     axes.grid(visible=False, axis="y")
-    axes.set_xlabel(xlabel)
 
 
 def points(axes: Axes, data: pd.DataFrame, xlabel: str, ylabel: str) -> None:
@@ -116,27 +115,29 @@ def points(axes: Axes, data: pd.DataFrame, xlabel: str, ylabel: str) -> None:
     log_ticks(axes.yaxis)
 
 
+def panels(data: pd.DataFrame, by: list[str], title: str, draw: Any, *labels: Any) -> list[Panel]:
+    """A panel for each group of the rows; its title is filled in with the group's values."""
+    groups = data.groupby(by, sort=False)
+    return [(title.format(*values), draw, own, *labels) for values, own in groups]
+
+
 def save(
-    path: Path,
-    rows: pd.DataFrame,
-    title: str,
-    grid: Sequence[Sequence[Panel]],
-    size: tuple[float, float] = (3.2, 3.3),
+    path: Path, rows: pd.DataFrame, title: str, grid: Sequence[Sequence[Panel]], inches: float = 3.3
 ) -> Path:
-    """Draws rows of panels of so many inches, which share a scale, and one legend below."""
+    """Draws rows of panels, so many inches high, which share a scale, and one legend below."""
     columns = max(map(len, grid))
-    inches = (max(7.5, size[0] * columns), size[1] * len(grid) + 1.2)
-    figure = Figure(inches, layout="constrained", dpi=130)  # without pyplot: no window system
+    size = (max(7.5, 3.2 * columns), inches * len(grid) + 1.2)
+    figure = Figure(size, layout="constrained", dpi=130)  # without pyplot: no window system
     FigureCanvasAgg(figure)
     every = figure.subplots(len(grid), columns, squeeze=False, sharey="row")
     found = {}
-    for row, panels in zip(every, grid, strict=True):
-        for axes in row[len(panels) :]:
+    for row, of_row in zip(every, grid, strict=True):
+        for axes in row[len(of_row) :]:
             axes.set_axis_off()
-        for axes, (name, draw_panel, *arguments) in zip(row, panels, strict=False):
+        for axes, (name, draw, *arguments) in zip(row, of_row, strict=False):
             axes.grid(alpha=0.3)
             axes.set_axisbelow(True)
-            draw_panel(axes, *arguments)
+            draw(axes, *arguments)
             axes.set_title(name, fontsize=10)
             axes.set_ylabel(axes.get_ylabel() if axes is row[0] else "")
             handles, labels = axes.get_legend_handles_labels()
@@ -152,9 +153,19 @@ def save(
 # ---- the pictures of each kind of file ----------------------------------------------------------
 
 
+def quantiles(rows: pd.DataFrame, x: str, prefix: str = "") -> pd.DataFrame:
+    """The rows with what `lines` draws of a measured time."""
+    names = {f"{prefix}p20_ms": "low", f"{prefix}p50_ms": "y", f"{prefix}p80_ms": "high"}
+    return rows.assign(x=rows[x]).rename(columns=names)
+
+
 def computed(rows: pd.DataFrame, series: object, y: str) -> pd.DataFrame:
     """The rows as a series that was not measured."""
-    return rows.assign(series=series, y=rows[y], low=float("nan"))
+    return rows.assign(series=series, y=rows[y], low=math.nan)
+
+
+def in_order(names: pd.Series) -> pd.Categorical:
+    return pd.Categorical(names, names.unique())
 
 
 def entropy(path: Path) -> list[Path]:
@@ -170,93 +181,75 @@ def entropy(path: Path) -> list[Path]:
         return []
     panels_of_size = rows.groupby("n × d")["where"].transform("nunique")
     rows = rows[panels_of_size == panels_of_size.max()]  # of a GPU: those of every batch
-    timed = rows.rename(columns={"n × d": "x", "p20_ms": "low", "p50_ms": "y", "p80_ms": "high"})
-    grid = []
-    for mode, of_mode in timed.groupby("mode"):
-        grid.append([])
-        for where, own in of_mode.groupby("where", sort=False):
-            floor = own.dropna(subset="floor_ms").drop_duplicates("x")
-            data = pd.concat([own, computed(floor, "floor", "floor_ms")])
-            panel = (f"{mode}\n{where}", lines, data, "n × d", "median time in ms")
-            grid[-1].append(panel)
+    timed = quantiles(rows, "n × d")
+    floor = timed.dropna(subset="floor_ms").drop_duplicates(["mode", "where", "x"])
+    timed = pd.concat([timed, computed(floor, "floor", "floor_ms")])
+    labels = ("n × d", "median time in ms")
+    grid = [
+        panels(own, ["mode", "where"], "{}\n{}", lines, *labels) for _, own in timed.groupby("mode")
+    ]
     name = f"{path.stem}-time.png"
     found = [save(path.with_name(name), rows, f"Time of the entropy, {dtype}", grid)]
 
     mode, rows = list(rows[rows.launch == "eager"].groupby("mode"))[-1]  # the gradient's, if any
-    ratios = long(gains(rows))
+    ratios = long(gains(rows)).rename(columns={"provider": "series", "ratio": "value"})
     if len(ratios):
-        ratios = ratios.rename(columns={"n × d": "group", "provider": "series", "ratio": "value"})
         ratios["text"] = ratios.value.map("{:.3g}".format)
-        panels = [
-            (
-                f"batch {batch}, threads {threads}",
-                bars,
-                own,
-                "times faster",
-                1,
-                list(ratios.group.unique()),
-            )
-            for (batch, threads), own in ratios.groupby(["batch", "threads"])
-        ]
+        ratios["group"] = in_order(ratios["n × d"])
+        title = "batch {}, threads {}"
+        grid = [panels(ratios, ["batch", "threads"], title, bars, "times faster", 1)]
         name, title = f"{path.stem}-speedup.png", f"Times faster by `ours`, {mode}, {dtype}"
-        size = (3.2, 1 + 0.15 * len(ratios.drop_duplicates(["group", "series"])))
-        found.append(save(path.with_name(name), rows, title, [panels], size))
+        inches = 1 + 0.15 * len(ratios.drop_duplicates(["group", "series"]))
+        found.append(save(path.with_name(name), rows, title, grid, inches))
 
     rows = rows[(rows["where"] == rows["where"].iloc[0]) & (rows.grad_rel_error > 0)]
     rows = rows.assign(x=rows.p50_ms, y=rows.grad_rel_error)
-    of_size = list(rows.groupby("n × d", sort=False))
+    labels = ("median time in ms", "relative error of dS/dz")
+    of_size = panels(rows, ["n × d"], "{}", points, *labels)
     if of_size:
         last = len(of_size) - 1
-        panels = [
-            (size, points, own, "median time in ms", "relative error of dS/dz")
-            for size, own in (of_size[i] for i in sorted({last // 8, last // 2, last - last // 8}))
-        ]
+        chosen = [of_size[i] for i in sorted({last // 8, last // 2, last - last // 8})]
         name, title = f"{path.stem}-error.png", f"Error, {dtype}, {rows['where'].iloc[0]}"
-        found.append(save(path.with_name(name), rows, title, [panels]))
+        found.append(save(path.with_name(name), rows, title, [chosen]))
     return found
 
 
 def training_step(path: Path) -> list[Path]:
     """Shares of the losses in a step; below, the time of the entropies of several views."""
-    rows = read(path).dropna(subset="loss_p50_ms")
-    rows = rows.rename(columns={"loss_p20_ms": "low", "loss_p50_ms": "y", "loss_p80_ms": "high"})
+    rows = quantiles(read(path), "views", "loss_").dropna(subset="y")
     rows = rows.assign(
-        case=[f"{i}×{i} images, batch {b}" for i, b in zip(rows.image, rows.batch, strict=True)],
         text=[f"{y:.3g} of {s:,.0f} ms" for y, s in zip(rows.y, rows.step_p50_ms, strict=True)],
         value=100 * rows.loss_share,
     )
     several = rows.loss.str.contains(" x")
-    one = rows[~several].assign(group=rows.loss, series="one loss of two views")
-    several = rows[several].assign(x=rows.views, series=rows.loss.str.split(" x").str[0])
+    one = rows[~several].assign(group=in_order(rows.loss[~several]), series="one loss of two views")
+    several = rows[several].assign(series=rows.loss.str.split(" x").str[0])
+    case, title = ["image", "batch"], "{0}×{0} images, batch {1}"
     grid = [
-        [(case, bars, own, "loss / step in percent", 0, list(one.loss.unique()))
-         for case, own in one.groupby("case", sort=False)],
-        [(case, lines, own, "views", "time of the loss in ms")
-         for case, own in several.groupby("case", sort=False)],
-    ]  # fmt: skip
-    grid = [panels for panels in grid if panels]
+        panels(one, case, title, bars, "loss / step in percent", 0),
+        panels(several, case, title, lines, "views", "time of the loss in ms"),
+    ]
+    grid = [of_row for of_row in grid if of_row]
     return [save(path.with_suffix(".png"), rows, "The loss in a training step", grid)]
 
 
 def scaling(path: Path) -> list[Path]:
     """Time over processes: measured and by the model; below, the model for many of them."""
     rows, found = scaling_rows(path)
-    rows = rows.sort_values("processes").rename(
-        columns={"processes": "x", "time_p20_ms": "low", "time_p50_ms": "y", "time_p80_ms": "high"}
-    )
-    more = pd.DataFrame(found["predicted"]).sort_values("processes")
-    more = more.assign(x=more.processes)
+    rows = quantiles(rows.sort_values(["processes", "n", "d"]), "processes", "time_")
     rows["series"] = rows.route
     data = pd.concat([rows, computed(rows, rows.route + ", model", "model_ms")])
+    more = pd.DataFrame(found["predicted"]).sort_values(["processes", "n", "d"])
+    names = "d = " + more.d.astype(str) + ", model"
+    more = computed(more.assign(x=more.processes), names, "model_ms")
     labels = ("processes", "value and gradient in ms")
     grid = [
-        [(f"{n} rows each, d = {d}", lines, own, *labels) for d, own in of_n.groupby("d")]
-        for n, of_n in data.groupby("n")
+        panels(own, ["n", "d"], "{} rows each, d = {}", lines, *labels)
+        for _, own in data.groupby("n")
     ]
-    more = computed(more, "d = " + more.d.astype(str) + ", model", "model_ms")
-    panels = [(f"not measured: {n} rows each", lines, own, *labels) for n, own in more.groupby("n")]
+    grid.append(panels(more, ["n"], "not measured: {} rows each", lines, *labels))
     title = "Difference of entropies over gloo processes"
-    return [save(path.with_suffix(".png"), rows, title, [*grid, panels])]
+    return [save(path.with_suffix(".png"), rows, title, grid)]
 
 
 def memory(path: Path) -> list[Path]:
@@ -268,8 +261,8 @@ def memory(path: Path) -> list[Path]:
     def panel(axes: Axes) -> None:
         axes.plot(rows.calls, rows.rss_mib, color=COLORS[4])
         axes.set(xlabel="calls", ylabel="memory in MiB, mapped files aside")
+        axes.set(ylim=(rows.rss_mib.min() - 5, rows.rss_mib.max() + 5))
         axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.set_ylim(rows.rss_mib.min() - 5, rows.rss_mib.max() + 5)
 
     title = f"Memory of value, gradient and errors: {slope:+.2f} MiB over 100,000 calls"
     return [save(path.with_suffix(".png"), rows, title, [[("", panel)]])]
@@ -284,19 +277,16 @@ PICTURES = {
 }
 
 
-def draw(path: Path) -> list[Path]:
-    """Draws every picture of a results file and returns where they are."""
-    columns = pd.read_csv(path, nrows=0).columns
-    return [picture for name, make in PICTURES.items() if name in columns for picture in make(path)]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Draw the pictures of results files.")
     parser.add_argument("files", type=Path, nargs="*", help="CSV; default: those of bench/results")
     paths = parser.parse_args(argv).files
     try:
         for path in paths or [*RESULTS.glob("*.csv"), RESULTS / "reliability" / "memory.csv"]:
-            for picture in draw(path):
+            columns = set(pd.read_csv(path, nrows=0))
+            for picture in (
+                p for name in PICTURES if name in columns for p in PICTURES[name](path)
+            ):
                 print(picture)
     except (OSError, ValueError) as error:
         parser.error(str(error))
