@@ -4,26 +4,22 @@
     python bench/triton_resources.py --check     fail if a kernel spills
     python bench/triton_resources.py --out F     the same figures as CSV
 
-Operators are traced on fake CUDA tensors of the shapes below, and every launch is compiled for the
-architectures of ARCHITECTURES with the types, constants and divisibilities that it has there, as
-Triton would at the first call. A kernel uses local memory, which is memory of the GPU, where
-registers did not suffice; spills are the instructions within loops that use it. Seconds are those
-of this machine, of one process, with an empty cache; only --check takes what is compiled already.
+Operators are traced on fake CUDA tensors of the shapes below. Every launch is compiled for the
+architectures with the types, constants and divisibilities that it has there, as Triton would do at
+the first call. A kernel uses local memory, which is memory of the GPU, where registers did not
+suffice. Spills are the instructions within loops that use it. Seconds are those of this machine, of
+one process, with an empty cache; only --check uses what is compiled already.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import re
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
-from itertools import product
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,46 +35,20 @@ from triton.runtime.autotuner import Autotuner
 from vne_kernels.triton import operators
 from vne_kernels.triton.launch import launching_by
 
+sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "csrc" / "cuda"))
+
+import resources
+import runner
+
 ARCHITECTURES = (80, 86, 89, 90, 120)
-
+#: (n, d): every size of matrix that a program sweeps, both sides, a panel, a depth in parts.
 SHAPES = ((24, 512), (64, 128), (128, 512), (512, 128), (300, 301), (4096, 256))
-"""(n, d): every size of matrix that a program sweeps, both sides, a panel, a depth in parts."""
-
-
-@dataclass(frozen=True)
-class Launch:
-    """A kernel and all that its code depends on."""
-
-    kernel: Any
-    signature: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, Any], ...]
-    aligned: tuple[int, ...]  # arguments known to be divisible by 16
-    warps: int
-
-    @property
-    def name(self) -> str:
-        """The kernel with the constants that distinguish it from others of its kind."""
-        named = [
-            f"{name}={value}"
-            for name, value in self.constants
-            if name.isupper() and isinstance(value, int) and not isinstance(value, bool)
-        ]
-        pointers = [kind[1:] for _, kind in self.signature if kind in ("*fp16", "*bf16", "*fp64")]
-        return f"{self.kernel.__name__}({', '.join([*sorted(set(pointers)), *named])})"
-
-
-@dataclass(frozen=True)
-class Usage:
-    kernel: str
-    arch: int
-    warps: int
-    registers: int  # of a thread
-    shared: int  # bytes of a program
-    local: int  # bytes of a thread
-    spills: int  # instructions within loops that read or write them
-    seconds: float  # to compile
-
-
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+COLUMNS = (
+    *("triton", "kernel", "arch", "warps"),
+    *("registers", "shared", "local", "spills", "seconds"),  # registers, local: of a thread
+)
 POINTERS = {
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
@@ -89,6 +59,24 @@ POINTERS = {
 }
 
 
+@dataclass(frozen=True)
+class Launch:
+    """A kernel and all that its code depends on; equal where the code is."""
+
+    key: str
+    warps: int
+    source: ASTSource = field(compare=False)
+
+    @property
+    def name(self) -> str:
+        """The kernel with the constants that distinguish it from others of its kind."""
+        kinds = {kind[1:] for kind in self.source.signature.values() if kind[:1] == "*"}
+        constants = {self.source.fn.arg_names[i]: v for (i,), v in self.source.constants.items()}
+        named = [f"{k}={v}" for k, v in constants.items() if k.isupper() and type(v) is int]
+        others = sorted(kinds & {"fp16", "bf16", "fp64"})
+        return f"{self.source.fn.__name__}({', '.join([*others, *named])})"
+
+
 def record(kernel: Any, *args: Any, **options: Any) -> Iterator[Launch]:
     """The launches that Triton makes of the arguments, one for each number of warps it tries."""
     if isinstance(kernel, Autotuner):
@@ -96,135 +84,81 @@ def record(kernel: Any, *args: Any, **options: Any) -> Iterator[Launch]:
             yield from record(kernel.fn, *args, num_warps=config.num_warps, **options)
         return
     warps = options.pop("num_warps", 4)
-    parameters = {parameter.name: parameter for parameter in kernel.params}
-    given = dict(zip(parameters, args, strict=False)) | options
-    signature, constants, aligned = {}, {}, []
-    for index, (name, parameter) in enumerate(parameters.items()):
-        value = given[name]
+    given = dict(zip(kernel.arg_names, args, strict=False)) | options
+    signature, constants, divisible = {}, {}, {}
+    for index, parameter in enumerate(kernel.params):
+        value = given[parameter.name]
         if isinstance(value, torch.Tensor):
-            signature[name] = POINTERS[value.dtype]
-            aligned.append(index)
+            kind, aligned = POINTERS[value.dtype], True
         elif parameter.is_constexpr or value is None or value == 1:
-            signature[name] = "constexpr"
-            constants[name] = value
+            kind, aligned = "constexpr", False
+            constants[parameter.name] = value
         else:
-            assert isinstance(value, int)
-            signature[name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
-                aligned.append(index)
-    yield Launch(kernel, tuple(signature.items()), tuple(constants.items()), tuple(aligned), warps)
+            kind, aligned = "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
+        signature[parameter.name] = kind
+        if aligned:
+            divisible[(index,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, divisible)
+    yield Launch(source.hash(), warps, source)
 
 
-@contextmanager
-def recording() -> Iterator[dict[Launch, None]]:
-    """What is launched within it, on fake tensors; nothing runs."""
+def launches_of(call: Callable[[], object]) -> list[Launch]:
+    """What a call launches on fake tensors; nothing runs."""
     found: dict[Launch, None] = {}
 
     def keep(kernel: Any, _grid: tuple[int, ...], *args: Any, **options: Any) -> None:
         found.update(dict.fromkeys(record(kernel, *args, **options)))
 
     with FakeTensorMode(), launching_by(keep):
-        yield found
+        call()
+    return list(found)
 
 
-def launches(dtypes: tuple[torch.dtype, ...]) -> list[Launch]:
+def value_and_gradient(n: int, d: int, dtype: torch.dtype) -> None:
+    z = torch.empty(n, d, dtype=dtype, device="cuda")
+    operators.vn_entropy_grad(z, None, True, "poles", 1e-12)
+
+
+def launches(dtypes: Sequence[torch.dtype]) -> list[Launch]:
     """All kernels that the operators launch for SHAPES."""
-    with recording() as found:
+
+    def call() -> None:
         for dtype in dtypes:
             for n, d in SHAPES:
-                z = torch.empty(n, d, dtype=dtype, device="cuda")
-                operators.vn_entropy_grad(z, None, True, "poles", 1e-12)
+                value_and_gradient(n, d, dtype)
             z = torch.empty(*SHAPES[2], dtype=dtype, device="cuda")
             p = torch.empty(z.shape[0], dtype=operators.samples_of(z, None, True, 0).dtype)
             operators.vn_entropy_grad(z, p.to("cuda"), False, "eigh", 1e-12)
             loss = operators.doe_loss_grad(z, z, "poles", 1e-12)
             operators.doe_loss_backward(loss[0], loss[1], z, z, *loss[2:])
-    return list(found)
+
+    return launches_of(call)
 
 
-def compile_for(arch: int, launch: Launch) -> Usage:
-    aligned = {(index,): [["tt.divisibility", 16]] for index in launch.aligned}
-    source = ASTSource(launch.kernel, dict(launch.signature), dict(launch.constants), aligned)
+def compile_for(arch: int, launch: Launch) -> runner.Row:
+    """Compiles a launch and reads its use of a multiprocessor from the machine code."""
+    target, options = GPUTarget("cuda", arch, 32), {"num_warps": launch.warps}
     begin = time.perf_counter()
-    compiled = triton.compile(
-        source, target=GPUTarget("cuda", arch, 32), options={"num_warps": launch.warps}
-    )
+    compiled = triton.compile(launch.source, target=target, options=options)
     seconds = time.perf_counter() - begin
-    cubin = compiled.asm["cubin"]
-    printed = cuobjdump(cubin, "-res-usage")
-    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", printed)
-    assert found, printed
-    registers, stack, local = map(int, found.groups())
-    spills = spills_of(cuobjdump(cubin, "-sass")) if stack + local else 0
-    shared = compiled.metadata.shared
-    usage = (registers, shared, stack + local, spills)
-    return Usage(launch.name, arch, launch.warps, *usage, seconds)
-
-
-def cuobjdump(cubin: bytes, option: str) -> str:
-    program = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
+        file.write(compiled.asm["cubin"])
         file.flush()
-        command = [str(program), option, file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def spills_of(code: str) -> int:
-    """Accesses to local memory within loops, that is between a branch back and its target.
-
-    What is written before a loop and read after it costs next to nothing: a call saves registers
-    that way, and so does the assembler in order to have more programs at a time.
-    """
-    instructions = [
-        (int(address, 16), text)
-        for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);", code)
-    ]
-    assert instructions, code
-    loops = [
-        (int(to[1], 16), address)
-        for address, text in instructions
-        if (to := re.search(r"\bBRA\b.* 0x([0-9a-f]+)", text)) and int(to[1], 16) < address
-    ]
-    return sum(
-        any(first <= address <= last for first, last in loops)
-        for address, text in instructions
-        if re.search(r"\b(LDL|STL)\b", text)
-    )
-
-
-def measure(architectures: list[int], dtypes: tuple[torch.dtype, ...]) -> list[Usage]:
-    found: list[Usage] = []
-    print("registers  shared  local  spills  warps   arch  seconds  kernel")
-    for launch, arch in product(launches(dtypes), architectures):
-        usage = compile_for(arch, launch)
-        found.append(usage)
-        print(
-            f"{usage.registers:9} {usage.shared:7} {usage.local:6} {usage.spills:7} {usage.warps:6}"
-            f"  sm_{usage.arch:<3} {usage.seconds:8.2f}  {usage.kernel}",
-            flush=True,
+        ((_, registers, _, local),) = resources.usages(
+            resources.run(CUOBJDUMP, "-res-usage", file.name)
         )
-    of_first = seconds_of_first_call(architectures[0])
-    print(f"the first vn_entropy_grad of {SHAPES[2]} compiles for {of_first:.1f} s on one core")
-    return found
+        code = resources.run(CUOBJDUMP, "-sass", file.name) if local else ""
+    spills = resources.accesses_in_loops(code) if local else 0
+    used = (registers, compiled.metadata.shared, local, spills, f"{seconds:.2f}")
+    row = (triton.__version__, launch.name, arch, launch.warps, *used)
+    return dict(zip(COLUMNS, row, strict=True))
 
 
-def seconds_of_first_call(arch: int) -> float:
-    """Of value and gradient at (128, 512): all that is compiled before the first result."""
-    with recording() as found:
-        z = torch.empty(*SHAPES[2], device="cuda")
-        operators.vn_entropy_grad(z, None, True, "poles", 1e-12)
-    os.environ["TRITON_ALWAYS_COMPILE"] = "1"
-    return sum(compile_for(arch, launch).seconds for launch in found)
-
-
-def check(found: list[Usage]) -> None:
+def check(found: Sequence[runner.Row]) -> None:
     """Ends the program with an error if a kernel spills, or if there is none."""
-    spilling = [usage for usage in found if usage.spills]
-    for usage in spilling:
-        where = f"{usage.kernel} of {usage.warps} warps on sm_{usage.arch}"
-        print(f"{where}: {usage.spills} accesses to local memory within loops")
+    spilling = [row for row in found if row["spills"]]
     if spilling or not found:
+        runner.print_rows("accesses to local memory within loops", spilling, COLUMNS[1:])
         sys.exit(f"{len(spilling)} of {len(found)} kernels spill")
 
 
@@ -234,24 +168,26 @@ def main() -> None:
     )
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--arch", type=int, nargs="+", default=list(ARCHITECTURES))
-    parser.add_argument("--float64", action="store_true", help="and half precisions, besides")
+    parser.add_argument("--dtypes", nargs="+", default=["float32"], help="names of torch's")
     parser.add_argument("--out", type=Path, metavar="F")
     arguments = parser.parse_args()
-    dtypes = (torch.float32,)
-    if arguments.float64:
-        dtypes += (torch.float64, torch.float16, torch.bfloat16)
+    dtypes = [getattr(torch, name) for name in arguments.dtypes]
+    first = launches_of(lambda: value_and_gradient(128, 512, dtypes[0]))
+    found, seconds = [], 0.0
     with tempfile.TemporaryDirectory() as empty:
         if not arguments.check:
             os.environ["TRITON_CACHE_DIR"] = empty
-        found = measure(arguments.arch, dtypes)
+        for launch in launches(dtypes):
+            rows = [compile_for(arch, launch) for arch in arguments.arch]
+            runner.print_rows(launch.name, rows, COLUMNS[2:])
+            found += rows
+            seconds += float(rows[0]["seconds"]) if launch in first else 0
     if arguments.out:
-        from runner import write_csv  # tests load this file without its folder in the path
-
-        rows = [asdict(usage) | {"seconds": f"{usage.seconds:.2f}"} for usage in found]
-        columns = ["triton", *(field.name for field in fields(Usage))]
-        write_csv(arguments.out, columns, [{"triton": triton.__version__, **row} for row in rows])
+        runner.write_csv(arguments.out, COLUMNS, found)
     if arguments.check:
         check(found)
+    else:
+        print(f"\nthe first vn_entropy_grad of (128, 512) compiles for {seconds:.1f} s on one core")
 
 
 if __name__ == "__main__":

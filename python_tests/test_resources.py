@@ -82,3 +82,13 @@ def test_usage_is_read() -> None:
 )
 def test_names_are_short(demangled: str, short: str) -> None:
     assert resources.short_name(demangled) == short
+
+
+@pytest.mark.parametrize(
+    ("inside", "spills"),
+    [("IADD3 R1, R1, 0x1", 0), ("LDL.LU R0, [R1+0x4]", 1), ("STL [R1], R2", 1), ("LDG.E R0", 0)],
+)
+def test_a_spill_is_found_within_loops_alone(inside: str, spills: int) -> None:
+    code = ["STL [R1], R11", inside, "@!P4 BRA 0x0010", "LDL R11, [R1]", "@P0 BRA 0x0060", "EXIT"]
+    lines = [f"  /*{16 * i:04x}*/   {text} ;  /* 0x000fe2 */" for i, text in enumerate(code)]
+    assert resources.accesses_in_loops("\n".join(lines)) == spills

@@ -150,18 +150,43 @@ def block_sizes(dump: str) -> dict[tuple[int, str], int]:
     return sizes
 
 
-def parse(usage: str, sizes: dict[tuple[int, str], int]) -> list[Kernel]:
-    kernels = []
+def usages(printed: str) -> Iterator[tuple[str, int, int, int]]:
+    """Name, registers, shared and local memory of each function in the output of -res-usage."""
     pattern = r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
-    for arch, part in by_arch(usage):
-        for name, registers, stack, shared, local in re.findall(pattern, part):
-            static = int(shared)
-            if arch >= 90:  # counted with what is reserved
-                static = max(0, static - RESERVED)
-            threads = sizes.get((arch, name), 0)
-            kernels.append(
-                Kernel(name, arch, int(registers), static, int(stack) + int(local), threads)
-            )
+    for name, *numbers in re.findall(pattern, printed):
+        registers, stack, shared, local = map(int, numbers)
+        yield name, registers, shared, stack + local
+
+
+def accesses_in_loops(code: str) -> int:
+    """Counts accesses to local memory between a branch back and its target, in output of -sass.
+
+    What is written before a loop and read after it costs next to nothing: a call saves registers
+    that way, and so does the assembler in order to have more programs at a time.
+    """
+    instructions = [
+        (int(address, 16), text)
+        for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]*);", code)
+    ]
+    assert instructions, code
+    loops = [
+        (int(to[1], 16), address)
+        for address, text in instructions
+        if (to := re.search(r"\bBRA\b.* 0x([0-9a-f]+)", text)) and int(to[1], 16) < address
+    ]
+    return sum(
+        any(first <= address <= last for first, last in loops)
+        for address, text in instructions
+        if re.search(r"\b(LDL|STL)\b", text)
+    )
+
+
+def parse(printed: str, sizes: dict[tuple[int, str], int]) -> list[Kernel]:
+    kernels = []
+    for arch, part in by_arch(printed):
+        for name, registers, shared, local in usages(part):
+            static = max(0, shared - RESERVED) if arch >= 90 else shared  # RESERVED is counted
+            kernels.append(Kernel(name, arch, registers, static, local, sizes.get((arch, name), 0)))
     return kernels
 
 
