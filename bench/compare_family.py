@@ -36,7 +36,7 @@ from vne_kernels import reference
 Row = dict[str, object]
 CPU = torch.device("cpu")
 OURS = "vne_kernels"
-PACKAGES = ("vendi-score", "QuTiP", "PennyLane", "torch", "get_vne")
+PACKAGES = ("vendi-score", "QuTiP", "PennyLane", "SciPy", "torch", "get_vne")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 SHOWN = ("by", "p50_ms", "times_ours", "value", "deviation", "note")
 COLUMNS = (
@@ -52,6 +52,7 @@ SAMPLES = ((16, 8), (128, 512), (500, 64), (2000, 256))
 KERNELS = ((16, 8), (128, 64), (500, 64), (2000, 64))
 PAIRS = ((2, 2), (2, 8), (8, 8), (16, 16))
 MATRICES = ((4, 4), (64, 64), (256, 256), (1024, 1024))
+SQUARES = tuple((m, m) for m in (32, 64, 128, 256, 512, 1000, 2048))
 
 Call = Callable[[], Any]
 Convert = Callable[..., Call]  # inputs -> the timed call. The conversion is not timed
@@ -139,6 +140,13 @@ def pennylane(name: str, parts: int) -> Convert:
     return of
 
 
+def scipy_eigvalsh(rho: Tensor) -> Call:
+    from scipy import linalg, special
+
+    matrix = rho.numpy()
+    return lambda: special.entr(linalg.eigvalsh(matrix).clip(0)).sum()
+
+
 def in_torch(function: Callable[..., Any]) -> Convert:
     return lambda *inputs: functools.partial(function, *inputs)
 
@@ -177,6 +185,10 @@ def entropy_by_eigvalsh(rho: Tensor) -> Tensor:
     return torch.special.entr(torch.linalg.eigvalsh(rho).clamp_min(0)).sum()
 
 
+def entropy_by_our_solver(rho: Tensor) -> Tensor:
+    return torch.ops.vne_kernels.density_entropy(rho, "eigh")
+
+
 # ---- the table -----------------------------------------------------------------------------------
 
 
@@ -212,6 +224,10 @@ ENTROPIES = {
     "PennyLane": pennylane("vn_entropy", 1),
     "torch, eigvalsh": in_torch(entropy_by_eigvalsh),
 }
+EIGENVALUES = {
+    "torch, eigvalsh": in_torch(entropy_by_eigvalsh),
+    "SciPy, eigvalsh": scipy_eigvalsh,
+}
 MUTUAL = {"QuTiP": qutip("entropy_mutual", 0, 1), "PennyLane": pennylane("mutual_info", 2)}
 CONDITIONAL = {"QuTiP": qutip("entropy_conditional", 1)}
 RELATIVE = {"QuTiP": qutip("entropy_relative"), "PennyLane": pennylane("relative_entropy", 0)}
@@ -236,6 +252,7 @@ FAMILIES = (
     Family("get_vne", vne.get_vne, OFFICIAL),
     matrices("vn_entropy_from_density, real", from_density, ENTROPIES, real_matrix),
     matrices("vn_entropy_from_density, complex", from_density, ENTROPIES, complex_matrix),
+    Family("eigenvalues", entropy_by_our_solver, EIGENVALUES, real_matrix, SQUARES),
     states("mutual_information", of_halves(vne.mutual_information), MUTUAL),
     states("conditional_entropy", of_halves(vne.conditional_entropy), CONDITIONAL),
     states("relative_entropy", vne.relative_entropy, RELATIVE, make=two_states),

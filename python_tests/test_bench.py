@@ -28,11 +28,6 @@ PROGRAMS = {
         ("p20_ms", "p50_ms", "p80_ms", "speedup_vs_gram", "value_rel_error"),
         (),
     ),
-    "eigenvalues": (
-        "--sizes 8 --case-seconds 0.1",
-        ("m", "p20_ms", "p50_ms", "p80_ms"),
-        ("scipy", "threadpoolctl"),
-    ),
 }
 
 
