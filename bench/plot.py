@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,9 @@ SERIES = (
 )
 NOT_DRAWN = ("algorithm1+compile", "svd+compile")  # in the tables alone
 Panel = tuple[Any, ...]  # a title, a function that draws into axes, its other arguments
+Picture = tuple[
+    Any, ...
+]  # end of the file's name, title, rows of panels, their height if it varies
 
 
 # ---- three kinds of panels ----------------------------------------------------------------------
@@ -64,18 +67,12 @@ def lines(axes: Axes, data: pd.DataFrame, xlabel: str, ylabel: str) -> None:
     for series, own in data.groupby("series", sort=False):
         base, *variant = series.split(", ")
         color, marker, _ = style(base, bases.index(base))
-        is_computed, is_ours = bool(own.low.isna().all()), series == "ours"
-        axes.errorbar(
-            [names.index(x) for x in own.x],
-            own.y,
-            None if is_computed else [own.y - own.low, own.high - own.y],
-            color=color,
-            marker="" if is_computed else marker,
-            linestyle="--" if variant else "-",
-            label=series,
-            linewidth=3 if is_ours else 1.5,
-            markersize=9 if is_ours else 5,
-        )
+        x, measured = [names.index(x) for x in own.x], bool(own.low.notna().any())
+        spread = [own.y - own.low, own.high - own.y] if measured else None
+        marker, dashes = marker if measured else "", "--" if variant else "-"
+        width, size = (3, 9) if series == "ours" else (1.5, 5)
+        axes.errorbar(x, own.y, spread, color=color, marker=marker, linestyle=dashes, label=series,
+                      linewidth=width, markersize=size)  # fmt: skip
     turned = {"rotation": 45, "ha": "right"} if len(names) > 5 else {}
     axes.set_xticks(range(len(names)), names, **turned)
     axes.set(yscale="log", xlabel=xlabel, ylabel=ylabel)
@@ -121,9 +118,7 @@ def panels(data: pd.DataFrame, by: list[str], title: str, draw: Any, *labels: An
     return [(title.format(*values), draw, own, *labels) for values, own in groups]
 
 
-def save(
-    path: Path, rows: pd.DataFrame, title: str, grid: Sequence[Sequence[Panel]], inches: float = 3.3
-) -> Path:
+def save(path: Path, title: str, grid: Sequence[Sequence[Panel]], inches: float = 3.3) -> None:
     """Draws rows of panels, so many inches high, which share a scale, and one legend below."""
     columns = max(map(len, grid))
     size = (max(7.5, 3.2 * columns), inches * len(grid) + 1.2)
@@ -144,10 +139,8 @@ def save(
             found.update(zip(labels, handles, strict=True))
     if len(found) > 1:
         figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=5)
-    first = rows.iloc[0]
-    figure.suptitle(f"{title}\n{first.get('device_name')}, torch {first.get('torch')}", fontsize=11)
+    figure.suptitle(title, fontsize=11)
     figure.savefig(path)
-    return path
 
 
 # ---- the pictures of each kind of file ----------------------------------------------------------
@@ -168,9 +161,8 @@ def in_order(names: pd.Series) -> pd.Categorical:
     return pd.Categorical(names, names.unique())
 
 
-def entropy(path: Path) -> list[Path]:
+def entropy(rows: pd.DataFrame, _: Path) -> Iterator[Picture]:
     """Time, ratios and errors of compare_vs_torch.py; of warm caches and of one dtype alone."""
-    rows = read(path)
     dtype = "float32" if "float32" in set(rows["dtype"]) else rows["dtype"].iloc[0]
     rows = rows[(rows["dtype"] == dtype) & (rows.l2 == "hot") & ~rows.provider.isin(NOT_DRAWN)]
     rows = rows.dropna(subset="p50_ms").assign(
@@ -178,7 +170,7 @@ def entropy(path: Path) -> list[Path]:
         where="batch " + rows.batch.astype(str) + ", threads " + rows.threads.astype(str),
     )
     if rows.empty:
-        return []
+        return
     panels_of_size = rows.groupby("n × d")["where"].transform("nunique")
     rows = rows[panels_of_size == panels_of_size.max()]  # of a GPU: those of every batch
     timed = quantiles(rows, "n × d")
@@ -188,8 +180,7 @@ def entropy(path: Path) -> list[Path]:
     grid = [
         panels(own, ["mode", "where"], "{}\n{}", lines, *labels) for _, own in timed.groupby("mode")
     ]
-    name = f"{path.stem}-time.png"
-    found = [save(path.with_name(name), rows, f"Time of the entropy, {dtype}", grid)]
+    yield "-time", f"Time of the entropy, {dtype}", grid
 
     mode, rows = list(rows[rows.launch == "eager"].groupby("mode"))[-1]  # the gradient's, if any
     ratios = long(gains(rows)).rename(columns={"provider": "series", "ratio": "value"})
@@ -198,9 +189,8 @@ def entropy(path: Path) -> list[Path]:
         ratios["group"] = in_order(ratios["n × d"])
         title = "batch {}, threads {}"
         grid = [panels(ratios, ["batch", "threads"], title, bars, "times faster", 1)]
-        name, title = f"{path.stem}-speedup.png", f"Times faster by `ours`, {mode}, {dtype}"
         inches = 1 + 0.15 * len(ratios.drop_duplicates(["group", "series"]))
-        found.append(save(path.with_name(name), rows, title, grid, inches))
+        yield "-speedup", f"Times faster by `ours`, {mode}, {dtype}", grid, inches
 
     rows = rows[(rows["where"] == rows["where"].iloc[0]) & (rows.grad_rel_error > 0)]
     rows = rows.assign(x=rows.p50_ms, y=rows.grad_rel_error)
@@ -209,14 +199,12 @@ def entropy(path: Path) -> list[Path]:
     if of_size:
         last = len(of_size) - 1
         chosen = [of_size[i] for i in sorted({last // 8, last // 2, last - last // 8})]
-        name, title = f"{path.stem}-error.png", f"Error, {dtype}, {rows['where'].iloc[0]}"
-        found.append(save(path.with_name(name), rows, title, [chosen]))
-    return found
+        yield "-error", f"Error, {dtype}, {rows['where'].iloc[0]}", [chosen]
 
 
-def training_step(path: Path) -> list[Path]:
+def training_step(rows: pd.DataFrame, _: Path) -> Iterator[Picture]:
     """Shares of the losses in a step; below, the time of the entropies of several views."""
-    rows = quantiles(read(path), "views", "loss_").dropna(subset="y")
+    rows = quantiles(rows, "views", "loss_").dropna(subset="y")
     rows = rows.assign(
         text=[f"{y:.3g} of {s:,.0f} ms" for y, s in zip(rows.y, rows.step_p50_ms, strict=True)],
         value=100 * rows.loss_share,
@@ -229,11 +217,10 @@ def training_step(path: Path) -> list[Path]:
         panels(one, case, title, bars, "loss / step in percent", 0),
         panels(several, case, title, lines, "views", "time of the loss in ms"),
     ]
-    grid = [of_row for of_row in grid if of_row]
-    return [save(path.with_suffix(".png"), rows, "The loss in a training step", grid)]
+    yield "", "The loss in a training step", [of_row for of_row in grid if of_row]
 
 
-def scaling(path: Path) -> list[Path]:
+def scaling(_: pd.DataFrame, path: Path) -> Iterator[Picture]:
     """Time over processes: measured and by the model; below, the model for many of them."""
     rows, found = scaling_rows(path)
     rows = quantiles(rows.sort_values(["processes", "n", "d"]), "processes", "time_")
@@ -248,13 +235,11 @@ def scaling(path: Path) -> list[Path]:
         for _, own in data.groupby("n")
     ]
     grid.append(panels(more, ["n"], "not measured: {} rows each", lines, *labels))
-    title = "Difference of entropies over gloo processes"
-    return [save(path.with_suffix(".png"), rows, title, grid)]
+    yield "", "Difference of entropies over gloo processes", grid
 
 
-def memory(path: Path) -> list[Path]:
+def memory(rows: pd.DataFrame, _: Path) -> Iterator[Picture]:
     """Resident memory of a process that calls every operator, and its errors, many times."""
-    rows = read(path)
     warm = rows[rows.calls > 0.2 * rows.calls.max()]  # before, allocators and caches fill up
     slope = 1e5 * np.polyfit(warm.calls, warm.rss_mib, 1)[0]
 
@@ -265,7 +250,7 @@ def memory(path: Path) -> list[Path]:
         axes.xaxis.set_major_formatter("{x:,.0f}")
 
     title = f"Memory of value, gradient and errors: {slope:+.2f} MiB over 100,000 calls"
-    return [save(path.with_suffix(".png"), rows, title, [[("", panel)]])]
+    yield "", title, [[("", panel)]]
 
 
 #: By a column that no other file has.
@@ -283,11 +268,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     paths = parser.parse_args(argv).files
     try:
         for path in paths or [*RESULTS.glob("*.csv"), RESULTS / "reliability" / "memory.csv"]:
-            columns = set(pd.read_csv(path, nrows=0))
-            for picture in (
-                p for name in PICTURES if name in columns for p in PICTURES[name](path)
-            ):
-                print(picture)
+            rows = read(path)
+            for pictures in (PICTURES[column] for column in PICTURES if column in rows):
+                for suffix, title, *grid in pictures(rows, path):
+                    picture = path.with_name(f"{path.stem}{suffix}.png")
+                    source = f"{rows.device_name.iloc[0]}, torch {rows.torch.iloc[0]}"
+                    save(picture, f"{title}\n{source}", *grid)
+                    print(picture)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     return 0

@@ -14,9 +14,9 @@ pytest.importorskip("matplotlib")
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 COLUMNS = (
     "provider,n,launch,m,d,batch,threads,mode,p20_ms,p50_ms,p80_ms,grad_rel_error,device,l2,dtype,"
-    "floor_ms,value_rel_error,peak_mib,note"
+    "floor_ms,value_rel_error,peak_mib,note,device_name,torch"
 )
-REST = "32,1,1,forward+backward,1,2,3,1e-6,cuda,hot,float32,,,,"
+REST = "32,1,1,forward+backward,1,2,3,1e-6,cuda,hot,float32,,,,,card,2"
 
 
 def test_pages_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
