@@ -4,11 +4,11 @@
     python bench/triton_resources.py --check     fail if a kernel spills
     python bench/triton_resources.py --out F     the same figures as CSV
 
-Operators are traced on fake CUDA tensors of the shapes below. Every launch is compiled for the
-architectures with the types, constants and divisibilities that it has there, as Triton would do at
-the first call. A kernel uses local memory, which is memory of the GPU, where registers did not
-suffice. Spills are the instructions within loops that use it. Seconds are those of this machine, of
-one process, with an empty cache; only --check uses what is compiled already.
+Operators are traced on fake CUDA tensors of the shapes below. Triton compiles every launch for the
+architectures, as it would do at the first call on such a GPU. A kernel uses local memory, which is
+memory of the GPU, where registers did not suffice. Spills are the instructions within loops that
+use it. Seconds are those of this machine, of one process, with an empty cache; only --check uses
+what is compiled already.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 os.environ.pop("TRITON_INTERPRET", None)  # it would leave nothing to compile
 
@@ -29,8 +31,8 @@ import torch
 import triton
 from torch._subclasses.fake_tensor import FakeTensorMode
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 from triton.runtime.autotuner import Autotuner
+from triton.runtime.jit import JITFunction, MockTensor
 
 from vne_kernels.triton import operators
 from vne_kernels.triton.launch import launching_by
@@ -49,32 +51,22 @@ COLUMNS = (
     *("triton", "kernel", "arch", "warps"),
     *("registers", "shared", "local", "spills", "seconds"),  # registers, local: of a thread
 )
-POINTERS = {
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.float32: "*fp32",
-    torch.float64: "*fp64",
-    torch.int32: "*i32",
-    torch.int8: "*i8",
-}
+POINTERS = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}  # not of all
 
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel and all that its code depends on; equal where the code is."""
+    """A kernel and its arguments by name; of a tensor its dtype."""
 
-    key: str
-    warps: int
-    source: ASTSource = field(compare=False)
+    kernel: JITFunction
+    arguments: tuple[tuple[str, Any], ...]
 
     @property
     def name(self) -> str:
         """The kernel with the constants that distinguish it from others of its kind."""
-        kinds = {kind[1:] for kind in self.source.signature.values() if kind[:1] == "*"}
-        constants = {self.source.fn.arg_names[i]: v for (i,), v in self.source.constants.items()}
-        named = [f"{k}={v}" for k, v in constants.items() if k.isupper() and type(v) is int]
-        others = sorted(kinds & {"fp16", "bf16", "fp64"})
-        return f"{self.source.fn.__name__}({', '.join([*others, *named])})"
+        pointers = {POINTERS[value] for _, value in self.arguments if value in POINTERS}
+        constants = [f"{k}={v}" for k, v in self.arguments if k.isupper() and type(v) is int]
+        return f"{self.kernel.__name__}({', '.join([*sorted(pointers), *constants])})"
 
 
 def record(kernel: Any, *args: Any, **options: Any) -> Iterator[Launch]:
@@ -83,23 +75,9 @@ def record(kernel: Any, *args: Any, **options: Any) -> Iterator[Launch]:
         for config in kernel.configs:
             yield from record(kernel.fn, *args, num_warps=config.num_warps, **options)
         return
-    warps = options.pop("num_warps", 4)
-    given = dict(zip(kernel.arg_names, args, strict=False)) | options
-    signature, constants, divisible = {}, {}, {}
-    for index, parameter in enumerate(kernel.params):
-        value = given[parameter.name]
-        if isinstance(value, torch.Tensor):
-            kind, aligned = POINTERS[value.dtype], True
-        elif parameter.is_constexpr or value is None or value == 1:
-            kind, aligned = "constexpr", False
-            constants[parameter.name] = value
-        else:
-            kind, aligned = "i32" if -(2**31) <= value < 2**31 else "i64", value % 16 == 0
-        signature[parameter.name] = kind
-        if aligned:
-            divisible[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, divisible)
-    yield Launch(source.hash(), warps, source)
+    given = dict(zip(kernel.arg_names, args, strict=False)) | {"num_warps": 4} | options
+    dtypes = {name: v.dtype for name, v in given.items() if isinstance(v, torch.Tensor)}
+    yield Launch(kernel, tuple((given | dtypes).items()))
 
 
 def launches_of(call: Callable[[], object]) -> list[Launch]:
@@ -135,23 +113,29 @@ def launches(dtypes: Sequence[torch.dtype]) -> list[Launch]:
     return launches_of(call)
 
 
-def compile_for(arch: int, launch: Launch) -> runner.Row:
-    """Compiles a launch and reads its use of a multiprocessor from the machine code."""
-    target, options = GPUTarget("cuda", arch, 32), {"num_warps": launch.warps}
+def compile_for(arch: int, launch: Launch) -> tuple[str, runner.Row]:
+    """Compiles a launch; its hash, and its use of a multiprocessor by the machine code."""
+    gpu = SimpleNamespace(
+        get_current_device=lambda: arch,  # Triton keeps kernels apart by device
+        get_current_stream=lambda device: 0,
+        get_current_target=lambda: GPUTarget("cuda", arch, 32),
+    )
+    arguments = {name: MockTensor.wrap_dtype(value) for name, value in launch.arguments}
     begin = time.perf_counter()
-    compiled = triton.compile(launch.source, target=target, options=options)
+    with patch.object(triton.runtime.driver, "_active", gpu):
+        compiled = launch.kernel.warmup(grid=(1,), **arguments)
     seconds = time.perf_counter() - begin
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        ((_, registers, _, local),) = resources.usages(
-            resources.run(CUOBJDUMP, "-res-usage", file.name)
-        )
+        printed = resources.run(CUOBJDUMP, "-res-usage", file.name)
+        ((_, registers, _, local),) = resources.usages(printed)
         code = resources.run(CUOBJDUMP, "-sass", file.name) if local else ""
     spills = resources.accesses_in_loops(code) if local else 0
-    used = (registers, compiled.metadata.shared, local, spills, f"{seconds:.2f}")
-    row = (triton.__version__, launch.name, arch, launch.warps, *used)
-    return dict(zip(COLUMNS, row, strict=True))
+    shared, warps = compiled.metadata.shared, compiled.metadata.num_warps
+    used = (registers, shared, local, spills, f"{seconds:.2f}")
+    row = (triton.__version__, launch.name, arch, warps, *used)
+    return compiled.hash, dict(zip(COLUMNS, row, strict=True))
 
 
 def check(found: Sequence[runner.Row]) -> None:
@@ -173,20 +157,24 @@ def main() -> None:
     arguments = parser.parse_args()
     dtypes = [getattr(torch, name) for name in arguments.dtypes]
     first = launches_of(lambda: value_and_gradient(128, 512, dtypes[0]))
-    found, seconds = [], 0.0
+    found, of_first = {}, set()
     with tempfile.TemporaryDirectory() as empty:
         if not arguments.check:
             os.environ["TRITON_CACHE_DIR"] = empty
         for launch in launches(dtypes):
-            rows = [compile_for(arch, launch) for arch in arguments.arch]
-            runner.print_rows(launch.name, rows, COLUMNS[2:])
-            found += rows
-            seconds += float(rows[0]["seconds"]) if launch in first else 0
+            compiled = dict(compile_for(arch, launch) for arch in arguments.arch)
+            new = {key: row for key, row in compiled.items() if key not in found}
+            if new:  # other arguments may lead to the same code
+                runner.print_rows(launch.name, list(new.values()), COLUMNS[2:])
+            found |= new
+            of_first |= {next(iter(compiled))} if launch in first else set()
+    rows = list(found.values())
     if arguments.out:
-        runner.write_csv(arguments.out, COLUMNS, found)
+        runner.write_csv(arguments.out, COLUMNS, rows)
     if arguments.check:
-        check(found)
+        check(rows)
     else:
+        seconds = sum(float(found[key]["seconds"]) for key in of_first)
         print(f"\nthe first vn_entropy_grad of (128, 512) compiles for {seconds:.1f} s on one core")
 
 
