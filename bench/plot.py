@@ -266,17 +266,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Draw the pictures of results files.")
     parser.add_argument("files", type=Path, nargs="*", help="CSV; default: those of bench/results")
     paths = parser.parse_args(argv).files
-    try:
-        for path in paths or [*RESULTS.glob("*.csv"), RESULTS / "reliability" / "memory.csv"]:
-            rows = read(path)
-            for pictures in (PICTURES[column] for column in PICTURES if column in rows):
-                for suffix, title, *grid in pictures(rows, path):
-                    picture = path.with_name(f"{path.stem}{suffix}.png")
-                    source = f"{rows.device_name.iloc[0]}, torch {rows.torch.iloc[0]}"
-                    save(picture, f"{title}\n{source}", *grid)
-                    print(picture)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
+    for path in paths or [*RESULTS.glob("*.csv"), RESULTS / "reliability" / "memory.csv"]:
+        rows = read(path)
+        for pictures in (PICTURES[column] for column in PICTURES if column in rows):
+            for suffix, title, *grid in pictures(rows, path):
+                picture = path.with_name(f"{path.stem}{suffix}.png")
+                source = f"{rows.device_name.iloc[0]}, torch {rows.torch.iloc[0]}"
+                save(picture, f"{title}\n{source}", *grid)
+                print(picture)
     return 0
 
 

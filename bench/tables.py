@@ -40,19 +40,13 @@ Section = tuple[str, pd.DataFrame]
 
 
 def read(path: Path) -> pd.DataFrame:
-    """Reads all rows of a CSV file, with the size as one column; ValueError if it has none."""
+    """Reads all rows of a CSV file, with the size as one column."""
     rows = pd.read_csv(path, na_values=["-"], dtype={"commit": str})
-    if rows.empty:
-        raise ValueError(f"{path} has no rows")
     if "launch" in rows:
         rows = rows.sort_values(["m", "n", "d", "batch", "threads"], kind="stable")
     if {"n", "d"} <= set(rows):
         rows.insert(0, "n × d", [f"{n} × {d}" for n, d in zip(rows.n, rows.d, strict=True)])
     return rows
-
-
-def load(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def every_row(rows: pd.DataFrame, title: str = "Every row") -> list[Section]:
@@ -104,9 +98,7 @@ def by_provider(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
     """A line for each case of one mode, a column for each provider, in the order of the file."""
     varying = [name for name in ("dtype", "l2", "launch") if rows[name].nunique() > 1]
     case = ["n × d", "batch", "threads", *varying]
-    wide = rows.pivot(index=case, columns="provider", values=measure)
-    order = pd.MultiIndex.from_frame(rows[case].drop_duplicates())
-    wide = wide.reindex(index=order, columns=pd.Index(rows.provider.unique(), name="provider"))
+    wide = rows.set_index([*case, "provider"])[measure].unstack(sort=False)
     return wide.assign(floor=rows.groupby(case).floor_ms.max()) if measure == "p50_ms" else wide
 
 
@@ -130,8 +122,8 @@ def entropy(rows: pd.DataFrame, _: Path) -> list[Section]:
         ratios.append(long(wide).assign(mode=mode))
         title = f"Median time of a provider / of `ours`: {mode}"
         sections.append((title, wide.rename(columns="times {}".format)))
-        tables = {title: by_provider(own, measure) for measure, title in MEASURES.items()}
-        sections += [(f"{title}: {mode}", table) for title, table in tables.items()]
+        for measure, title in MEASURES.items():
+            sections.append((f"{title}: {mode}", by_provider(own, measure)))
     summary = ranges(pd.concat(ratios), ["mode", "provider"], "ratio")
     notes = rows.groupby(["provider", "note"]).size().rename("rows").to_frame()
     return [("Times faster, over all cases", summary), *sections, ("Notes", notes)]
@@ -141,7 +133,7 @@ def scaling_rows(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     """What scaling.py measured, with the time of its model, and the model."""
     import scaling
 
-    rows, found = read(path), load(path.with_suffix(".json"))
+    rows, found = read(path), json.loads(path.with_suffix(".json").read_bytes())
     rows["model_ms"] = [scaling.modelled(row, found["model"]) for row in rows.to_dict("records")]
     return rows, found
 
@@ -187,7 +179,7 @@ def folder_tables(folder: Path) -> list[Section]:
     """The JSON files of a folder, one a column, and its short CSV files."""
     found = {}
     for path in sorted(folder.glob("*.json")):
-        values = pd.json_normalize(load(path)).iloc[0]
+        values = pd.json_normalize(json.loads(path.read_bytes())).iloc[0]
         values = values.drop(["environment.command", "environment.platform"], errors="ignore")
         found[path.stem] = values[[not isinstance(value, list) for value in values]]
     tables = {path.stem: pd.read_csv(path) for path in sorted(folder.glob("*.csv"))}
