@@ -1,20 +1,7 @@
 """Runs the cases of a benchmark program: options, interleaved timing, results file, resumption.
 
-A program states its cases, measures one of them and names its columns. The rest is here:
-
-    @dataclass(frozen=True)
-    class Case:  # its fields are columns; together they identify a case
-        threads: int
-        d: int
-
-    def measure(case: Case) -> list[runner.Row]:  # one row per contender
-        contenders = [runner.Contender(name, call) for name, call in calls_of(case)]
-        runner.time_interleaved(contenders, arguments.device, arguments.case_seconds)
-        return [{"provider": c.name, **c.columns()} for c in contenders]
-
-    parser = runner.make_parser(__doc__, "name", seconds={"cpu": 10}, threads=(1, 2))
-    arguments = runner.parse(parser, argv)
-    sys.exit(runner.run_cases(arguments, cases, measure, COLUMNS, ("provider", "p50_ms")))
+A program states its cases as instances of a frozen dataclass, whose fields are columns. It measures
+one of them: a list of rows, one for each contender. `eigenvalues.py` is a short example.
 """
 
 from __future__ import annotations
@@ -28,7 +15,9 @@ import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +39,6 @@ TURN_S = 0.005  # the turn of a contender in one round: calls for about this lon
 MAX_CALLS_PER_TURN = 10
 
 
-# ---------------------------------------------------------------------------------------------
-# Time
-# ---------------------------------------------------------------------------------------------
-
-
 def nothing() -> None:
     """The preparation of a contender that needs none."""
 
@@ -71,30 +55,28 @@ class Contender:
     estimate_s: float = math.nan  # of the whole `call`, if known beforehand
     peak_bytes: float = math.nan
     samples_s: list[float] = field(default_factory=list)
+    row: Row = field(default_factory=dict)  # further columns, for the program
 
     def quantiles_ms(self) -> tuple[float, float, float]:
-        """p20, p50 and p80 of the samples; NaN if there are none."""
-        if not self.samples_s:
-            return math.nan, math.nan, math.nan
-        samples = torch.tensor(self.samples_s, dtype=torch.float64) * 1e3
-        p20, p50, p80 = samples.quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
-        return p20.item(), p50.item(), p80.item()
+        """Returns p20, p50 and p80 of the samples; NaN if there are none."""
+        samples = torch.tensor(self.samples_s or [math.nan], dtype=torch.float64) * 1e3
+        p20, p50, p80 = samples.quantile(samples.new_tensor([0.2, 0.5, 0.8])).tolist()
+        return p20, p50, p80
 
     def columns(self, prefix: str = "") -> Row:
-        """`samples`, `p20_ms`, `p50_ms` and `p80_ms`, each after the prefix, as a row has them."""
+        """Returns `samples`, `p20_ms`, `p50_ms` and `p80_ms`, each after the prefix, for a row."""
         quantiles = zip(("p20_ms", "p50_ms", "p80_ms"), self.quantiles_ms(), strict=True)
         times: Row = {f"{prefix}{name}": f"{value:.5g}" for name, value in quantiles}
         return {f"{prefix}samples": len(self.samples_s), **times}
 
 
 def reason(error: Exception) -> str:
-    """The text of column `note` for a contender that raised."""
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}"[:160]
+    """Returns the text of column `note` for a contender that raised."""
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"[:160]
 
 
 def time_once(contender: Contender, device: torch.device) -> float:
-    """Seconds of `call`: the host's clock on a CPU, events on a GPU that was idle before."""
+    """Returns seconds of `call`, by the host's clock on a CPU, by events on a GPU that was idle."""
     contender.prepare()
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -119,7 +101,7 @@ def _turn(contender: Contender, device: torch.device) -> None:
 
 
 def _estimate(contender: Contender, device: torch.device, share_s: float) -> float:
-    """Seconds of `call`: the least of three, so that one interruption does not decide."""
+    """Returns seconds of `call`: the least of three, so that one interruption does not decide."""
     estimate_s = time_once(contender, device)
     if estimate_s < share_s / MIN_SAMPLES:
         estimate_s = min(estimate_s, *(time_once(contender, device) for _ in range(2)))
@@ -143,9 +125,7 @@ def time_interleaved(
             contender.samples_s.append(contender.estimate_s / contender.calls)
         elif contender.error is None:
             running.append(contender)
-    if not running:
-        return
-    share_s = budget_s / len(running)
+    share_s = budget_s / max(1, len(running))
     for contender in running:
         contender.estimate_s = _estimate(contender, device, share_s)
     turn_s = sum(max(TURN_S, c.estimate_s) for c in running if c.estimate_s <= share_s)
@@ -167,62 +147,50 @@ def time_interleaved(
         gc.enable()
 
 
-# ---------------------------------------------------------------------------------------------
-# Options
-# ---------------------------------------------------------------------------------------------
+def _checked(convert: Callable[[str], Any], wanted: str) -> Callable[[str], Any]:
+    """An argparse type: `convert`, with a message that says what was wanted at a ValueError."""
+
+    def read(text: str) -> Any:
+        try:
+            return convert(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"wanted {wanted}, got {text!r}") from None
+
+    return read
 
 
-def positive(text: str) -> int:
-    """A whole number >= 1."""
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"wanted positive whole numbers, got {text!r}")
-    return int(text)
+def _positive(text: str, number: Callable[[str], Any] = int) -> Any:
+    value = number(text)
+    if not 0 < value < math.inf:
+        raise ValueError(text)
+    return value
 
 
-def positives(text: str) -> tuple[int, ...]:
-    """Whole numbers >= 1, separated by commas; each counts once."""
-    return tuple(dict.fromkeys(positive(part) for part in text.split(",")))
+def _each(one: Callable[[str], Any], text: str) -> tuple[Any, ...]:
+    """Returns what `one` makes of each part between commas; a value counts once."""
+    return tuple(dict.fromkeys(one(part.strip()) for part in text.split(",")))
 
 
-def duration(text: str) -> float:
-    """A positive number of seconds."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise argparse.ArgumentTypeError(f"wanted a positive number, got {text!r}")
-    return seconds
-
-
-def pairs(text: str) -> tuple[tuple[int, int], ...]:
-    """Sizes (n, d), written NxD and separated by commas."""
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(,[1-9]\d*x[1-9]\d*)*", text.lower()):
-        raise argparse.ArgumentTypeError(f"wanted NxD,NxD,... such as 128x512, got {text!r}")
-    split = (part.split("x") for part in text.lower().split(","))
-    return tuple((int(n), int(d)) for n, d in split)
-
-
-def some_of(known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
-    """Names out of `known`, separated by commas; each counts once."""
-
-    def names(text: str) -> tuple[str, ...]:
-        found = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-        for name in found:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"wanted some of {', '.join(known)}, got {name!r}")
-        return found
-
-    return names
+def _pair(text: str) -> tuple[int, int]:
+    n, d = text.lower().split("x")
+    return _positive(n), _positive(d)
 
 
 def _device(text: str) -> torch.device:
-    if text not in ("cpu", "cuda"):
-        raise argparse.ArgumentTypeError(f"wanted cpu or cuda, got {text!r}")
-    if text == "cuda" and not torch.cuda.is_available():
-        built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
-        raise argparse.ArgumentTypeError(f"torch {torch.__version__} ({built}) sees no CUDA device")
+    if text not in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]:
+        raise ValueError(text)
     return torch.device(text)
+
+
+positive = _checked(_positive, "a whole number >= 1")
+positives = _checked(partial(_each, _positive), "whole numbers >= 1, such as 1,8")
+duration = _checked(partial(_positive, number=float), "a positive number")
+pairs = _checked(partial(_each, _pair), "NxD,NxD,... such as 128x512")
+
+
+def some_of(known: Sequence[str]) -> Callable[[str], Any]:
+    """An argparse type: names out of `known`, separated by commas."""
+    return _checked(partial(_each, lambda name: known[known.index(name)]), f"some of {known}")
 
 
 def make_parser(
@@ -238,78 +206,64 @@ def make_parser(
     providers: Sequence[str] = (),
     threads: Sequence[int] = (),
 ) -> argparse.ArgumentParser:
-    """A parser with `--out`, `--resume`, `--stop-after` and those options that are asked for.
+    """Returns a parser with `--out`, `--resume`, `--stop-after` and the options asked for.
 
-    A program adds its own options to it and hands it to `parse`.
+    The keywords add the options of their names, which are None unless given. A program adds further
+    options to the parser and hands it to `parse`.
 
     Args:
         description: the docstring of the program; `--help` prints it.
         results: name of the results file without `.csv`; `{device}` in it becomes the device's.
-        seconds: adds `--case-seconds`; its defaults for "cpu", "cuda" and "quick".
+        seconds: the defaults of `--case-seconds` for "cpu", "cuda" and "quick".
         device: adds `--device`, a torch.device: cpu unless given.
-        quick: adds `--quick`, with this explanation.
-        sizes: adds `--sizes`, of this type, for example `pairs` or `positives`; None unless given.
-        batches: adds `--batches`, a tuple of integers; None unless given.
-        dtypes: adds `--dtypes`, a tuple of some of these names; None unless given.
-        providers: adds `--providers`, likewise.
-        threads: adds `--threads`, a tuple of integers; these unless given.
+        quick: the explanation of `--quick`.
+        sizes: the type of `--sizes`, for example `pairs` or `positives`.
+        dtypes, providers: the names to choose from.
+        threads: the default of `--threads`.
     """
     parser = argparse.ArgumentParser(
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+    def add(wanted: object, name: str, **settings: Any) -> None:
+        if wanted:
+            parser.add_argument(name, **settings)
+
+    a_device = _checked(_device, "cpu, or cuda where torch sees a GPU")
+    cases = "separated by commas; default: those of bench/README.md"
+    add(device, "--device", type=a_device, help="cpu or cuda; default: cpu")
+    add(sizes, "--sizes", type=sizes, help=cases)
+    add(batches, "--batches", type=positives, help=f"such as 1,8, {cases}")
+    add(dtypes, "--dtypes", type=some_of(dtypes), help=f"some of {','.join(dtypes)}")
+    add(providers, "--providers", type=some_of(providers), help=f"some of {','.join(providers)}")
+    default = ",".join(map(str, threads))
+    add(threads, "--threads", type=positives, default=tuple(threads), help=f"default: {default}")
+    add(seconds, "--case-seconds", type=duration, help="for one case, shared by its contenders")
+    add(quick, "--quick", action="store_true", help=quick)
+    add(True, "--out", type=Path, help="CSV file; default: a file in bench/results")
+    add(True, "--resume", action="store_true", help="continue a run from <out>.partial")
+    last = "begin no further case after so many seconds"
+    add(True, "--stop-after", type=duration, default=math.inf, metavar="SECONDS", help=last)
     parser.set_defaults(results=results, seconds=seconds, begin=time.monotonic())
-    add = parser.add_argument
-    if device:
-        add("--device", type=_device, default="cpu", help="cpu or cuda; default: cpu")
-    else:
-        parser.set_defaults(device=torch.device("cpu"))
-    if sizes is not None:
-        add("--sizes", type=sizes, help="separated by commas; default: those of bench/README.md")
-    if batches:
-        add("--batches", type=positives, help="such as 1,8; default: those of bench/README.md")
-    if dtypes:
-        add("--dtypes", type=some_of(dtypes), help=f"some of {','.join(dtypes)}")
-    if providers:
-        add("--providers", type=some_of(providers), help=f"some of {','.join(providers)}")
-    if threads:
-        default = ",".join(map(str, threads))
-        add("--threads", type=positives, default=tuple(threads), help=f"default: {default}")
-    if seconds is not None:
-        add("--case-seconds", type=duration, help="time for one case, shared by its contenders")
-    if quick:
-        add("--quick", action="store_true", help=quick)
-    add("--out", type=Path, help="CSV file; default: a file in bench/results")
-    add("--resume", action="store_true", help="continue an interrupted run from <out>.partial")
-    help_stop = "begin no further case after so many seconds"
-    add("--stop-after", type=duration, default=math.inf, metavar="SECONDS", help=help_stop)
     return parser
 
 
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options, with the defaults of `out` and `case_seconds` filled in.
+    """Returns the options, with the defaults of `device`, `out` and `case_seconds` filled in.
 
     A wrong value ends the program with exit status 2 and a message that names the option.
     """
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(argv, argparse.Namespace(device=torch.device("cpu"), quick=False))
+    kind = arguments.device.type
     if arguments.out is None:
-        arguments.out = results_file(arguments.device, arguments.results)
+        name = machine.name_of(arguments.device) if kind == "cuda" else "cpu"
+        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+        arguments.out = RESULTS / f"{arguments.results.format(device=slug)}.csv"
     if arguments.seconds is not None and arguments.case_seconds is None:
-        kind = "quick" if getattr(arguments, "quick", False) else arguments.device.type
-        arguments.case_seconds = arguments.seconds[kind]
+        arguments.case_seconds = arguments.seconds["quick" if arguments.quick else kind]
     return arguments
-
-
-def results_file(device: torch.device, results: str) -> Path:
-    """bench/results/<results>.csv; `{device}` in it becomes cpu or the name of the GPU."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    return RESULTS / f"{results.format(device=machine.slug(name))}.csv"
-
-
-# ---------------------------------------------------------------------------------------------
-# Results
-# ---------------------------------------------------------------------------------------------
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
@@ -322,31 +276,24 @@ def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, ob
 
 
 def read_csv(path: Path) -> list[Row]:
-    """The rows of a results file; none if it does not exist."""
+    """Returns the rows of a results file; none if it does not exist."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def _finished_before(
-    partial: Path | None, where: Row, cases: Sequence[Any]
-) -> tuple[list[Row], list[Any]]:
-    """The rows of an interrupted run, and the cases it lacks.
-
-    ValueError if the rows are of another build or machine.
-    """
-    rows = read_csv(partial) if partial is not None else []
-    identity = [f.name for f in fields(cases[0])] if cases else []
-    for row in rows:
-        for column in ENVIRONMENT:
-            if column in where and column not in identity and row.get(column) != where[column]:
-                raise ValueError(
-                    f"{partial} has {column} {row.get(column)!r}, this run has {where[column]!r}: "
-                    "delete it, or run without --resume"
-                )
+def _unfinished(rows: Sequence[Row], where: Row, cases: Sequence[Any]) -> list[Any]:
+    """Returns the cases without rows. ValueError if the rows are of another build or machine."""
+    identity = asdict(cases[0]) if cases else {}
+    fixed = [name for name in ENVIRONMENT if name in where and name not in identity]
+    for row, name in product(rows, fixed):
+        if row.get(name) != where[name]:
+            raise ValueError(
+                f"--resume: the rows have {name} {row.get(name)!r}, this run has {where[name]!r}"
+            )
     done = {tuple(row.get(name) for name in identity) for row in rows}
-    return rows, [c for c in cases if tuple(str(getattr(c, n)) for n in identity) not in done]
+    return [case for case in cases if tuple(map(str, asdict(case).values())) not in done]
 
 
 def print_rows(title: object, rows: Sequence[Row], show: Sequence[str]) -> None:
@@ -355,8 +302,7 @@ def print_rows(title: object, rows: Sequence[Row], show: Sequence[str]) -> None:
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     print(f"\n{title}")
     for line in cells:
-        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-        print("  " + "  ".join(padded).rstrip())
+        print("  ", *(cell.ljust(width) for cell, width in zip(line, widths, strict=True)))
     sys.stdout.flush()
 
 
@@ -378,32 +324,30 @@ def run_cases(
 
     Args:
         arguments: from `parse`.
-        cases: instances of a frozen dataclass, whose fields are columns that identify a case. With
-            a field `threads`, torch has so many threads while the case is measured.
-        measure: the rows of a case. It need not repeat the fields of the case, nor
-            where the row comes from (date, commit, torch, device, clocks, threads and so on).
+        cases: instances of a frozen dataclass, whose fields identify a case. With a field
+            `threads`, torch has so many threads while the case is measured.
+        measure: the rows of a case, which need not repeat its fields and the environment.
         columns: those of the CSV file, in order. A row may lack some, but has no others.
         show: those of the table on screen.
         earlier: rows that the results file starts with.
-        after: called with all measured rows once the results file is there. It may change the rows,
-            and the file is then written again.
+        after: called with all rows once the results file is there, which is then written again.
 
     Returns:
         0; 130 after Ctrl-C; 2 after a ValueError or ArithmeticError, whose message goes to stderr.
     """
     device, out = arguments.device, arguments.out
-    partial = out.with_name(out.name + ".partial")
+    kept = out.with_name(out.name + ".partial")
     threads = torch.get_num_threads()
     try:
         where: Row = {**machine.environment(device), "threads": str(threads)}
         where = {name: value for name, value in where.items() if name in columns}
         print(", ".join(f"{name} {value}" for name, value in where.items()))
-        rows, todo = _finished_before(partial if arguments.resume else None, where, cases)
+        rows = read_csv(kept) if arguments.resume else []
+        todo = _unfinished(rows, where, cases)
         begin, stopped = time.monotonic(), False
         for count, case in enumerate(todo):
             now = time.monotonic()
-            stopped = count > 0 and now - arguments.begin > arguments.stop_after
-            if stopped:
+            if stopped := count > 0 and now - arguments.begin > arguments.stop_after:
                 print(f"\nstopped after {count} of {len(todo)} cases; --resume continues")
                 break
             title = " ".join(f"{name}={value}" for name, value in asdict(case).items())
@@ -416,18 +360,18 @@ def run_cases(
                 where["clocks"] = machine.clocks(device)
             found = [{**where, **asdict(case), **row} for row in measured]
             rows += found
-            write_csv(partial, columns, rows)
+            write_csv(kept, columns, rows)
             print_rows(title, found, show)
             if device.type == "cuda":
                 torch.cuda.empty_cache()  # of the graphs' own pools too
         write_csv(out, columns, [*earlier, *rows])
         if not stopped:
-            partial.unlink(missing_ok=True)
+            kept.unlink(missing_ok=True)
         if after is not None:
             after(rows)
             write_csv(out, columns, [*earlier, *rows])
     except KeyboardInterrupt:
-        print(f"\nstopped; --resume continues from {partial}, if it exists", file=sys.stderr)
+        print(f"\nstopped; --resume continues from {kept}, if it exists", file=sys.stderr)
         return 130
     except (ValueError, ArithmeticError) as error:
         print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)
