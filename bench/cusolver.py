@@ -10,6 +10,7 @@ The library is the one that torch has loaded. Convergence is not checked: that w
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 from collections.abc import Callable
@@ -19,122 +20,96 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NOVECTOR, VECTOR = 0, 1  # cusolverEigMode_t
 LOWER = 0  # cublasFillMode_t
 CUDA_TYPE = {torch.float32: 0, torch.float64: 1}  # CUDA_R_32F, CUDA_R_64F
-LETTER = {torch.float32: "S", torch.float64: "D"}
 SONAMES = ("libcusolver.so.12", "libcusolver.so.11")  # CUDA 13, CUDA 12
-ROUTINES = {
-    "syevjBatched": "cusolverDnSsyevjBatched",
-    "XsyevBatched": "cusolverDnXsyevBatched",
-}
+ROUTINES = {"syevjBatched": "cusolverDnSsyevjBatched", "XsyevBatched": "cusolverDnXsyevBatched"}
 """A symbol that the library has where the routine can be called."""
 
 
 @functools.cache
-def library() -> ctypes.CDLL:
-    """OSError where there is none."""
-    if torch.version.cuda is None:
-        raise OSError(f"torch {torch.__version__} is a build without CUDA, it has no cuSOLVER")
-    for name in SONAMES:
-        try:
+def _library() -> ctypes.CDLL | None:
+    """Returns cuSOLVER, if there is one."""
+    for name in SONAMES if torch.version.cuda else ():
+        with contextlib.suppress(OSError):
             return ctypes.CDLL(name)
-        except OSError:
-            continue
-    raise OSError(f"cuSOLVER was not found, tried {', '.join(SONAMES)}")
+    return None
+
+
+def _call(name: str, *arguments: object) -> None:
+    """Calls a function of cuSOLVER. RuntimeError if it does not succeed."""
+    status = getattr(_library(), name)(*arguments)
+    if status != 0:
+        raise RuntimeError(f"{name} failed: cusolverStatus_t {status}")
 
 
 def version() -> str:
-    """Of the library, such as 12.0.4; '-' without one."""
-    try:
-        number = c_int()
-        _check(library().cusolverGetVersion(byref(number)), "cusolverGetVersion")
-    except OSError:
+    """Returns the version of the library, such as 12.0.4; '-' without one."""
+    if _library() is None:
         return "-"
+    number = c_int()
+    _call("cusolverGetVersion", byref(number))
     return f"{number.value // 1000}.{number.value // 100 % 10}.{number.value % 100}"
 
 
 def why_not(routine: str) -> str | None:
-    """None if the routine can be called, otherwise the reason."""
-    try:
-        found = hasattr(library(), ROUTINES[routine])
-    except OSError as error:
-        return str(error)
+    """Returns None if the routine can be called, otherwise the reason."""
+    found = hasattr(_library(), ROUTINES[routine])
     return None if found else f"cuSOLVER {version()} has no {ROUTINES[routine]}"
 
 
-def _check(status: int, call: str) -> None:
-    if status != 0:
-        raise RuntimeError(f"{call} failed: cusolverStatus_t {status}")
-
-
 @functools.cache
-def _state(device: torch.device) -> tuple[c_void_p, c_void_p, c_void_p]:
-    """cuSOLVER's handle, parameters and Jacobi settings for one device."""
-    state = c_void_p(), c_void_p(), c_void_p()
-    creators = ("cusolverDnCreate", "cusolverDnCreateParams", "cusolverDnCreateSyevjInfo")
-    for pointer, name in zip(state, creators, strict=True):
-        _check(getattr(library(), name)(byref(pointer)), name)
-    return state
+def _created(what: str, device: torch.device) -> c_void_p:
+    """Returns the handle ("") of cuSOLVER, its "Params" or "SyevjInfo", one for each device."""
+    pointer = c_void_p()
+    _call(f"cusolverDnCreate{what}", byref(pointer))
+    return pointer
 
 
 def _pointer(tensor: Tensor) -> c_void_p:
     return c_void_p(tensor.data_ptr())
 
 
-def _syevj_batched(a: Tensor, w: Tensor, info: Tensor, job: int) -> None:
-    handle, _, jacobi = _state(a.device)
-    name = f"cusolverDn{LETTER[a.dtype]}syevjBatched"
+def _syevj_batched(handle: c_void_p, a: Tensor, w: Tensor, info: Tensor, vectors: bool) -> None:
+    name = f"cusolverDn{'S' if a.dtype == torch.float32 else 'D'}syevjBatched"
     batch, m, _ = a.shape
-    what = (handle, c_int(job), c_int(LOWER), c_int(m), _pointer(a), c_int(m), _pointer(w))
+    last = (_created("SyevjInfo", a.device), batch)
+    what = (handle, int(vectors), LOWER, m, _pointer(a), m, _pointer(w))
     length = c_int()
-    size = getattr(library(), f"{name}_bufferSize")
-    _check(size(*what, byref(length), jacobi, c_int(batch)), size.__name__)
+    _call(f"{name}_bufferSize", *what, byref(length), *last)
     work = a.new_empty(length.value)
-    rest = (_pointer(work), length, _pointer(info), jacobi, c_int(batch))
-    _check(getattr(library(), name)(*what, *rest), name)
+    _call(name, *what, _pointer(work), length, _pointer(info), *last)
 
 
-def _xsyev_batched(a: Tensor, w: Tensor, info: Tensor, job: int) -> None:
-    handle, params, _ = _state(a.device)
-    batch, m, _ = a.shape
-    dtype, n, count = c_int(CUDA_TYPE[a.dtype]), c_int64(m), c_int64(batch)
-    what: tuple[Any, ...] = (handle, params, c_int(job), c_int(LOWER), n)
-    what += (dtype, _pointer(a), n, dtype, _pointer(w), dtype)
-    device_bytes, host_bytes = c_size_t(), c_size_t()
-    size = library().cusolverDnXsyevBatched_bufferSize
-    _check(size(*what, byref(device_bytes), byref(host_bytes), count), size.__name__)
+def _xsyev_batched(handle: c_void_p, a: Tensor, w: Tensor, info: Tensor, vectors: bool) -> None:
+    dtype, m, batch = CUDA_TYPE[a.dtype], c_int64(a.shape[1]), c_int64(len(a))
+    what = (handle, _created("Params", a.device), int(vectors), LOWER, m)
+    what += (dtype, _pointer(a), m, dtype, _pointer(w), dtype)
+    on_device, on_host = c_size_t(), c_size_t()
+    _call("cusolverDnXsyevBatched_bufferSize", *what, byref(on_device), byref(on_host), batch)
     # zeroed: cuSOLVER 11.7.1 reads it before it writes it (pytorch#192483)
-    work = torch.zeros(device_bytes.value, dtype=torch.uint8, device=a.device)
-    host = ctypes.create_string_buffer(max(1, host_bytes.value))
-    rest = (_pointer(work), device_bytes, host, host_bytes, _pointer(info), count)
-    _check(library().cusolverDnXsyevBatched(*what, *rest), "cusolverDnXsyevBatched")
-
-
-def eigh(routine: str, a: Tensor, *, vectors: bool) -> tuple[Tensor, Tensor]:
-    """(..., m, m) symmetric -> eigenvalues (..., m), ascending, and eigenvectors as columns.
-
-    Without `vectors` the second result means nothing.
-    """
-    copy = a.detach().contiguous().clone().reshape(-1, *a.shape[-2:])
-    w = copy.new_empty(copy.shape[:2])
-    info = torch.empty(len(copy), dtype=torch.int32, device=a.device)
-    stream = c_void_p(torch.cuda.current_stream(a.device).cuda_stream)
-    _check(library().cusolverDnSetStream(_state(a.device)[0], stream), "cusolverDnSetStream")
-    solve = _syevj_batched if routine == "syevjBatched" else _xsyev_batched
-    solve(copy, w, info, VECTOR if vectors else NOVECTOR)
-    # cuSOLVER writes column by column, so row k of `copy` is eigenvector k
-    return w.reshape(a.shape[:-1]), copy.reshape(a.shape).mT
+    work = torch.zeros(on_device.value, dtype=torch.uint8, device=a.device)
+    host = ctypes.create_string_buffer(max(1, on_host.value))
+    rest = (_pointer(work), on_device, host, on_host, _pointer(info), batch)
+    _call("cusolverDnXsyevBatched", *what, *rest)
 
 
 class _Eigvalsh(torch.autograd.Function):
-    """d(lambda_k) = v_k^T dA v_k."""
+    """Eigenvalues of a (..., m, m), with d(lambda_k) = v_k^T dA v_k; vectors only for that."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, routine: str) -> Tensor:
-        w, v = eigh(routine, a, vectors=ctx.needs_input_grad[0])
-        ctx.save_for_backward(v)
-        return w
+        copy = a.detach().contiguous().clone().reshape(-1, *a.shape[-2:])
+        w = copy.new_empty(copy.shape[:2])
+        info = torch.empty(len(copy), dtype=torch.int32, device=a.device)
+        handle = _created("", a.device)
+        stream = c_void_p(torch.cuda.current_stream(a.device).cuda_stream)
+        _call("cusolverDnSetStream", handle, stream)
+        solve = _syevj_batched if routine == "syevjBatched" else _xsyev_batched
+        solve(handle, copy, w, info, ctx.needs_input_grad[0])
+        # cuSOLVER writes column by column, so row k of `copy` is eigenvector k
+        ctx.save_for_backward(copy.reshape(a.shape).mT)
+        return w.reshape(a.shape[:-1])
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
@@ -143,5 +118,5 @@ class _Eigvalsh(torch.autograd.Function):
 
 
 def eigvalsh(routine: str) -> Callable[[Tensor], Tensor]:
-    """A replacement of `torch.linalg.eigvalsh` by one of ROUTINES."""
+    """Returns a replacement of `torch.linalg.eigvalsh` by one of ROUTINES."""
     return lambda a: _Eigvalsh.apply(a, routine)
