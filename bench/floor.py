@@ -1,25 +1,23 @@
 """The least time that value and gradient of S can take on a device, by the method of poles.
 
-Three numbers of the device are measured: bytes copied per second, float32 operations per second,
-and, on a GPU, the time of one dependent pivot. The floor of a call is the largest of
+Two rates of the device are measured: bytes copied and float32 operations, per second. The floor of
+a call is the larger of two times, as if both overlapped perfectly, with K = max(n, d):
 
-    bytes    z read once, the gradient written once                          / bytes per second
-    work     Gram matrix m² K (half of it is enough: it is symmetric)
+    bytes    z read once, the gradient written once
+    work     the Gram matrix, m² K operations (half of it is enough: it is symmetric)
              + on a GPU 16 sweeps of m³ (likewise); on a CPU a reduction of 4/3 m³, for the
              gradient also its way back, 4 m³
-             + for the gradient the product 2 m² K                           / operations per second
-    chain    m pivots, each of which needs the one before: a store to shared memory, a barrier, a
-             load, a reciprocal and a multiply-add                           * time of one
+             + for the gradient the product 2 m² K
 
-with K = max(n, d). It assumes that these overlap perfectly. Another method has another amount of
-work, and the same bytes.
+Another method has another amount of work, and the same bytes. On a GPU small matrices take longer:
+the m pivots of a sweep depend on each other.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch.utils.benchmark import Timer
@@ -27,89 +25,37 @@ from torch.utils.benchmark import Timer
 POLES = 16
 
 
-@dataclass(frozen=True)
-class Ceilings:
-    """What the device reached; NaN where that could not be measured."""
-
-    bytes_per_s: float
-    flop_per_s: float
-    pivot_s: float
-
-
-def floor_s(
-    ceilings: Ceilings, n: int, d: int, batch: int, itemsize: int, *, gradient: bool, on_gpu: bool
+def floor_ms(
+    device: torch.device, n: int, d: int, batch: int, dtype: torch.dtype, *, gradient: bool
 ) -> float:
-    """Seconds that a call takes at least."""
+    """Returns milliseconds that a call takes at least; NaN in float64, which is not measured."""
+    if dtype == torch.float64:
+        return math.nan
+    bytes_per_s, flop_per_s = _rates(device, torch.get_num_threads())
     m, k = min(n, d), max(n, d)
-    moved = batch * n * d * itemsize * (2 if gradient else 1)
-    log_a = POLES * m**3 if on_gpu else (4 / 3 + (4 if gradient else 0)) * m**3
-    work = batch * (m * m * k + log_a + (2 * m * m * k if gradient else 0))
-    terms = (moved / ceilings.bytes_per_s, work / ceilings.flop_per_s, m * ceilings.pivot_s)
-    return max((t for t in terms if not math.isnan(t)), default=math.nan)
+    moved = n * d * dtype.itemsize * (1 + gradient)
+    log_a = POLES if device.type == "cuda" else 4 / 3 + 4 * gradient
+    work = m * m * k * (1 + 2 * gradient) + log_a * m**3
+    return 1e3 * batch * max(moved / bytes_per_s, work / flop_per_s)
 
 
-def _fastest(call: Callable[[], object]) -> float:
-    """Seconds of the fastest of five calls, after one warm-up each: what the device can do."""
-    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
-    return min(timer.timeit(1).mean for _ in range(5))
+@functools.cache
+def _rates(device: torch.device, threads: int) -> tuple[float, float]:
+    """Times a copy far larger than any cache and a large float32 product; per second of both."""
 
+    def fastest(call: Callable[[], object]) -> float:
+        timer = Timer("call()", globals={"call": call}, num_threads=threads)
+        return min(timer.timeit(1).mean for _ in range(5))  # each after a warm-up
 
-def _bytes_per_s(device: torch.device) -> float:
-    """Bytes read and bytes written by a copy far larger than any cache."""
-    count = 2**30 if device.type == "cuda" else 2**28
+    count, m = (2**30, 8192) if device.type == "cuda" else (2**28, 1536)
     source = torch.ones(count, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * count / _fastest(lambda: target.copy_(source))
-
-
-def _flop_per_s(device: torch.device) -> float:
-    """A large float32 matrix product, on the units for float32."""
-    m = 8192 if device.type == "cuda" else 1536
-    a = torch.randn(m, m, device=device)
+    target, a = torch.empty_like(source), torch.randn(m, m, device=device)
     precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    torch.set_float32_matmul_precision("highest")  # on the units for float32
     try:
-        return 2 * m**3 / _fastest(lambda: a @ a)
+        bytes_per_s = 2 * count / fastest(lambda: target.copy_(source))
+        flop_per_s = 2 * m**3 / fastest(lambda: a @ a)
     finally:
         torch.set_float32_matmul_precision(precision)
-
-
-PIVOTS = r"""
-extern "C" __global__ void pivots(float* out, int count) {
-  __shared__ float column[2];
-  float a = 2.0f + threadIdx.x;
-  int owner = 0;
-  for (int k = 0; k < count; ++k) {
-    if (threadIdx.x == owner) column[k & 1] = a;
-    __syncthreads();
-    const float p = column[k & 1];
-    a = fmaf(-1e-3f * p, __frcp_rn(p), a + 1e-3f);
-    owner = owner + 1 < blockDim.x ? owner + 1 : 0;
-  }
-  out[threadIdx.x] = a;
-}
-"""
-"""One block of as many threads as sweep 128 x 128; each step needs the number of the one before."""
-
-PIVOT_THREADS = 160
-
-
-def _pivot_s(device: torch.device) -> float:
-    """From the difference of a long and a short chain, which takes the launch away."""
-    if device.type != "cuda":
-        return math.nan
-    build = getattr(torch.cuda, "compile_kernel", None) or torch.cuda._compile_kernel
-    with torch.cuda.device(device):
-        kernel = build(PIVOTS, "pivots")
-        out = torch.empty(PIVOT_THREADS, device=device)
-
-        def chain(count: int) -> Callable[[], object]:
-            return lambda: kernel((1, 1, 1), (PIVOT_THREADS, 1, 1), [out, count])
-
-        short, long = 1_000, 101_000
-        return (_fastest(chain(long)) - _fastest(chain(short))) / (long - short)
-
-
-def measure(device: torch.device) -> Ceilings:
-    """On a CPU with torch's number of threads, without a chain of pivots."""
-    return Ceilings(_bytes_per_s(device), _flop_per_s(device), _pivot_s(device))
+    print(f"threads {threads}: {bytes_per_s:.4g} bytes/s, {flop_per_s:.4g} flop/s")
+    return bytes_per_s, flop_per_s

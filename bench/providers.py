@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import cusolver
 import torch
@@ -19,10 +18,9 @@ import vne_kernels
 from vne_kernels import reference
 
 Entropy = Callable[[Tensor], Tensor]  # (..., n, d) -> (...)
+Result = tuple[Tensor, Tensor | None]  # S, and dS/dz with the gradient
 
 BASELINE = "gram"
-OURS = "ours"
-Result = tuple[Tensor, Tensor | None]  # S, and dS/dz with the gradient
 
 
 def evaluate(entropy: Entropy, gradient: bool, z: Tensor) -> Result:
@@ -35,10 +33,6 @@ def evaluate(entropy: Entropy, gradient: bool, z: Tensor) -> Result:
     return s, grad
 
 
-def _anywhere(device: torch.device) -> str | None:
-    return None
-
-
 @dataclass(frozen=True)
 class Provider:
     """`build` gives a new callable for each case, so that a compiled one is compiled for it."""
@@ -47,32 +41,40 @@ class Provider:
     build: Callable[[], Entropy]
     batched: bool = True  # takes (batch, n, d) at once; otherwise looped over, as its users do
     compiled: bool = False  # by torch.compile: seconds before the first call
-    takes_half: bool = False  # otherwise its users upcast, as is done here
-    capturable: bool = False  # a CUDA graph may hold it: it does not wait for the host
-    linalg: str = "default"  # torch.backends.cuda.preferred_linalg_library
-    triton: bool = False  # whether the Triton kernels serve, whatever is chosen otherwise
-    why_not: Callable[[torch.device], str | None] = _anywhere
+    method: str = ""  # of ours, which take half precision; the users of the others upcast
+    routine: str = ""  # of cuSOLVER
 
-    @property
-    def ours(self) -> bool:
-        return self.name.startswith(OURS)
-
-    def prepare(self) -> None:
-        """Chooses the library behind torch.linalg on a GPU, and the backend of the package."""
-        torch.backends.cuda.preferred_linalg_library(self.linalg)
-        _serve_by_triton(self.triton)
+    def why_not(self, device: torch.device) -> str | None:
+        """Returns why it cannot run on the device; None if it can."""
+        if self.routine and device.type != "cuda":
+            return "needs a GPU"
+        return cusolver.why_not(self.routine) if self.routine else None
 
     def entropy(self, dtype: torch.dtype) -> Entropy:
+        """Returns the function that is timed: of (n, d) or (batch, n, d) in this dtype."""
         one = self.build()
-        if dtype.itemsize == 2 and not self.takes_half:
+        if dtype.itemsize == 2 and not self.method:
             full = one
             one = lambda z: full(z.float())  # noqa: E731
         if self.batched:
             return one
         return lambda z: one(z) if z.ndim == 2 else torch.stack([one(sample) for sample in z])
 
+    def not_captured(self, dtype: torch.dtype, m: int) -> str | None:
+        """Returns why no CUDA graph of its calls is tried; None for the poles.
 
-def _compiled(entropy: Entropy) -> Callable[[], Entropy]:
+        No kernel of theirs waits for the host. A failed capture can cost the process the device.
+        """
+        if self.method not in ("auto", "poles"):
+            return "not captured: only poles are sure not to wait for the host"
+        serving = vne_kernels.available_backends().serving.get("cuda", "cuda")
+        largest = 4096 if serving.startswith("cuda") else 1024  # m of Triton's poles
+        if m > largest or (self.method == "auto" and dtype == torch.float64):
+            return "not captured: an eigensolver serves this size and dtype"
+        return None
+
+
+def _compiled(name: str, entropy: Entropy, batched: bool) -> Provider:
     def build() -> Entropy:
         from torch._inductor import config
 
@@ -82,59 +84,28 @@ def _compiled(entropy: Entropy) -> Callable[[], Entropy]:
         compiled: Entropy = torch.compile(entropy, fullgraph=True, dynamic=False)
         return compiled
 
-    return build
-
-
-def _gpu(device: torch.device) -> str | None:
-    return None if device.type == "cuda" else "needs a GPU"
-
-
-def _magma(device: torch.device) -> str | None:
-    missing = None if torch.cuda.has_magma else f"torch {torch.__version__} is built without MAGMA"
-    return _gpu(device) or missing
-
-
-def _triton(device: torch.device) -> str | None:
-    return _gpu(device) or vne_kernels.available_backends()["triton"]
-
-
-_chosen: list[vne_kernels.use_backend] = []
-
-
-def _serve_by_triton(wanted: bool) -> None:
-    """Switches to the Triton kernels or back, if the others serve at the moment."""
-    if wanted and not _chosen:
-        _chosen.append(vne_kernels.use_backend("triton"))
-    elif not wanted and _chosen:
-        _chosen.pop().__exit__(None, None, None)
+    return Provider(name, build, batched, compiled=True)
 
 
 def _gram_by(routine: str) -> Provider:
-    return Provider(
-        routine,
-        lambda: partial(reference.gram, eigvalsh=cusolver.eigvalsh(routine)),
-        capturable=True,
-        why_not=lambda device: _gpu(device) or cusolver.why_not(routine),
-    )
+    gram = partial(reference.gram, eigvalsh=cusolver.eigvalsh(routine))
+    return Provider(routine, lambda: gram, routine=routine)
 
 
-def _ours(name: str, method: str, **more: Any) -> Provider:
+def _ours(name: str, method: str) -> Provider:
     entropy = partial(vne_kernels.vn_entropy, method=method)
-    return Provider(name, lambda: entropy, takes_half=True, capturable=True, **more)
+    return Provider(name, lambda: entropy, method=method)
 
 
 PROVIDERS = (
     Provider("algorithm1", lambda: reference.algorithm1, batched=False),
-    Provider("algorithm1+compile", _compiled(reference.algorithm1), batched=False, compiled=True),
+    _compiled("algorithm1+compile", reference.algorithm1, batched=False),
     Provider("svd", lambda: reference.official_svd, batched=False),
-    Provider("svd+compile", _compiled(reference.official_svd), batched=False, compiled=True),
+    _compiled("svd+compile", reference.official_svd, batched=False),
     Provider(BASELINE, lambda: reference.gram),
-    Provider("gram+compile", _compiled(reference.gram), compiled=True),
-    Provider("gram@cusolver", lambda: reference.gram, linalg="cusolver", why_not=_gpu),
-    Provider("gram@magma", lambda: reference.gram, linalg="magma", why_not=_magma),
+    _compiled("gram+compile", reference.gram, batched=True),
     *(_gram_by(routine) for routine in cusolver.ROUTINES),
-    _ours(OURS, "auto"),
+    _ours("ours", "auto"),
     _ours("ours-eigh", "eigh"),
     _ours("ours-poles", "poles"),
-    _ours("ours-triton", "poles", triton=True, why_not=_triton),
 )
