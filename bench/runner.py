@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +64,9 @@ class Contender:
 
     def columns(self, prefix: str = "") -> Row:
         """Returns `samples`, `p20_ms`, `p50_ms` and `p80_ms`, each after the prefix, for a row."""
-        quantiles = zip(("p20_ms", "p50_ms", "p80_ms"), self.quantiles_ms(), strict=True)
-        times: Row = {f"{prefix}{name}": f"{value:.5g}" for name, value in quantiles}
-        return {f"{prefix}samples": len(self.samples_s), **times}
+        p20, p50, p80 = (f"{value:.5g}" for value in self.quantiles_ms())
+        row = {"samples": len(self.samples_s), "p20_ms": p20, "p50_ms": p50, "p80_ms": p80}
+        return {f"{prefix}{name}": value for name, value in row.items()}
 
 
 def reason(error: Exception) -> str:
@@ -100,16 +99,8 @@ def _turn(contender: Contender, device: torch.device) -> None:
         contender.samples_s.append(time_once(contender, device) / contender.calls)
 
 
-def _estimate(contender: Contender, device: torch.device, share_s: float) -> float:
-    """Returns seconds of `call`: the least of three, so that one interruption does not decide."""
-    estimate_s = time_once(contender, device)
-    if estimate_s < share_s / MIN_SAMPLES:
-        estimate_s = min(estimate_s, *(time_once(contender, device) for _ in range(2)))
-    return max(estimate_s, 1e-7)
-
-
 def time_interleaved(
-    contenders: Sequence[Contender], device: torch.device, budget_s: float, seed: int = 0
+    contenders: Sequence[Contender], device: torch.device, budget_s: float
 ) -> None:
     """Fills `samples_s` of every contender that has no error, in shuffled rounds.
 
@@ -127,12 +118,15 @@ def time_interleaved(
             running.append(contender)
     share_s = budget_s / max(1, len(running))
     for contender in running:
-        contender.estimate_s = _estimate(contender, device, share_s)
+        estimate_s = time_once(contender, device)
+        if estimate_s < share_s / MIN_SAMPLES:  # the least of three: one may be interrupted
+            estimate_s = min(estimate_s, *(time_once(contender, device) for _ in range(2)))
+        contender.estimate_s = max(estimate_s, 1e-7)
     turn_s = sum(max(TURN_S, c.estimate_s) for c in running if c.estimate_s <= share_s)
     rounds = max(MIN_SAMPLES, min(MAX_ROUNDS, int(budget_s / max(turn_s, TURN_S))))
-    turns = [max(MIN_SAMPLES, int(share_s / contender.estimate_s)) for contender in running]
+    turns = (max(MIN_SAMPLES, int(share_s / c.estimate_s)) for c in running)
     entrants = [(c, max(1, rounds // n)) for c, n in zip(running, turns, strict=True)]
-    order = random.Random(seed)
+    order = random.Random(0)
     deadline = time.perf_counter() + 2 * budget_s  # a machine much slower than its first call
     gc.collect()
     gc.disable()
@@ -176,12 +170,6 @@ def _pair(text: str) -> tuple[int, int]:
     return _positive(n), _positive(d)
 
 
-def _device(text: str) -> torch.device:
-    if text not in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]:
-        raise ValueError(text)
-    return torch.device(text)
-
-
 positive = _checked(_positive, "a whole number >= 1")
 positives = _checked(partial(_each, _positive), "whole numbers >= 1, such as 1,8")
 duration = _checked(partial(_positive, number=float), "a positive number")
@@ -190,7 +178,8 @@ pairs = _checked(partial(_each, _pair), "NxD,NxD,... such as 128x512")
 
 def some_of(known: Sequence[str]) -> Callable[[str], Any]:
     """An argparse type: names out of `known`, separated by commas."""
-    return _checked(partial(_each, lambda name: known[known.index(name)]), f"some of {known}")
+    one = lambda name: known[known.index(name)]  # noqa: E731
+    return _checked(partial(_each, one), f"some of {', '.join(known)}")
 
 
 def make_parser(
@@ -231,9 +220,8 @@ def make_parser(
         if wanted:
             parser.add_argument(name, **settings)
 
-    a_device = _checked(_device, "cpu, or cuda where torch sees a GPU")
     cases = "separated by commas; default: those of bench/README.md"
-    add(device, "--device", type=a_device, help="cpu or cuda; default: cpu")
+    add(device, "--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     add(sizes, "--sizes", type=sizes, help=cases)
     add(batches, "--batches", type=positives, help=f"such as 1,8, {cases}")
     add(dtypes, "--dtypes", type=some_of(dtypes), help=f"some of {','.join(dtypes)}")
@@ -255,10 +243,14 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
 
     A wrong value ends the program with exit status 2 and a message that names the option.
     """
-    arguments = parser.parse_args(argv, argparse.Namespace(device=torch.device("cpu"), quick=False))
-    kind = arguments.device.type
+    arguments = parser.parse_args(argv, argparse.Namespace(device="cpu", quick=False))
+    kind, name = arguments.device, "cpu"
+    if kind == "cuda":
+        if not torch.cuda.is_available():
+            parser.error(f"argument --device: torch {torch.__version__} sees no GPU for 'cuda'")
+        name = torch.cuda.get_device_name()
+    arguments.device = torch.device(kind)
     if arguments.out is None:
-        name = machine.name_of(arguments.device) if kind == "cuda" else "cpu"
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         arguments.out = RESULTS / f"{arguments.results.format(device=slug)}.csv"
     if arguments.seconds is not None and arguments.case_seconds is None:
@@ -286,12 +278,10 @@ def read_csv(path: Path) -> list[Row]:
 def _unfinished(rows: Sequence[Row], where: Row, cases: Sequence[Any]) -> list[Any]:
     """Returns the cases without rows. ValueError if the rows are of another build or machine."""
     identity = asdict(cases[0]) if cases else {}
-    fixed = [name for name in ENVIRONMENT if name in where and name not in identity]
-    for row, name in product(rows, fixed):
-        if row.get(name) != where[name]:
-            raise ValueError(
-                f"--resume: the rows have {name} {row.get(name)!r}, this run has {where[name]!r}"
-            )
+    fixed = {name: where[name] for name in ENVIRONMENT if name in where and name not in identity}
+    for row in rows:
+        if (found := {name: row.get(name) for name in fixed}) != fixed:
+            raise ValueError(f"--resume: the rows have {found}, this run has {fixed}")
     done = {tuple(row.get(name) for name in identity) for row in rows}
     return [case for case in cases if tuple(map(str, asdict(case).values())) not in done]
 
@@ -344,16 +334,15 @@ def run_cases(
         print(", ".join(f"{name} {value}" for name, value in where.items()))
         rows = read_csv(kept) if arguments.resume else []
         todo = _unfinished(rows, where, cases)
-        begin, stopped = time.monotonic(), False
+        stopped = False
         for count, case in enumerate(todo):
-            now = time.monotonic()
-            if stopped := count > 0 and now - arguments.begin > arguments.stop_after:
+            seconds = time.monotonic() - arguments.begin
+            if stopped := count > 0 and seconds > arguments.stop_after:
                 print(f"\nstopped after {count} of {len(todo)} cases; --resume continues")
                 break
             title = " ".join(f"{name}={value}" for name, value in asdict(case).items())
-            left = (now - begin) / max(count, 1) * (len(todo) - count)
-            estimate = f" (about {left:.0f} s left)" if count else ""
-            print(f"[{count + 1}/{len(todo)}] {title}{estimate}", file=sys.stderr, flush=True)
+            progress = f"[{count + 1}/{len(todo)}, {seconds:.0f} s] {title}"
+            print(progress, file=sys.stderr, flush=True)
             torch.set_num_threads(getattr(case, "threads", threads))
             measured = measure(case)
             if "clocks" in where:
