@@ -22,7 +22,6 @@ from functools import partial
 from itertools import cycle, product
 from typing import NamedTuple
 
-import floor
 import machine
 import runner
 import torch
@@ -42,11 +41,9 @@ CUDA_SIZES = tuple((m, 4 * m) for m in CUDA_M)
 CUDA_BATCHES = (1, 2, 8, 64)
 SECONDS = {"cpu": 10.0, "cuda": 2.0, "quick": 1.0}
 QUICK_SIZES = ((32, 128), (128, 512))
-MODES = FORWARD, GRADIENT = ("forward", "forward+backward")
-DTYPES = {
-    str(dtype).removeprefix("torch."): dtype
-    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-}
+MODES = ("forward", "forward+backward")
+GRADIENT = MODES[1]
+DTYPES = {name: getattr(torch, name) for name in ("float32", "float64", "bfloat16", "float16")}
 Evaluate = Callable[[Tensor], Result]
 CHECKED = 8  # samples of a batch whose errors are computed: float64 takes long
 
@@ -121,6 +118,19 @@ def make_problem(n: int, d: int, batch: int, dtype: str, device: torch.device) -
     return Problem(z, value.unsqueeze(1), grad.flatten(1))
 
 
+def floor_of(case: Case, device: torch.device) -> float:
+    """Returns the least milliseconds of a case; NaN in float64. bench/README.md has the formula."""
+    dtype, gradient = DTYPES[case.dtype], case.mode == GRADIENT
+    if dtype == torch.float64:
+        return math.nan
+    bytes_per_s, flop_per_s = machine.rates(device, case.threads)
+    m, k = min(case.n, case.d), max(case.n, case.d)
+    moved = m * k * dtype.itemsize * (1 + gradient)
+    log_a = 16 if device.type == "cuda" else 4 / 3 + 4 * gradient
+    work = m * m * k * (1 + 2 * gradient) + log_a * m**3
+    return 1e3 * case.batch * max(moved / bytes_per_s, work / flop_per_s)
+
+
 class Bench:
     """Measures one case after the other and remembers what it learned of the providers."""
 
@@ -146,8 +156,7 @@ class Bench:
         problem = make_problem(case.n, case.d, case.batch, case.dtype, self.device)
         variants = [one for p in self.providers for one in self.prepare(p, case, problem)]
         runner.time_interleaved(variants, self.device, self.arguments.case_seconds)
-        shape, dtype = (case.n, case.d, case.batch), DTYPES[case.dtype]
-        floor_ms = floor.floor_ms(self.device, *shape, dtype, gradient=case.mode == GRADIENT)
+        floor_ms = floor_of(case, self.device)
         eager = [v for v in variants if (v.name, v.row["launch"]) == (BASELINE, "eager")]
         gram_ms = {v.row["l2"]: v.quantiles_ms()[1] for v in eager if v.samples_s}
         rows = []
@@ -159,7 +168,7 @@ class Bench:
             row |= {"speedup_vs_gram": f"{gram / p50:.4g}", "floor_ms": f"{floor_ms:.4g}"}
             row |= {"floor_share": f"{floor_ms / p50:.3g}"}
             row |= {"peak_mib": f"{one.peak_bytes / 2**20:.4g}"}
-            rows.append(row | ({"note": one.error} if one.error else {}))
+            rows.append(row | {"note": one.error or row["note"]})
         return rows
 
     def too_slow(self, seconds: float) -> bool:
@@ -172,7 +181,7 @@ class Bench:
             return []  # the loop would be unrolled into one program: minutes of compilation
         gradient, dtype = case.mode == GRADIENT, DTYPES[case.dtype]
         eager = Contender(provider.name, runner.nothing)
-        eager.row = {"batching": "batched" if provider.batched else "looped"}
+        eager.row = {"batching": "batched" if provider.batched else "looped", "note": ""}
         eager.row |= {"launch": "eager", "l2": "hot", "value_rel_error": math.nan}
         eager.row["grad_rel_error"] = math.nan if gradient else ""
         known = (provider.name, replace(case, batch=1))
@@ -257,8 +266,7 @@ class Bench:
             z = torch.randn(shape, dtype=DTYPES[dtype], device=self.device, requires_grad=True)
             call = partial(evaluate, ours[name].entropy(z.dtype), mode == GRADIENT, z)
             call()
-            found = machine.launches(call, self.device)
-            return "" if math.isnan(found) else f"{found:.0f}"
+            return str(machine.launches(call, self.device) or "")
 
         for row in rows:
             if row["provider"] in ours and not row["note"]:

@@ -1,7 +1,8 @@
-"""The machine of a benchmark: its description, peak memory, graph capture, launches, clocks."""
+"""The machine of a benchmark: description, clocks, rates, memory, graph capture, launches."""
 
 from __future__ import annotations
 
+import functools
 import math
 import platform
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import cusolver
 import torch
+from torch.utils.benchmark import Timer
 
 Call = Callable[[], object]
 
@@ -23,11 +25,11 @@ CLOCKS = "clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.draw,clocks_e
 def _output_of(*command: str) -> str:
     """Returns standard output of a command, stripped; empty if it fails or is not there."""
     folder = Path(__file__).resolve().parent
+    options = {"capture_output": True, "text": True, "cwd": folder, "timeout": 20}
     try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=20)
-    except (OSError, subprocess.TimeoutExpired):
+        return subprocess.run(command, check=True, **options).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
         return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def _smi(device: torch.device, query: str) -> str:
@@ -109,13 +111,34 @@ def peak_bytes(call: Call, device: torch.device) -> float:
         return float(memray.FileReader(records).metadata.peak_memory)
 
 
+@functools.cache
+def rates(device: torch.device, threads: int) -> tuple[float, float]:
+    """Returns bytes per second of a copy beyond any cache, and float32 operations per second."""
+
+    def fastest(call: Call) -> float:
+        timer = Timer("call()", globals={"call": call}, num_threads=threads)
+        return min(timer.timeit(1).mean for _ in range(5))  # each after a warm-up
+
+    count, m = (2**30, 8192) if device.type == "cuda" else (2**28, 1536)
+    source = torch.ones(count, dtype=torch.uint8, device=device)
+    target, a = torch.empty_like(source), torch.randn(m, m, device=device)
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # on the units for float32
+    try:
+        found = 2 * count / fastest(lambda: target.copy_(source)), 2 * m**3 / fastest(lambda: a @ a)
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    print(f"threads {threads}: {found[0]:.4g} bytes/s, {found[1]:.4g} flop/s")
+    return found
+
+
 def l2_bytes(device: torch.device) -> int:
     """Returns the size of a GPU's L2 cache."""
     return int(torch.cuda.get_device_properties(device).L2_cache_size)
 
 
-def launches(call: Call, device: torch.device) -> float:
-    """Counts the kernels, copies and fills of one call on the GPU; NaN without a profiler."""
+def launches(call: Call, device: torch.device) -> int:
+    """Counts the kernels, copies and fills of one call on the GPU; 0 without a profiler."""
     from torch.autograd import DeviceType
     from torch.profiler import ProfilerActivity, profile
 
@@ -123,10 +146,9 @@ def launches(call: Call, device: torch.device) -> float:
         with profile(activities=[ProfilerActivity.CUDA]) as seen:
             call()
             torch.cuda.synchronize(device)
-        count = sum(event.device_type == DeviceType.CUDA for event in seen.events() or ())
     except RuntimeError:  # no CUPTI, or it is taken by another profiler
-        return math.nan
-    return float(count) if count else math.nan
+        return 0
+    return sum(event.device_type == DeviceType.CUDA for event in seen.events() or ())
 
 
 def capture(call: Call, device: torch.device) -> Call:
