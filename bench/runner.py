@@ -223,7 +223,7 @@ def make_parser(
     cases = "separated by commas; default: those of bench/README.md"
     add(device, "--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     add(sizes, "--sizes", type=sizes, help=cases)
-    add(batches, "--batches", type=positives, help=f"such as 1,8, {cases}")
+    add(batches, "--batches", type=positives, help=cases)
     add(dtypes, "--dtypes", type=some_of(dtypes), help=f"some of {','.join(dtypes)}")
     add(providers, "--providers", type=some_of(providers), help=f"some of {','.join(providers)}")
     default = ",".join(map(str, threads))
