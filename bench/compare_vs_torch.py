@@ -137,8 +137,8 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.device: torch.device = arguments.device
-        on_gpu = self.device.type == "cuda"
-        self.variants = [("eager", "cold"), ("graph", "hot"), ("graph", "cold")] if on_gpu else []
+        variants = [("eager", "cold"), ("graph", "hot"), ("graph", "cold")]
+        self.variants = variants if self.device.type == "cuda" else []
         self.seconds_per_sample: dict[tuple[str, Case], float] = {}
         self.no_capture: str | None = None  # after a failure none is tried: it may cost the device
         self.providers: list[Provider] = []

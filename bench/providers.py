@@ -35,12 +35,12 @@ def evaluate(entropy: Entropy, gradient: bool, z: Tensor) -> Result:
 
 @dataclass(frozen=True)
 class Provider:
-    """`build` gives a new callable for each case, so that a compiled one is compiled for it."""
+    """An entropy under the name that the rows have."""
 
     name: str
-    build: Callable[[], Entropy]
+    function: Entropy
     batched: bool = True  # takes (batch, n, d) at once; otherwise looped over, as its users do
-    compiled: bool = False  # by torch.compile: seconds before the first call
+    compiled: bool = False  # by torch.compile, once for each case
     method: str = ""  # of ours, which take half precision; the users of the others upcast
     routine: str = ""  # of cuSOLVER
 
@@ -52,7 +52,7 @@ class Provider:
 
     def entropy(self, dtype: torch.dtype) -> Entropy:
         """Returns the function that is timed: of (n, d) or (batch, n, d) in this dtype."""
-        one = self.build()
+        one = _compile(self.function) if self.compiled else self.function
         if dtype.itemsize == 2 and not self.method:
             full = one
             one = lambda z: full(z.float())  # noqa: E731
@@ -74,36 +74,32 @@ class Provider:
         return None
 
 
-def _compiled(name: str, entropy: Entropy, batched: bool) -> Provider:
-    def build() -> Entropy:
-        from torch._inductor import config
+def _compile(entropy: Entropy) -> Entropy:
+    from torch._inductor import config
 
-        torch.compiler.reset()
-        # Part of the key of the compiler's cache: code for another number is not reused.
-        config.cpp.threads = torch.get_num_threads()
-        compiled: Entropy = torch.compile(entropy, fullgraph=True, dynamic=False)
-        return compiled
-
-    return Provider(name, build, batched, compiled=True)
+    torch.compiler.reset()
+    # Part of the key of the compiler's cache: code for another number is not reused.
+    config.cpp.threads = torch.get_num_threads()
+    compiled: Entropy = torch.compile(entropy, fullgraph=True, dynamic=False)
+    return compiled
 
 
 def _gram_by(routine: str) -> Provider:
     gram = partial(reference.gram, eigvalsh=cusolver.eigvalsh(routine))
-    return Provider(routine, lambda: gram, routine=routine)
+    return Provider(routine, gram, routine=routine)
 
 
 def _ours(name: str, method: str) -> Provider:
-    entropy = partial(vne_kernels.vn_entropy, method=method)
-    return Provider(name, lambda: entropy, method=method)
+    return Provider(name, partial(vne_kernels.vn_entropy, method=method), method=method)
 
 
 PROVIDERS = (
-    Provider("algorithm1", lambda: reference.algorithm1, batched=False),
-    _compiled("algorithm1+compile", reference.algorithm1, batched=False),
-    Provider("svd", lambda: reference.official_svd, batched=False),
-    _compiled("svd+compile", reference.official_svd, batched=False),
-    Provider(BASELINE, lambda: reference.gram),
-    _compiled("gram+compile", reference.gram, batched=True),
+    Provider("algorithm1", reference.algorithm1, batched=False),
+    Provider("algorithm1+compile", reference.algorithm1, batched=False, compiled=True),
+    Provider("svd", reference.official_svd, batched=False),
+    Provider("svd+compile", reference.official_svd, batched=False, compiled=True),
+    Provider(BASELINE, reference.gram),
+    Provider("gram+compile", reference.gram, compiled=True),
     *(_gram_by(routine) for routine in cusolver.ROUTINES),
     _ours("ours", "auto"),
     _ours("ours-eigh", "eigh"),

@@ -90,15 +90,6 @@ def time_once(contender: Contender, device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
-def _turn(contender: Contender, device: torch.device) -> None:
-    """Takes several samples of a short call, after one that is not counted, or one of a long."""
-    calls = min(MAX_CALLS_PER_TURN, max(1, int(TURN_S / contender.estimate_s)))
-    if calls > 1:
-        time_once(contender, device)
-    for _ in range(calls):
-        contender.samples_s.append(time_once(contender, device) / contender.calls)
-
-
 def time_interleaved(
     contenders: Sequence[Contender], device: torch.device, budget_s: float
 ) -> None:
@@ -108,7 +99,8 @@ def time_interleaved(
     new random order. The timers of torch and Triton time one function after the other, so they
     do not serve here. `budget_s` is shared equally. A contender too slow for its share takes
     part in every k-th round and still gets MIN_SAMPLES calls. Where those would take more than
-    the whole budget, the known time of a call (`estimate_s`) is the only sample.
+    the whole budget, the known time of a call (`estimate_s`) is the only sample. A turn takes
+    several samples of a short call, after one that is not counted, or one of a long call.
     """
     running = []
     for contender in contenders:
@@ -133,8 +125,11 @@ def time_interleaved(
     try:
         for index in range(rounds):
             for contender, stride in order.sample(entrants, len(entrants)):
-                if index % stride == 0:
-                    _turn(contender, device)
+                if index % stride != 0:
+                    continue
+                calls = min(MAX_CALLS_PER_TURN, max(1, int(TURN_S / contender.estimate_s)))
+                times = [time_once(contender, device) for _ in range(calls + (calls > 1))]
+                contender.samples_s += [seconds / contender.calls for seconds in times[-calls:]]
             if time.perf_counter() > deadline and index + 1 >= MIN_SAMPLES:
                 break
     finally:

@@ -135,7 +135,7 @@ def test_variants_of_a_gpu(writes: bool, monkeypatch: pytest.MonkeyPatch, tmp_pa
         raise NotImplementedError("not for this dtype")
 
     providers = {provider.name: provider for provider in compare.PROVIDERS}
-    chosen = (providers["gram"], compare.Provider("refuses", lambda: refuses), providers["ours"])
+    chosen = (providers["gram"], compare.Provider("refuses", refuses), providers["ours"])
     monkeypatch.setattr(compare, "PROVIDERS", chosen)
     monkeypatch.setattr(compare.machine, "capture", capture)
     monkeypatch.setattr(compare.machine, "l2_bytes", lambda device: 400)
