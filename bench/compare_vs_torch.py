@@ -31,10 +31,7 @@ from torch import Tensor
 
 from vne_kernels import reference
 
-SIZES = (
-    *((32, 128), (64, 256), (64, 512), (128, 256), (128, 512)),
-    *((256, 512), (512, 512), (512, 2048), (1024, 2048)),
-)
+SIZES = "32x128,64x256,64x512,128x256,128x512,256x512,512x512,512x2048,1024x2048"
 BATCHES = (1, 8)
 CUDA_M = (128, 32, 64, 256, 512, 1024, 2048)  # the size of the goals first
 CUDA_SIZES = tuple((m, 4 * m) for m in CUDA_M)
@@ -71,7 +68,7 @@ def cases_of(arguments: argparse.Namespace) -> list[Case]:
     """Everything combined with everything if anything is named, otherwise README.md's table."""
     on_cpu = arguments.device.type == "cpu"
     sizes, batches, dtypes = arguments.sizes, arguments.batches, arguments.dtypes
-    default = (SIZES, BATCHES) if on_cpu else (CUDA_SIZES, CUDA_BATCHES)
+    default = (runner.pairs(SIZES), BATCHES) if on_cpu else (CUDA_SIZES, CUDA_BATCHES)
     blocks = [(sizes or default[0], batches or default[1], dtypes or ("float32",), MODES)]
     if not (on_cpu or sizes or batches or dtypes):
         squares_and_tall = tuple(size for m in CUDA_M for size in ((m, m), (4 * m, m)))
@@ -135,8 +132,7 @@ class Bench:
     """Measures one case after the other and remembers what it learned of the providers."""
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments = arguments
-        self.device: torch.device = arguments.device
+        self.arguments, self.device = arguments, arguments.device
         variants = [("eager", "cold"), ("graph", "hot"), ("graph", "cold")]
         self.variants = variants if self.device.type == "cuda" else []
         self.seconds_per_sample: dict[tuple[str, Case], float] = {}
@@ -242,9 +238,8 @@ class Bench:
                 last[:] = [(s.detach(), grad)]
 
         replay = machine.capture(calls, self.device)
-        for tensor in last[0]:
-            if tensor is not None:
-                tensor.fill_(math.nan)  # so that what is checked was written by the replay
+        for tensor in filter(torch.is_tensor, last[0]):
+            tensor.fill_(math.nan)  # so that what is checked was written by the replay
         replay()
         one.row |= problem.errors(*last[0])
         short = min(max(1, int(runner.TURN_S / call_s)), runner.MAX_CALLS_PER_TURN)
@@ -253,11 +248,7 @@ class Bench:
         one.call = lambda: [replay() for _ in range(repeats)]
 
     def count_launches(self, rows: Sequence[runner.Row]) -> None:
-        """Fills the column of ours on a GPU.
-
-        It runs after all timing, with the results on disk: a profiler takes long, and slows down
-        every later launch of the process.
-        """
+        """Fills the column of ours on a GPU, after all timing: a profiler slows later launches."""
         ours = {p.name: p for p in self.providers if p.method and self.variants}
 
         @functools.cache
@@ -287,8 +278,8 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         providers=[provider.name for provider in PROVIDERS],
         threads=tuple(t for t in (1, 2) if t <= (os.cpu_count() or 1)),
     )
-    help_call = "longer calls are not made (60)"
-    parser.add_argument("--call-seconds", type=runner.duration, default=60.0, help=help_call)
+    longest = "of the longest call that is made; default: 60"
+    parser.add_argument("--call-seconds", type=runner.duration, default=60.0, help=longest)
     arguments = runner.parse(parser, argv)
     if arguments.device.type == "cuda":
         arguments.threads = (torch.get_num_threads(),)

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import cusolver
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark import Timer
 
 Call = Callable[[], object]
@@ -139,9 +141,6 @@ def l2_bytes(device: torch.device) -> int:
 
 def launches(call: Call, device: torch.device) -> int:
     """Counts the kernels, copies and fills of one call on the GPU; 0 without a profiler."""
-    from torch.autograd import DeviceType
-    from torch.profiler import ProfilerActivity, profile
-
     try:
         with profile(activities=[ProfilerActivity.CUDA]) as seen:
             call()

@@ -25,12 +25,9 @@ BASELINE = "gram"
 
 def evaluate(entropy: Entropy, gradient: bool, z: Tensor) -> Result:
     """The timed work. A training step asks for the same: z is no leaf there."""
-    if not gradient:
-        with torch.no_grad():
-            return entropy(z), None
-    s = entropy(z)
-    (grad,) = torch.autograd.grad(s.sum(), z)
-    return s, grad
+    with torch.set_grad_enabled(gradient):
+        s = entropy(z)
+    return s, torch.autograd.grad(s.sum(), z)[0] if gradient else None
 
 
 @dataclass(frozen=True)
@@ -84,15 +81,6 @@ def _compile(entropy: Entropy) -> Entropy:
     return compiled
 
 
-def _gram_by(routine: str) -> Provider:
-    gram = partial(reference.gram, eigvalsh=cusolver.eigvalsh(routine))
-    return Provider(routine, gram, routine=routine)
-
-
-def _ours(name: str, method: str) -> Provider:
-    return Provider(name, partial(vne_kernels.vn_entropy, method=method), method=method)
-
-
 PROVIDERS = (
     Provider("algorithm1", reference.algorithm1, batched=False),
     Provider("algorithm1+compile", reference.algorithm1, batched=False, compiled=True),
@@ -100,8 +88,12 @@ PROVIDERS = (
     Provider("svd+compile", reference.official_svd, batched=False, compiled=True),
     Provider(BASELINE, reference.gram),
     Provider("gram+compile", reference.gram, compiled=True),
-    *(_gram_by(routine) for routine in cusolver.ROUTINES),
-    _ours("ours", "auto"),
-    _ours("ours-eigh", "eigh"),
-    _ours("ours-poles", "poles"),
+    *(
+        Provider(name, partial(reference.gram, eigvalsh=cusolver.eigvalsh(name)), routine=name)
+        for name in cusolver.ROUTINES
+    ),
+    *(
+        Provider(name, partial(vne_kernels.vn_entropy, method=method), method=method)
+        for name, method in (("ours", "auto"), ("ours-eigh", "eigh"), ("ours-poles", "poles"))
+    ),
 )

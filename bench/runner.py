@@ -66,7 +66,7 @@ class Contender:
         """Returns `samples`, `p20_ms`, `p50_ms` and `p80_ms`, each after the prefix, for a row."""
         p20, p50, p80 = (f"{value:.5g}" for value in self.quantiles_ms())
         row = {"samples": len(self.samples_s), "p20_ms": p20, "p50_ms": p50, "p80_ms": p80}
-        return {f"{prefix}{name}": value for name, value in row.items()}
+        return {prefix + name: value for name, value in row.items()}
 
 
 def reason(error: Exception) -> str:
@@ -192,14 +192,13 @@ def make_parser(
 ) -> argparse.ArgumentParser:
     """Returns a parser with `--out`, `--resume`, `--stop-after` and the options asked for.
 
-    The keywords add the options of their names, which are None unless given. A program adds further
-    options to the parser and hands it to `parse`.
+    The keywords add the options of their names, which are None unless given, but `--device` is cpu.
+    A program adds further options to the parser and hands it to `parse`.
 
     Args:
         description: the docstring of the program; `--help` prints it.
         results: name of the results file without `.csv`; `{device}` in it becomes the device's.
         seconds: the defaults of `--case-seconds` for "cpu", "cuda" and "quick".
-        device: adds `--device`, a torch.device: cpu unless given.
         quick: the explanation of `--quick`.
         sizes: the type of `--sizes`, for example `pairs` or `positives`.
         dtypes, providers: the names to choose from.
@@ -221,8 +220,7 @@ def make_parser(
     add(batches, "--batches", type=positives, help=cases)
     add(dtypes, "--dtypes", type=some_of(dtypes), help=f"some of {','.join(dtypes)}")
     add(providers, "--providers", type=some_of(providers), help=f"some of {','.join(providers)}")
-    default = ",".join(map(str, threads))
-    add(threads, "--threads", type=positives, default=tuple(threads), help=f"default: {default}")
+    add(threads, "--threads", type=positives, default=tuple(threads), help=f"default: {threads}")
     add(seconds, "--case-seconds", type=duration, help="for one case, shared by its contenders")
     add(quick, "--quick", action="store_true", help=quick)
     add(True, "--out", type=Path, help="CSV file; default: a file in bench/results")
@@ -336,8 +334,7 @@ def run_cases(
                 print(f"\nstopped after {count} of {len(todo)} cases; --resume continues")
                 break
             title = " ".join(f"{name}={value}" for name, value in asdict(case).items())
-            progress = f"[{count + 1}/{len(todo)}, {seconds:.0f} s] {title}"
-            print(progress, file=sys.stderr, flush=True)
+            print(f"[{count + 1}/{len(todo)}, {seconds:.0f} s] {title}", file=sys.stderr)
             torch.set_num_threads(getattr(case, "threads", threads))
             measured = measure(case)
             if "clocks" in where:
