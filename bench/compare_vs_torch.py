@@ -162,8 +162,8 @@ class Bench:
             row = one.row | one.columns()
             row |= {"provider": one.name, "m": min(case.n, case.d), "calls": one.calls}
             row |= {"speedup_vs_gram": f"{gram / p50:.4g}", "floor_ms": f"{floor_ms:.4g}"}
-            row |= {"floor_share": f"{floor_ms / p50:.3g}"}
-            row |= {"peak_mib": f"{one.peak_bytes / 2**20:.4g}"}
+            peak_mib = f"{one.peak_bytes / 2**20:.4g}"
+            row |= {"floor_share": f"{floor_ms / p50:.3g}", "peak_mib": peak_mib}
             rows.append(row | {"note": one.error or row["note"]})
         return rows
 
@@ -278,8 +278,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         providers=[provider.name for provider in PROVIDERS],
         threads=tuple(t for t in (1, 2) if t <= (os.cpu_count() or 1)),
     )
-    longest = "of the longest call that is made; default: 60"
-    parser.add_argument("--call-seconds", type=runner.duration, default=60.0, help=longest)
+    parser.add_argument("--call-seconds", type=runner.duration, default=60.0, help="longest call")
     arguments = runner.parse(parser, argv)
     if arguments.device.type == "cuda":
         arguments.threads = (torch.get_num_threads(),)

@@ -26,8 +26,7 @@ CLOCKS = "clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.draw,clocks_e
 
 def _output_of(*command: str) -> str:
     """Returns standard output of a command, stripped; empty if it fails or is not there."""
-    folder = Path(__file__).resolve().parent
-    options = {"capture_output": True, "text": True, "cwd": folder, "timeout": 20}
+    options = {"capture_output": True, "text": True, "cwd": Path(__file__).parent, "timeout": 20}
     try:
         return subprocess.run(command, check=True, **options).stdout.strip()
     except (OSError, subprocess.SubprocessError):

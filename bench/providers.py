@@ -19,7 +19,6 @@ from vne_kernels import reference
 
 Entropy = Callable[[Tensor], Tensor]  # (..., n, d) -> (...)
 Result = tuple[Tensor, Tensor | None]  # S, and dS/dz with the gradient
-
 BASELINE = "gram"
 
 
