@@ -12,14 +12,14 @@ losses of others come from lightly.
 
 from __future__ import annotations
 
-import math
-import re
+import resource
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import machine
 import runner
@@ -38,17 +38,10 @@ except ImportError as error:
 
 IMAGES = (32, 224)
 BATCHES = (64, 128)
-VIEWS = (2, 4, 8)
-SECONDS = {"cpu": 24.0, "cuda": 8.0, "quick": 12.0}  # two cores: three steps of 2 x 128 of 32 x 32
-DIM = 256
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-
-HIDDEN = 2048  # width of the projector's hidden layer
-LR, MOMENTUM, WEIGHT_DECAY = 0.1, 0.9, 5e-5
-EMA_DECAY = 0.996  # of a momentum encoder, as in lightly's examples
+SECONDS = {"cpu": 24.0, "cuda": 8.0, "quick": 12.0}  # two cores: three steps of 2 x 128 of 32 x 32
 ALONE = 0.25  # the losses alone get this share of a case's seconds, in addition to the steps
-FREE = 0.9  # a step may take this share of the free memory
-OUTLIER = 1.5  # a step slower than the fastest of as many views by this factor is tried again
+FREE = 0.9  # the steps may take this share of the host's free memory
 BETA = 1.0  # weight of the cosine; the time does not depend on it
 DOE = vne_kernels.DoELoss(BETA)
 
@@ -66,81 +59,61 @@ COLUMNS = (
 )
 SHOWN = ("loss", "views", "loss_p50_ms", "step_samples", "step_p50_ms", *COLUMNS[-4:])
 
-# Embeddings (V, n, d) of the V views, and those of a momentum encoder where the loss has one.
-Criterion = Callable[[Tensor, Tensor | None], Tensor]
-
 
 # ---- losses ------------------------------------------------------------------------------------
-
-
-@cache
-def lightly_loss(name: str) -> nn.Module:
-    """A loss of lightly. Without lightly its first call raises, which is a note in its row."""
-    from lightly import loss
-
-    criterion: nn.Module = getattr(loss, name)()
-    return criterion
 
 
 @dataclass(frozen=True)
 class Loss:
     name: str
     views: int
-    criterion: Criterion
+    #: Of embeddings (V, n, d) of the views, and of those of a momentum encoder or None.
+    criterion: Callable[[Tensor, Any], Tensor]
     momentum: bool = False  # its step has a momentum encoder too
 
 
-def get_vne(z: Tensor, _: Tensor | None) -> Tensor:
-    """The mean negative entropy of the views, one call for each: how get_vne is used."""
+@cache
+def lightly(name: str) -> nn.Module:
+    """A loss of lightly. Without lightly its first call raises, which is a note in its row."""
+    from lightly import loss
+
+    return getattr(loss, name)()
+
+
+def get_vne(z: Tensor, _: object) -> Tensor:
     return -torch.stack([reference.official_svd(one) for one in z]).mean()
 
 
-def ours_at_once(z: Tensor, _: Tensor | None) -> Tensor:
-    """The same in one call for all views."""
-    return -vne_kernels.vn_entropy(z).mean()
+def of_views(v: int) -> tuple[Loss, Loss]:
+    """The mean negative entropy of v views: by one call of get_vne for each, by ours for all."""
+    ours = Loss(f"ours x{v}", v, lambda z, _: -vne_kernels.vn_entropy(z).mean())
+    return Loss(f"get_vne x{v}", v, get_vne), ours
 
 
-def mmcr(z: Tensor, target: Tensor | None) -> Tensor:
-    assert target is not None
-    return lightly_loss("MMCRLoss")(z.transpose(0, 1), target.transpose(0, 1))  # (n, V, d)
-
-
-NO_LOSS = Loss("warm-up", 2, lambda z, _: z.square().mean())  # for steps that are not timed
-OURS = Loss("ours", 2, lambda z, _: DOE(*z))
-ALGORITHM1 = Loss("algorithm1", 2, lambda z, _: reference.algorithm1_loss(*z, BETA))
 TWO_VIEWS = (
-    OURS,
-    ALGORITHM1,
-    Loss("nt-xent", 2, lambda z, _: lightly_loss("NTXentLoss")(*z)),
-    Loss("barlow", 2, lambda z, _: lightly_loss("BarlowTwinsLoss")(*z)),
-    Loss("vicreg", 2, lambda z, _: lightly_loss("VICRegLoss")(*z)),
-    Loss("frossl", 2, lambda z, _: lightly_loss("FroSSLLoss")(list(z))),
-    Loss("mmcr", 2, mmcr, momentum=True),
+    Loss("ours", 2, lambda z, _: DOE(*z)),
+    Loss("algorithm1", 2, lambda z, _: reference.algorithm1_loss(*z, BETA)),
+    Loss("nt-xent", 2, lambda z, _: lightly("NTXentLoss")(*z)),
+    Loss("barlow", 2, lambda z, _: lightly("BarlowTwinsLoss")(*z)),
+    Loss("vicreg", 2, lambda z, _: lightly("VICRegLoss")(*z)),
+    Loss("frossl", 2, lambda z, _: lightly("FroSSLLoss")(list(z))),
+    Loss("mmcr", 2, lambda z, m: lightly("MMCRLoss")(z.transpose(0, 1), m.transpose(0, 1)), True),
 )
-MULTI_VIEW = "multi-view"
+MULTI_VIEW = "multi-view"  # the losses of `of_views`, for each number of views
 NAMES = (*(loss.name for loss in TWO_VIEWS), MULTI_VIEW)
-QUICK_NAMES = ("ours", "algorithm1", "nt-xent")
-
-
-def losses_of(names: Sequence[str], views: Sequence[int]) -> list[Loss]:
-    """The losses of these names; MULTI_VIEW is two of them for each number of views."""
-    losses = [loss for loss in TWO_VIEWS if loss.name in names]
-    for v in views if MULTI_VIEW in names else ():
-        losses += [Loss(f"get_vne x{v}", v, get_vne), Loss(f"ours x{v}", v, ours_at_once)]
-    return losses
 
 
 def check_ours(z: Tensor) -> None:
     """Raises ArithmeticError unless ours computes what its two baselines compute on z (V, n, d)."""
-    two = (OURS.criterion, ALGORITHM1.criterion, z[:2])
-    for criterion, baseline, views in (two, (ours_at_once, get_vne, z)):
-        grad, value = grad_and_value(criterion)(views, None)
-        want_grad, want = grad_and_value(baseline)(views.double(), None)
+    for baseline, ours in (TWO_VIEWS[1::-1], of_views(len(z))):
+        views = z[: ours.views]
+        grad, value = grad_and_value(ours.criterion)(views, None)
+        want_grad, want = grad_and_value(baseline.criterion)(views.double(), None)
         value_error = float((value - want).abs() / want.abs())
         grad_error = float((grad - want_grad).norm() / want_grad.norm())
         if not (value_error <= VALUE_TOLERANCE and grad_error <= GRAD_TOLERANCE):
             errors = f"{value_error:.1e} in the value, {grad_error:.1e} in the gradient"
-            raise ArithmeticError(f"ours differs from its float64 baseline by {errors}")
+            raise ArithmeticError(f"{ours.name} differs from its float64 baseline by {errors}")
 
 
 # ---- training ----------------------------------------------------------------------------------
@@ -168,12 +141,8 @@ def make_model(backbone: str, image: int, dim: int) -> nn.Sequential:
     if image <= 64:
         encoder.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
         encoder.maxpool = nn.Identity()
-    projector = nn.Sequential(
-        nn.Linear(features, HIDDEN, bias=False),
-        nn.BatchNorm1d(HIDDEN),
-        nn.ReLU(),
-        nn.Linear(HIDDEN, dim),
-    )
+    hidden = (nn.Linear(features, 2048, bias=False), nn.BatchNorm1d(2048), nn.ReLU())
+    projector = nn.Sequential(*hidden, nn.Linear(2048, dim))
     return nn.Sequential(encoder.to(memory_format=torch.channels_last), projector)
 
 
@@ -188,18 +157,17 @@ class Training:
         torch.manual_seed(0)
         self.case, self.device = case, device
         self.model = make_model(case.backbone, case.image, case.dim).to(device)
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(), LR, MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True
-        )
+        parameters = self.model.parameters()
+        self.optimizer = torch.optim.SGD(parameters, 0.1, 0.9, weight_decay=5e-5, fused=True)
         for p in self.model.parameters():  # a step allocates the momentum
             p.grad = torch.zeros_like(p)
         self.optimizer.step()
-        count = max(8, case.batch * max(loss.views for loss in losses))
+        count = case.batch * max(loss.views for loss in losses)
         images = torch.randn(count, 3, case.image, case.image)
         self.images = images.to(device, memory_format=torch.channels_last)
         if any(loss.momentum for loss in losses):
             swa = torch.optim.swa_utils
-            average = swa.get_ema_multi_avg_fn(EMA_DECAY)
+            average = swa.get_ema_multi_avg_fn(0.996)  # as in lightly's examples
             self.momentum_model = swa.AveragedModel(self.model, multi_avg_fn=average)
         velocities = [state["momentum_buffer"] for state in self.optimizer.state.values()]
         state = [*self.model.state_dict().values(), *velocities]
@@ -212,139 +180,87 @@ class Training:
             for tensor, start in self.start:
                 tensor.copy_(start)
 
-    def embed(self, model: nn.Module, images: Tensor) -> Tensor:
-        """(n, 3, h, w) -> (n, d), float32."""
+    def embed(self, model: nn.Module, loss: Loss) -> Tensor:
+        """(V, n, d) in float32. All views pass at once, as one batch of the batch norms."""
         dtype = DTYPES[self.case.dtype]
         with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
-            z: Tensor = model(images)
-        return z.float()
+            z = model(self.images[: loss.views * self.case.batch])
+        return z.float().view(loss.views, self.case.batch, self.case.dim)
 
-    def step(self, loss: Loss, batch: int) -> None:
-        """All views in one pass, as one batch of the batch norms."""
-        images, shape = self.images[: loss.views * batch], (loss.views, batch, self.case.dim)
+    def step(self, loss: Loss) -> None:
         target = None
         if loss.momentum:
             self.momentum_model.update_parameters(self.model)
             with torch.no_grad():
-                target = self.embed(self.momentum_model, images).view(shape)
-        loss.criterion(self.embed(self.model, images).view(shape), target).backward()
+                target = self.embed(self.momentum_model, loss)
+        loss.criterion(self.embed(self.model, loss), target).backward()
         self.optimizer.step()
 
-    def bytes_per_image(self) -> float:
-        """How much one more image adds to the memory of a step; the first step is a warm-up."""
-        peaks = {}
-        for batch in (2, 2, 4):
-            self.restart()
-            peaks[batch] = machine.peak_bytes(partial(self.step, NO_LOSS, batch), self.device)
-        return (peaks[4] - peaks[2]) / 4
+
+# ---- measuring ---------------------------------------------------------------------------------
 
 
-# ---- one case ----------------------------------------------------------------------------------
+def tried(contender: Contender, device: torch.device) -> Contender:
+    """Measures the memory and estimates the time, or keeps the reason of a failure.
 
-
-def try_once(contender: Contender, device: torch.device) -> float:
-    """Measures memory, or keeps the reason of a failure; seconds of this call, NaN if it failed."""
-
-    def call() -> None:
-        contender.peak_bytes = machine.peak_bytes(contender.call, device)
-        if math.isnan(contender.peak_bytes):  # without memray nothing was called
-            contender.call()
-
+    On a CPU the estimate may remain the only sample of a step. So it is the better of two that are
+    warm: a slow step makes its loss look cheap.
+    """
     try:
-        contender.prepare()
-        return runner.time_once(Contender(contender.name, call), device)
+        for _ in range(2):  # the second call is without what libraries allocate once
+            contender.prepare()
+            contender.peak_bytes = machine.peak_bytes(contender.call, device)
+        contender.estimate_s = min(runner.time_once(contender, device) for _ in range(2))
     except Exception as error:
         contender.error = runner.reason(error)
-        return math.nan
-
-
-def time_alone(
-    losses: Sequence[Loss], case: Case, device: torch.device, budget_s: float
-) -> list[Contender]:
-    """Every loss from a leaf (V, n, d), float32, to its gradient; the same numbers for all."""
-    generator = torch.Generator().manual_seed(0)
-    shape = (max(2, *(loss.views for loss in losses)), case.batch, case.dim)
-    z, target = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
-    check_ours(z)
-
-    contenders = []
-    for loss in losses:
-        leaf, other = z[: loss.views].clone().requires_grad_(), target[: loss.views]
-
-        def call(loss: Loss = loss, leaf: Tensor = leaf, other: Tensor = other) -> object:
-            return torch.autograd.grad(loss.criterion(leaf, other), leaf)
-
-        contender = Contender(loss.name, call)
-        try_once(contender, device)
-        if contender.error is None:  # once more: what a library allocates once is not the loss's
-            try_once(contender, device)
-        contenders.append(contender)
-    runner.time_interleaved(contenders, device, budget_s)
-    return contenders
-
-
-def free_bytes() -> float:
-    """Memory that is free on the host; NaN where the system does not say."""
-    info = Path("/proc/meminfo")
-    text = info.read_text() if info.is_file() else ""
-    found = re.search(r"^MemAvailable:\s*(\d+) kB", text, re.MULTILINE)
-    return 1024.0 * int(found[1]) if found else math.nan
-
-
-def tried_step(training: Training, loss: Loss, bytes_per_image: float) -> Contender:
-    batch = training.case.batch
-    contender = Contender(loss.name, partial(training.step, loss, batch), training.restart)
-    needed = bytes_per_image * loss.views * batch
-    if training.device.type == "cpu" and needed > FREE * free_bytes():  # a host kills, not raises
-        contender.error = f"needs about {needed / 2**30:.0f} GiB of memory, more than is free"
-    else:
-        contender.estimate_s = try_once(contender, training.device)
     return contender
-
-
-def time_steps(
-    losses: Sequence[Loss], case: Case, device: torch.device, budget_s: float
-) -> list[Contender]:
-    """A step of every loss, all of them from the same weights and images."""
-    training = Training(case, losses, device)
-    bytes_per_image = training.bytes_per_image()
-    for views in sorted({loss.views for loss in losses}):  # the first step of a size is slower
-        tried_step(training, replace(NO_LOSS, views=views), bytes_per_image)
-    steps = [tried_step(training, loss, bytes_per_image) for loss in losses]
-    # Steps of as many views differ little: one that took far longer was probably interrupted. On a
-    # CPU a first call may remain the only sample, and a slow step makes its loss look cheap.
-    able = [(loss.views, s) for loss, s in zip(losses, steps, strict=True) if s.error is None]
-    for views, step in able:
-        if step.estimate_s > OUTLIER * min(s.estimate_s for v, s in able if v == views):
-            step.estimate_s = try_once(step, device)
-    runner.time_interleaved(steps, device, budget_s)
-    return steps
 
 
 def measure(
     losses: Sequence[Loss], case: Case, device: torch.device, budget_s: float
 ) -> list[runner.Row]:
     """All losses of one case, timed together: alone, then in their steps, for budget_s."""
-    alone = time_alone(losses, case, device, ALONE * budget_s)
-    able = [loss for loss, one in zip(losses, alone, strict=True) if one.error is None]
-    timed = time_steps(able, case, device, budget_s) if able else []
-    steps = {step.name: step for step in timed}
-    rows = []
-    for loss, one in zip(losses, alone, strict=True):
-        step = steps.get(loss.name, Contender(loss.name, runner.nothing))
-        rows.append(
-            {
-                "loss": loss.name,
-                "views": loss.views,
-                **one.columns("loss_"),
-                **step.columns("step_"),
-                "loss_share": f"{one.quantiles_ms()[1] / step.quantiles_ms()[1]:.4g}",
-                "loss_peak_mib": f"{one.peak_bytes / 2**20:.4g}",
-                "step_peak_mib": f"{step.peak_bytes / 2**20:.4g}",
-                "note": one.error or (f"no step: {step.error}" if step.error else ""),
-            }
-        )
-    return rows
+    generator = torch.Generator().manual_seed(0)
+    shape = (max(2, *(loss.views for loss in losses)), case.batch, case.dim)
+    z, target = (torch.randn(shape, generator=generator).to(device) for _ in range(2))
+    check_ours(z)
+
+    def alone(loss: Loss) -> Contender:
+        """From a leaf (V, n, d), float32, to its gradient; the same numbers for all."""
+        leaf, other = z[: loss.views].clone().requires_grad_(), target[: loss.views]
+        one = Contender(loss.name, lambda: torch.autograd.grad(loss.criterion(leaf, other), leaf))
+        return tried(one, device)
+
+    contenders = [alone(loss) for loss in losses]
+    runner.time_interleaved(contenders, device, ALONE * budget_s)
+
+    training = Training(case, losses, device)
+    steps = []
+    for loss, contender in zip(losses, contenders, strict=True):
+        call = partial(training.step, loss)
+        step = Contender(loss.name, call, training.restart, error=contender.error)
+        steps.append(step if step.error else tried(step, device))
+    runner.time_interleaved(steps, device, budget_s)
+    return [
+        {
+            "loss": loss.name,
+            "views": loss.views,
+            **contender.columns("loss_"),
+            **step.columns("step_"),
+            "loss_share": f"{contender.quantiles_ms()[1] / step.quantiles_ms()[1]:.4g}",
+            "loss_peak_mib": f"{contender.peak_bytes / 2**20:.4g}",
+            "step_peak_mib": f"{step.peak_bytes / 2**20:.4g}",
+            "note": step.error or "",
+        }
+        for loss, contender, step in zip(losses, contenders, steps, strict=True)
+    ]
+
+
+def limit_memory() -> None:
+    """Makes a step that does not fit raise: the host would end the program without a note."""
+    free_kib = int(Path("/proc/meminfo").read_text().split("MemAvailable:")[1].split()[0])
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (int(FREE * 1024 * free_kib), hard))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -360,25 +276,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         providers=NAMES,
     )
     add = parser.add_argument
-    add("--dim", type=runner.positive, default=DIM, help=f"of the embeddings; default: {DIM}")
-    add("--views", type=runner.positives, default=VIEWS, help="of multi-view; default: 2,4,8")
+    add("--dim", type=runner.positive, default=256, help="of the embeddings; default: 256")
+    add("--views", type=runner.positives, default=(2, 4, 8), help="of multi-view; default: 2,4,8")
     add("--backbone", choices=("resnet18", "resnet50"), default="resnet50")
     arguments = runner.parse(parser, argv)
     count = 1 if arguments.quick else None
     batches = arguments.batches or BATCHES[:count]
     if min(batches) < 2:
         parser.error("argument --batches: wanted 2 or more, got 1")
-    names = arguments.providers or (QUICK_NAMES if arguments.quick else NAMES)
-    losses = losses_of(names, arguments.views)
+    names = arguments.providers or NAMES[: 3 if arguments.quick else None]
+    losses = [loss for loss in TWO_VIEWS if loss.name in names]
+    if MULTI_VIEW in names:
+        losses += [loss for views in arguments.views for loss in of_views(views)]
     grid = product(arguments.sizes or IMAGES[:count], batches, arguments.dtypes or ("bfloat16",))
     cases = [Case(i, b, arguments.dim, arguments.backbone, dtype) for i, b, dtype in grid]
-
+    device, seconds = arguments.device, arguments.case_seconds
+    if device.type == "cpu" and sys.platform == "linux":
+        limit_memory()
     return runner.run_cases(
-        arguments,
-        cases,
-        lambda case: measure(losses, case, arguments.device, arguments.case_seconds),
-        COLUMNS,
-        SHOWN,
+        arguments, cases, lambda case: measure(losses, case, device, seconds), COLUMNS, SHOWN
     )
 
 
