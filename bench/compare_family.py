@@ -15,25 +15,24 @@ whoever is next. The packages come with `pip install '.[test-full]'`; a missing 
 
 from __future__ import annotations
 
-import argparse
-import functools
 import itertools
 import math
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import runner
 import threadpoolctl
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 import vne_kernels as vne
 from vne_kernels import reference
 
-Row = dict[str, object]
 CPU = torch.device("cpu")
 OURS = "vne_kernels"
 PACKAGES = ("vendi-score", "QuTiP", "PennyLane", "SciPy", "torch", "get_vne")
@@ -44,18 +43,8 @@ COLUMNS = (
     *("function", "n", "d", "dtype", "threads", "by"),
     *("samples", "p20_ms", "p50_ms", "p80_ms", "times_ours", "value", "deviation", "note"),
 )
-ROWS = (
-    *((16, 8), (64, 32), (128, 512), (500, 64)),
-    *((1000, 1000), (2000, 256), (2000, 1024), (4000, 128)),
-)
-SAMPLES = ((16, 8), (128, 512), (500, 64), (2000, 256))
-KERNELS = ((16, 8), (128, 64), (500, 64), (2000, 64))
-PAIRS = ((2, 2), (2, 8), (8, 8), (16, 16))
-MATRICES = ((4, 4), (64, 64), (256, 256), (1024, 1024))
-SQUARES = tuple((m, m) for m in (32, 64, 128, 256, 512, 1000, 2048))
 
 Call = Callable[[], Any]
-Convert = Callable[..., Call]  # inputs -> the timed call. The conversion is not timed
 
 
 # ---- inputs --------------------------------------------------------------------------------------
@@ -63,8 +52,8 @@ Convert = Callable[..., Call]  # inputs -> the timed call. The conversion is not
 
 def embeddings(n: int, d: int, dtype: torch.dtype) -> Tensor:
     """Of a decaying spectrum, as embeddings have: singular values like 1/sqrt(k)."""
-    generator = torch.Generator().manual_seed(0)
-    z = torch.randn(n, d, generator=generator, dtype=torch.float64)
+    torch.manual_seed(0)
+    z = torch.randn(n, d, dtype=torch.float64)
     return (z / torch.arange(1, d + 1, dtype=torch.float64).sqrt()).to(dtype)
 
 
@@ -75,69 +64,65 @@ def kernel(n: int, d: int, dtype: torch.dtype) -> Tensor:
 
 
 def density_matrix(size: int, dtype: torch.dtype) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    a = torch.randn(size, size, generator=generator, dtype=dtype)
+    torch.manual_seed(0)
+    a = torch.randn(size, size, dtype=dtype)
     rho = a @ a.mH
     return rho / rho.trace()
 
 
-def real_matrix(n: int, _: int, dtype: torch.dtype) -> Tensor:
-    return density_matrix(n, dtype)
-
-
-def complex_matrix(n: int, _: int, dtype: torch.dtype) -> Tensor:
-    return density_matrix(n, dtype.to_complex())
-
-
-def state(n: int, d: int, dtype: torch.dtype) -> Tensor:
-    """A mixed quantum state of two systems of n and d levels."""
-    return density_matrix(n * d, dtype.to_complex())
-
-
-def two_states(n: int, d: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    rho = state(n, d, dtype)
+def states(n: int, d: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Two mixed quantum states of two systems of n and d levels."""
+    rho = density_matrix(n * d, dtype.to_complex())
     return rho, (rho + torch.eye(n * d) / (n * d)) / 2
+
+
+@dataclass(frozen=True)
+class Inputs:
+    make: Callable[[int, int, torch.dtype], Tensor | tuple[Tensor, ...]]
+    sizes: Sequence[tuple[int, int]]
+    dtypes: Sequence[str] = tuple(DTYPES)
+
+
+SMALLER = ((16, 8), (64, 32), (128, 512), (500, 64))
+LARGER = ((1000, 1000), (2000, 256), (2000, 1024), (4000, 128))
+MATRICES = (((4, 4), (64, 64), (256, 256), (1024, 1024)), ("float64",))
+PAIRS = (((2, 2), (2, 8), (8, 8), (16, 16)), ("float64",))
+OF_ROWS = Inputs(embeddings, SMALLER + LARGER)
+OF_SAMPLES = Inputs(embeddings, ((16, 8), (128, 512), (500, 64), (2000, 256)))
+OF_KERNELS = Inputs(kernel, ((16, 8), (128, 64), (500, 64), (2000, 64)))
+REAL = Inputs(lambda n, _, dtype: density_matrix(n, dtype), *MATRICES)
+COMPLEX = Inputs(lambda n, _, dtype: density_matrix(n, dtype.to_complex()), *MATRICES)
+SYMMETRIC = Inputs(REAL.make, tuple((m, m) for m in (32, 64, 128, 256, 512, 1000, 2048)))
+STATE = Inputs(lambda *size_and_dtype: states(*size_and_dtype)[0], *PAIRS)
+TWO_STATES = Inputs(states, *PAIRS)
 
 
 # ---- what people use today -----------------------------------------------------------------------
 
 
-def vendi(name: str, **keywords: Any) -> Convert:
-    def of(z: Tensor) -> Call:
-        from vendi_score import vendi as package
+def vendi(name: str, z: Tensor, **keywords: Any) -> Call:
+    from vendi_score import vendi as package
 
-        return functools.partial(getattr(package, name), z.numpy(), **keywords)
-
-    return of
+    return partial(getattr(package, name), z.numpy(), **keywords)
 
 
-def qutip(name: str, *parts: int) -> Convert:
+def qutip(name: str, parts: Sequence[int], *states: Tensor) -> Call:
     """Of a state of two halves of equal size, which are named where there are `parts`."""
+    import qutip as package
 
-    def of(*states: Tensor) -> Call:
-        import qutip as package
-
-        side = math.isqrt(len(states[0]))
-        dims = [[side, side], [side, side]] if parts else None
-        made = [package.Qobj(rho.numpy(), dims=dims) for rho in states]
-        return functools.partial(getattr(package, name), *made, *parts)
-
-    return of
+    dims = [[math.isqrt(len(states[0]))] * 2] * 2 if parts else None
+    made = [package.Qobj(rho.numpy(), dims=dims) for rho in states]
+    return partial(getattr(package, name), *made, *parts)
 
 
-def pennylane(name: str, parts: int) -> Convert:
+def pennylane(name: str, parts: int, *states: Tensor) -> Call:
     """Of qubits, in `parts` groups of equal size, named qubit by qubit; 0: it takes no names."""
+    import pennylane as package
 
-    def of(*states: Tensor) -> Call:
-        import pennylane as package
-
-        wires = list(range(int(math.log2(len(states[0])))))
-        size = len(wires) // max(parts, 1)
-        groups = [wires[k * size : (k + 1) * size] for k in range(parts)]
-        arrays = [rho.numpy() for rho in states]
-        return functools.partial(getattr(package.math, name), *arrays, *groups)
-
-    return of
+    wires = list(range(int(math.log2(len(states[0])))))
+    size = len(wires) // max(parts, 1)
+    groups = [wires[k * size : (k + 1) * size] for k in range(parts)]
+    return partial(getattr(package.math, name), *(rho.numpy() for rho in states), *groups)
 
 
 def scipy_eigvalsh(rho: Tensor) -> Call:
@@ -147,8 +132,8 @@ def scipy_eigvalsh(rho: Tensor) -> Call:
     return lambda: special.entr(linalg.eigvalsh(matrix).clip(0)).sum()
 
 
-def in_torch(function: Callable[..., Any]) -> Convert:
-    return lambda *inputs: functools.partial(function, *inputs)
+def in_torch(function: Callable[..., Any]) -> Callable[..., Call]:
+    return lambda *inputs: partial(function, *inputs)
 
 
 def published_rankme(z: Tensor, eps: float = 1e-7) -> Tensor:
@@ -160,8 +145,7 @@ def published_rankme(z: Tensor, eps: float = 1e-7) -> Tensor:
 
 def eigenvalues(z: Tensor) -> Tensor:
     """Of the smaller matrix: what a careful user takes."""
-    u = torch.nn.functional.normalize(z, dim=-1)
-    n, d = z.shape
+    u, (n, d) = normalize(z, dim=-1), z.shape
     return torch.linalg.eigvalsh(u @ u.mT if n <= d else u.mT @ u) / n
 
 
@@ -176,7 +160,7 @@ def participation_by_eigvalsh(z: Tensor) -> Tensor:
 
 def official_get_vne(z: Tensor) -> Tensor:
     """The first form of the VNE paper's code."""
-    u = torch.nn.functional.normalize(z, dim=1)
+    u = normalize(z, dim=1)
     values = torch.linalg.eigh(u.mT @ u / len(z))[0][-len(z) :]
     return -(values * torch.log(values)).nansum()
 
@@ -186,27 +170,11 @@ def entropy_by_eigvalsh(rho: Tensor) -> Tensor:
 
 
 def entropy_by_our_solver(rho: Tensor) -> Tensor:
+    """Of a positive matrix: `vn_entropy_from_density` has to allow for negative eigenvalues."""
     return torch.ops.vne_kernels.density_entropy(rho, "eigh")
 
 
 # ---- the table -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Family:
-    """One function: ours, the others as "package, what in it", and the inputs of all."""
-
-    name: str
-    ours: Callable[..., Any]
-    others: dict[str, Convert]
-    make: Callable[[int, int, torch.dtype], Tensor | tuple[Tensor, ...]] = embeddings
-    sizes: tuple[tuple[int, int], ...] = SAMPLES
-    dtypes: tuple[str, ...] = tuple(DTYPES)
-
-
-def vendi_of_order(q: float) -> Family:
-    others = {"vendi-score, score_dual": vendi("score_dual", q="inf" if q == math.inf else q)}
-    return Family(f"vendi_score, q = {q}", lambda z: vne.vendi_score(z, q), others)
 
 
 def of_halves(function: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
@@ -214,48 +182,56 @@ def of_halves(function: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
     return lambda rho: function(rho, (math.isqrt(len(rho)),) * 2)
 
 
-SCORES = {"vendi-score, score_X": vendi("score_X"), "vendi-score, score_dual": vendi("score_dual")}
-OFFICIAL = {
-    "get_vne, eigh": in_torch(official_get_vne),
-    "get_vne, svd": in_torch(reference.official_svd),
-}
-ENTROPIES = {
-    "QuTiP": qutip("entropy_vn"),
-    "PennyLane": pennylane("vn_entropy", 1),
-    "torch, eigvalsh": in_torch(entropy_by_eigvalsh),
-}
-EIGENVALUES = {
-    "torch, eigvalsh": in_torch(entropy_by_eigvalsh),
-    "SciPy, eigvalsh": scipy_eigvalsh,
-}
-MUTUAL = {"QuTiP": qutip("entropy_mutual", 0, 1), "PennyLane": pennylane("mutual_info", 2)}
-CONDITIONAL = {"QuTiP": qutip("entropy_conditional", 1)}
-RELATIVE = {"QuTiP": qutip("entropy_relative"), "PennyLane": pennylane("relative_entropy", 0)}
-RENYI = {"torch, eigvalsh": in_torch(renyi_by_eigvalsh)}
-PARTICIPATION = {"torch, eigvalsh": in_torch(participation_by_eigvalsh)}
-RANKME = {"torch, svdvals": in_torch(published_rankme)}
-OF_KERNEL = {"vendi-score, score_K": vendi("score_K")}
+@dataclass(frozen=True)
+class Family:
+    name: str
+    inputs: Inputs
+    ours: Callable[..., Any]
 
-kernels = functools.partial(Family, make=kernel, sizes=KERNELS)
-matrices = functools.partial(Family, sizes=MATRICES, dtypes=("float64",))
-states = functools.partial(Family, make=state, sizes=PAIRS, dtypes=("float64",))
-from_density = vne.vn_entropy_from_density
+
 FAMILIES = (
-    Family("vendi_score", vne.vendi_score, SCORES, sizes=ROWS),
-    *(vendi_of_order(q) for q in (0.5, 2, math.inf)),
-    kernels(
-        "vendi_score of a kernel", functools.partial(vne.vendi_score, is_kernel=True), OF_KERNEL
-    ),
-    Family("renyi_entropy, alpha = 3", lambda z: vne.renyi_entropy(z, 3), RENYI),
-    Family("participation_ratio", vne.participation_ratio, PARTICIPATION),
-    Family("rankme", vne.rankme, RANKME, sizes=ROWS),
-    Family("get_vne", vne.get_vne, OFFICIAL),
-    matrices("vn_entropy_from_density, real", from_density, ENTROPIES, real_matrix),
-    matrices("vn_entropy_from_density, complex", from_density, ENTROPIES, complex_matrix),
-    Family("eigenvalues", entropy_by_our_solver, EIGENVALUES, real_matrix, SQUARES),
-    states("mutual_information", of_halves(vne.mutual_information), MUTUAL),
-    states("conditional_entropy", of_halves(vne.conditional_entropy), CONDITIONAL),
-    states("relative_entropy", vne.relative_entropy, RELATIVE, make=two_states),
+    Family("vendi_score", OF_ROWS, vne.vendi_score),
+    Family("vendi_score, q = 0.5", OF_SAMPLES, partial(vne.vendi_score, q=0.5)),
+    Family("vendi_score, q = 2", OF_SAMPLES, partial(vne.vendi_score, q=2)),
+    Family("vendi_score, q = inf", OF_SAMPLES, partial(vne.vendi_score, q=math.inf)),
+    Family("vendi_score of a kernel", OF_KERNELS, partial(vne.vendi_score, is_kernel=True)),
+    Family("renyi_entropy, alpha = 3", OF_SAMPLES, partial(vne.renyi_entropy, alpha=3)),
+    Family("participation_ratio", OF_SAMPLES, vne.participation_ratio),
+    Family("rankme", OF_ROWS, vne.rankme),
+    Family("get_vne", OF_SAMPLES, vne.get_vne),
+    Family("vn_entropy_from_density, real", REAL, vne.vn_entropy_from_density),
+    Family("vn_entropy_from_density, complex", COMPLEX, vne.vn_entropy_from_density),
+    Family("eigenvalues", SYMMETRIC, entropy_by_our_solver),
+    Family("mutual_information", STATE, of_halves(vne.mutual_information)),
+    Family("conditional_entropy", STATE, of_halves(vne.conditional_entropy)),
+    Family("relative_entropy", TWO_STATES, vne.relative_entropy),
+)
+#: The others: what they compute, "package, what in it", and inputs -> the timed call.
+OTHERS: tuple[tuple[str, str, Callable[..., Call]], ...] = (
+    ("vendi_score", "vendi-score, score_X", partial(vendi, "score_X")),
+    ("vendi_score", "vendi-score, score_dual", partial(vendi, "score_dual")),
+    ("vendi_score, q = 0.5", "vendi-score, score_dual", partial(vendi, "score_dual", q=0.5)),
+    ("vendi_score, q = 2", "vendi-score, score_dual", partial(vendi, "score_dual", q=2)),
+    ("vendi_score, q = inf", "vendi-score, score_dual", partial(vendi, "score_dual", q="inf")),
+    ("vendi_score of a kernel", "vendi-score, score_K", partial(vendi, "score_K")),
+    ("renyi_entropy, alpha = 3", "torch, eigvalsh", in_torch(renyi_by_eigvalsh)),
+    ("participation_ratio", "torch, eigvalsh", in_torch(participation_by_eigvalsh)),
+    ("rankme", "torch, svdvals", in_torch(published_rankme)),
+    ("get_vne", "get_vne, eigh", in_torch(official_get_vne)),
+    ("get_vne", "get_vne, svd", in_torch(reference.official_svd)),
+    ("vn_entropy_from_density, real", "QuTiP", partial(qutip, "entropy_vn", ())),
+    ("vn_entropy_from_density, real", "PennyLane", partial(pennylane, "vn_entropy", 1)),
+    ("vn_entropy_from_density, real", "torch, eigvalsh", in_torch(entropy_by_eigvalsh)),
+    ("vn_entropy_from_density, complex", "QuTiP", partial(qutip, "entropy_vn", ())),
+    ("vn_entropy_from_density, complex", "PennyLane", partial(pennylane, "vn_entropy", 1)),
+    ("vn_entropy_from_density, complex", "torch, eigvalsh", in_torch(entropy_by_eigvalsh)),
+    ("eigenvalues", "torch, eigvalsh", in_torch(entropy_by_eigvalsh)),
+    ("eigenvalues", "SciPy, eigvalsh", scipy_eigvalsh),
+    ("mutual_information", "QuTiP", partial(qutip, "entropy_mutual", (0, 1))),
+    ("mutual_information", "PennyLane", partial(pennylane, "mutual_info", 2)),
+    ("conditional_entropy", "QuTiP", partial(qutip, "entropy_conditional", (1,))),
+    ("relative_entropy", "QuTiP", partial(qutip, "entropy_relative", ())),
+    ("relative_entropy", "PennyLane", partial(pennylane, "relative_entropy", 0)),
 )
 
 
@@ -264,8 +240,6 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Case:
-    """One function of one input: the columns that identify it."""
-
     function: str
     n: int
     d: int
@@ -273,47 +247,37 @@ class Case:
     threads: int
 
 
-def cases_of(arguments: argparse.Namespace, families: Sequence[Family]) -> list[Case]:
-    return [
-        Case(family.name, n, d, dtype, threads)
-        for threads, family in itertools.product(arguments.threads, families)
-        for n, d in arguments.sizes or family.sizes[: 2 if arguments.quick else None]
-        for dtype in family.dtypes
-        if arguments.dtypes is None or dtype in arguments.dtypes
-    ]
-
-
-def measure(family: Family, case: Case, packages: Sequence[str], budget_s: float) -> list[Row]:
+def measure(
+    family: Family, case: Case, packages: Sequence[str], budget_s: float
+) -> list[runner.Row]:
     """A row for ours and for each of the others."""
-    made = family.make(case.n, case.d, DTYPES[case.dtype])
+    made = family.inputs.make(case.n, case.d, DTYPES[case.dtype])
     inputs = made if isinstance(made, tuple) else (made,)
-    chosen = {name: of for name, of in family.others.items() if name.split(",")[0] in packages}
-    contenders, values = [], {OURS: math.nan}
-    for name, of in {OURS: in_torch(family.ours), **chosen}.items():
-        contender = runner.Contender(name, runner.nothing)
+    others = [(by, of) for name, by, of in OTHERS if name == family.name]
+    chosen = [(by, of) for by, of in others if by.split(",")[0] in packages]
+    contenders, values = [], []
+    for by, of in [(OURS, in_torch(family.ours)), *chosen]:
+        contender, value = runner.Contender(by, runner.nothing), math.nan
         try:
             contender.call = of(*inputs)
-            values[name] = float(contender.call())
+            value = float(contender.call())
             contender.estimate_s = min(runner.time_once(contender, CPU) for _ in range(2))
         except Exception as error:  # the package is missing, or whatever it raises
             contender.error = runner.reason(error)
         contenders.append(contender)
+        values.append(value)
     runner.time_interleaved(contenders, CPU, budget_s)
-    ours_ms = contenders[0].quantiles_ms()[1]
-    rows = []
-    for contender in contenders:
-        value = values.get(contender.name, math.nan)
-        rows.append(
-            {
-                "by": contender.name,
-                **contender.columns(),
-                "times_ours": f"{contender.quantiles_ms()[1] / ours_ms:.4g}",
-                "value": f"{value:.12g}",
-                "deviation": f"{abs(value / values[OURS] - 1):.2e}",
-                "note": contender.error or "",
-            }
-        )
-    return rows
+    return [
+        {
+            "by": contender.name,
+            **contender.columns(),
+            "times_ours": f"{contender.quantiles_ms()[1] / contenders[0].quantiles_ms()[1]:.4g}",
+            "value": f"{value:.12g}",
+            "deviation": f"{abs(value / values[0] - 1):.2e}",
+            "note": contender.error or "",
+        }
+        for contender, value in zip(contenders, values, strict=True)
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -336,13 +300,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"argument --functions: wanted some of {known}, got {arguments.functions}")
     for category in (DeprecationWarning, RuntimeWarning):  # vendi-score's: SciPy, logarithms of 0
         warnings.filterwarnings("ignore", category=category)
+    cases = [
+        Case(family.name, n, d, dtype, threads)
+        for threads, family in itertools.product(arguments.threads, named.values())
+        for n, d in arguments.sizes or family.inputs.sizes[: 2 if arguments.quick else None]
+        for dtype in family.inputs.dtypes
+        if dtype in (arguments.dtypes or DTYPES)
+    ]
 
-    def measured(case: Case) -> list[Row]:
+    def measured(case: Case) -> list[runner.Row]:
         packages = arguments.providers or PACKAGES
         with threadpoolctl.threadpool_limits(case.threads):  # of the libraries behind NumPy, SciPy
             return measure(named[case.function], case, packages, arguments.case_seconds)
 
-    cases = cases_of(arguments, list(named.values()))
     return runner.run_cases(arguments, cases, measured, COLUMNS, SHOWN)
 
 
