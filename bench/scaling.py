@@ -27,9 +27,9 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -48,8 +48,6 @@ ROUTES = ("reduce", "gather")
 PROCESSES = (1, 2, 3, 4)
 SIZES = tuple(itertools.product((32, 128), (128, 256, 512)))  # rows of each process, features
 PREDICTED = (8, 16, 32, 64, 128, 256, 512, 1024)
-BETA = 10.0
-WARM_UP = 3
 WATCHED = 20  # calls whose bytes on the loopback device are counted
 COLUMNS = (
     *("date", "commit", "torch", "device_name", "cores", "processes", "route", "n", "d"),
@@ -57,6 +55,7 @@ COLUMNS = (
     *("computing_p50_ms", "computing_of_many_p50_ms"),
     *("messages", "ring_bytes", "loopback_bytes", "peak_mib"),
 )
+SHOWN = ("time_p50_ms", "computing_p50_ms", "ring_bytes", "loopback_bytes", "peak_mib")
 #: What DistributedDataParallel reduces in a step anyway: ResNet-50 without its classifier, and the
 #: paper's projector for ImageNet (2048 - 2048 - 2048 - 512, two batch norms), in float32.
 DDP_PARAMETERS = 23_508_032 + 2 * (2048 * 2048 + 2048 + 2 * 2048) + 2048 * 512 + 512
@@ -75,6 +74,19 @@ class Case:
 
 
 # ---- one process -------------------------------------------------------------------------------
+
+
+def make_call(n: int, d: int) -> Call:
+    """Loss and gradient of this process's n rows of d features."""
+    g = torch.Generator().manual_seed(dist.get_rank())
+    z1 = torch.randn(n, d, generator=g, requires_grad=True)
+    z2 = (z1.detach() + 0.3 * torch.randn(n, d, generator=g)).requires_grad_()
+
+    def call() -> object:
+        loss = doe_loss(z1, z2, beta=10.0, group=dist.group.WORLD, max_rows=n)
+        return torch.autograd.grad(loss, (z1, z2))
+
+    return call
 
 
 def results_of(call: Call) -> list[Tensor]:
@@ -101,39 +113,9 @@ def many_rows(results: Sequence[Tensor], d: int) -> list[Tensor]:
     return [torch.cat([total, z.new_full((1, d), 4.0 * d)]), *results[1:]]
 
 
-def without_transport(results: Sequence[Tensor]) -> AbstractContextManager[object]:
-    """Every collective is a copy of its result: what remains is the work of this process."""
-    following = itertools.cycle(results)
-    return replaced(
-        _sum_begun=lambda x, name: x.contiguous(),
-        _gather_begun=lambda x, name, world: x.contiguous(),
-        _ended=lambda begun: next(following).clone(),
-    )
-
-
-def loopback_bytes() -> int:
-    """Sent by all processes of this network namespace over the loopback device so far."""
-    with open("/proc/net/dev", encoding="ascii") as file:
-        devices = dict(line.split(":") for line in file if ":" in line)
-    return next((int(v.split()[8]) for name, v in devices.items() if name.strip() == "lo"), 0)
-
-
-def make_call(n: int, d: int) -> Call:
-    g = torch.Generator().manual_seed(dist.get_rank())
-    z1 = torch.randn(n, d, generator=g, requires_grad=True)
-    z2 = (z1.detach() + 0.3 * torch.randn(n, d, generator=g)).requires_grad_()
-
-    def call() -> object:
-        loss = doe_loss(z1, z2, beta=BETA, group=dist.group.WORLD, max_rows=n)
-        assert isinstance(loss, Tensor)
-        return torch.autograd.grad(loss, (z1, z2))
-
-    return call
-
-
 def samples(call: Call, seconds: float) -> list[float]:
     """Milliseconds of each call, of the slowest process: they begin together."""
-    for _ in range(WARM_UP):
+    for _ in range(3):
         call()
     found: list[float] = []
     enough = torch.zeros(1)
@@ -150,35 +132,46 @@ def samples(call: Call, seconds: float) -> list[float]:
     return slowest.tolist()
 
 
+def computing_ms(call: Call, results: Sequence[Tensor], seconds: float) -> str:
+    """The median where every collective is a copy of its result: the work of this process."""
+    following = itertools.cycle(results)
+    with replaced(
+        _sum_begun=lambda x, name: x.contiguous(),
+        _gather_begun=lambda x, name, world: x.contiguous(),
+        _ended=lambda begun: next(following).clone(),
+    ):
+        return f"{statistics.median(samples(call, seconds)):.5g}"
+
+
+def loopback_bytes() -> int:
+    """Sent by all processes of this network namespace over the loopback device so far."""
+    lines = Path("/proc/net/dev").read_text().splitlines()
+    return next(int(line.split()[9]) for line in lines if line.split()[0] == "lo:")
+
+
 def measured_here(case: Case, seconds: float) -> Row:
     """The row of a case, in one of its processes."""
-    world, call = case.processes, make_call(case.n, case.d)
+    call = make_call(case.n, case.d)
     results = results_of(call)
-    with without_transport(results):
-        computing = statistics.median(samples(call, seconds))
-    of_many = math.nan
-    if world == 1 and case.route == "reduce":
-        with without_transport(many_rows(results, case.d)):
-            of_many = statistics.median(samples(call, seconds))
+    row: Row = {"computing_p50_ms": computing_ms(call, results, seconds)}
+    if case.processes == 1 and case.route == "reduce":
+        many = many_rows(results, case.d)
+        row["computing_of_many_p50_ms"] = computing_ms(call, many, seconds)
     times = samples(call, seconds)
-    messages, sent = traffic(case.route, world, case.n, case.d)
     dist.barrier()
     before = loopback_bytes()
     for _ in range(WATCHED):
         call()
     dist.barrier()
-    moved = (loopback_bytes() - before) / WATCHED / world
+    moved = (loopback_bytes() - before) / WATCHED / case.processes
     peak = machine.peak_bytes(call, torch.device("cpu"))
     dist.barrier()
-    p20, p50, p80 = np.percentile(times, [20, 50, 80])
-    return {
+    messages, sent = traffic(case.route, case.processes, case.n, case.d)
+    quantiles = zip((20, 50, 80), np.percentile(times, [20, 50, 80]), strict=True)
+    return row | {
         "cores": len(os.sched_getaffinity(0)),
         "samples": len(times),
-        "time_p20_ms": f"{p20:.5g}",
-        "time_p50_ms": f"{p50:.5g}",
-        "time_p80_ms": f"{p80:.5g}",
-        "computing_p50_ms": f"{computing:.5g}",
-        "computing_of_many_p50_ms": "" if math.isnan(of_many) else f"{of_many:.5g}",
+        **{f"time_p{p}_ms": f"{ms:.5g}" for p, ms in quantiles},
         "messages": messages,
         "ring_bytes": f"{sent:.0f}",
         "loopback_bytes": f"{moved:.0f}",
@@ -202,11 +195,8 @@ def one_process(rank: int, folder: str, case: Case, seconds: float) -> Row:
 
 def measure(case: Case, seconds: float) -> list[Row]:
     """Forks the processes of a case; the row of the first of them."""
-    context = multiprocessing.get_context("fork")
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        ProcessPoolExecutor(case.processes, context) as pool,
-    ):
+    pool = ProcessPoolExecutor(case.processes, multiprocessing.get_context("fork"))
+    with tempfile.TemporaryDirectory() as folder, pool:
         ranks = range(case.processes)
         begun = [pool.submit(one_process, rank, folder, case, seconds) for rank in ranks]
         return [future.result() for future in begun][:1]
@@ -246,9 +236,14 @@ def fit(rows: pd.DataFrame) -> dict[str, float]:
     return {"message_ms": float(found[0]), "byte_ms": float(found[1])}
 
 
-def errors(rows: pd.DataFrame, model: dict[str, float]) -> pd.Series:
+def errors(rows: pd.DataFrame, model: dict[str, float], prefix: str) -> dict[str, float]:
+    """How far the model is from the times of several processes."""
     rows = rows[rows.processes > 1]
-    return (modelled(rows, model) / rows.time_p50_ms - 1).abs()
+    found = (modelled(rows, model) / rows.time_p50_ms - 1).abs()
+    return {
+        f"{prefix}error_median": float(found.median()),
+        f"{prefix}error_max": float(found.max()),
+    }
 
 
 def predicted(n: int, d: int, computing: float, model: dict[str, float]) -> list[Row]:
@@ -276,17 +271,13 @@ def predicted(n: int, d: int, computing: float, model: dict[str, float]) -> list
 def summary(rows: pd.DataFrame) -> dict[str, Any]:
     """The fit, its errors, and its predictions."""
     model, most = fit(rows), int(rows.processes.max())
-    of_all = errors(rows, model)
-    held_out = errors(rows[rows.processes == most], fit(rows[rows.processes < most]))
-    alone = rows[rows.computing_of_many_p50_ms.notna()]
+    fewer, alone = rows[rows.processes < most], rows[rows.computing_of_many_p50_ms.notna()]
     sizes = zip(alone.n.tolist(), alone.d.tolist(), alone.computing_of_many_p50_ms, strict=True)
     return {
         "model": model,
-        "error_median": float(of_all.median()),
-        "error_max": float(of_all.max()),
+        **errors(rows, model, ""),
         "held_out_processes": most,
-        "held_out_error_median": float(held_out.median()),
-        "held_out_error_max": float(held_out.max()),
+        **errors(rows[rows.processes == most], fit(fewer), "held_out_"),
         "ddp_parameters": DDP_PARAMETERS,
         "predicted": [line for size in sizes for line in predicted(*size, model)],
     }
@@ -305,22 +296,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         for processes in sorted(set(arguments.processes))
         for route, (n, d) in itertools.product(ROUTES, arguments.sizes or SIZES)
     ]
-    if not arguments.fit_only:
-        shown = ("time_p50_ms", "computing_p50_ms", "ring_bytes", "loopback_bytes", "peak_mib")
-        timing_s = arguments.timing_s
-        status = runner.run_cases(
-            arguments, cases, lambda case: measure(case, timing_s), COLUMNS, shown
-        )
-        if status:
-            return status
+    timed = partial(measure, seconds=arguments.timing_s)
+    status = 0 if arguments.fit_only else runner.run_cases(arguments, cases, timed, COLUMNS, SHOWN)
+    if status:
+        return status
     rows = pd.read_csv(arguments.out)
     if rows[rows.processes > 1].processes.nunique() < 2:
         print("no model: it needs two numbers of processes above 1")
         return 0
     found = summary(rows)
     write_json(arguments.out.with_suffix(".json"), found)
-    for name, value in found.items():
-        print(f"{name}: {value}" if name != "predicted" else f"{len(value)} predictions")
+    print({name: value for name, value in found.items() if name != "predicted"})
     return 0
 
 

@@ -6,8 +6,7 @@
 A case is an image size (`--sizes`), a batch size and autocast's dtype. In each, every loss is timed
 alone, and inside a step that is really run with this loss and this number of views: encoder and
 projector of all views under autocast, the loss in float32, backward, SGD. Both are those of
-`vne_kernels.pretrain`, repeated here so that only torchvision is needed besides this package. The
-losses of others come from lightly.
+`vne_kernels.pretrain`. The losses of others come from lightly: `pip install '.[bench,pretrain]'`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import resource
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -24,18 +23,17 @@ from typing import Any
 import machine
 import runner
 import torch
+from lightly import loss as lightly
 from runner import Contender
 from torch import Tensor, nn
 from torch.func import grad_and_value
 
 import vne_kernels
 from vne_kernels import reference
+from vne_kernels.pretrain.model import make_encoder
+from vne_kernels.pretrain.objectives import paper_projector
 
-try:
-    from torchvision import models
-except ImportError as error:
-    sys.exit(f"training_step: {error}; pip install torchvision")
-
+BACKBONES = {"resnet18": 512, "resnet50": 2048}  # and their features
 IMAGES = (32, 224)
 BATCHES = (64, 128)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -43,7 +41,6 @@ SECONDS = {"cpu": 24.0, "cuda": 8.0, "quick": 12.0}  # two cores: three steps of
 ALONE = 0.25  # the losses alone get this share of a case's seconds, in addition to the steps
 FREE = 0.9  # the steps may take this share of the host's free memory
 BETA = 1.0  # weight of the cosine; the time does not depend on it
-DOE = vne_kernels.DoELoss(BETA)
 
 # Ours in float32 against its baseline in float64, relative. Measured on a CPU with such embeddings:
 # at most 5e-7 in the value, 2e-6 in the gradient, and 2e-5 for as many samples as features.
@@ -72,12 +69,8 @@ class Loss:
     momentum: bool = False  # its step has a momentum encoder too
 
 
-@cache
-def lightly(name: str) -> nn.Module:
-    """A loss of lightly. Without lightly its first call raises, which is a note in its row."""
-    from lightly import loss
-
-    return getattr(loss, name)()
+def of_pair(criterion: nn.Module) -> Callable[[Tensor, object], Tensor]:
+    return lambda z, _: criterion(*z)
 
 
 def get_vne(z: Tensor, _: object) -> Tensor:
@@ -90,14 +83,15 @@ def of_views(v: int) -> tuple[Loss, Loss]:
     return Loss(f"get_vne x{v}", v, get_vne), ours
 
 
+FROSSL, MMCR = lightly.FroSSLLoss(), lightly.MMCRLoss()
 TWO_VIEWS = (
-    Loss("ours", 2, lambda z, _: DOE(*z)),
+    Loss("ours", 2, of_pair(vne_kernels.DoELoss(BETA))),
     Loss("algorithm1", 2, lambda z, _: reference.algorithm1_loss(*z, BETA)),
-    Loss("nt-xent", 2, lambda z, _: lightly("NTXentLoss")(*z)),
-    Loss("barlow", 2, lambda z, _: lightly("BarlowTwinsLoss")(*z)),
-    Loss("vicreg", 2, lambda z, _: lightly("VICRegLoss")(*z)),
-    Loss("frossl", 2, lambda z, _: lightly("FroSSLLoss")(list(z))),
-    Loss("mmcr", 2, lambda z, m: lightly("MMCRLoss")(z.transpose(0, 1), m.transpose(0, 1)), True),
+    Loss("nt-xent", 2, of_pair(lightly.NTXentLoss())),
+    Loss("barlow", 2, of_pair(lightly.BarlowTwinsLoss())),
+    Loss("vicreg", 2, of_pair(lightly.VICRegLoss())),
+    Loss("frossl", 2, lambda z, _: FROSSL(list(z))),
+    Loss("mmcr", 2, lambda z, m: MMCR(z.transpose(0, 1), m.transpose(0, 1)), True),
 )
 MULTI_VIEW = "multi-view"  # the losses of `of_views`, for each number of views
 NAMES = (*(loss.name for loss in TWO_VIEWS), MULTI_VIEW)
@@ -130,22 +124,6 @@ class Case:
     dtype: str  # of autocast; float32: none
 
 
-def make_model(backbone: str, image: int, dim: int) -> nn.Sequential:
-    """Encoder and projector, (n, 3, image, image) -> (n, dim), as in `vne_kernels.pretrain`.
-
-    Up to 64 pixels the stem is a 3x3 convolution of stride 1 without pooling, above torchvision's.
-    """
-    encoder = models.get_model(backbone, weights=None)
-    features = encoder.fc.in_features
-    encoder.fc = nn.Identity()
-    if image <= 64:
-        encoder.conv1 = nn.Conv2d(3, 64, kernel_size=3, stride=1, padding=1, bias=False)
-        encoder.maxpool = nn.Identity()
-    hidden = (nn.Linear(features, 2048, bias=False), nn.BatchNorm1d(2048), nn.ReLU())
-    projector = nn.Sequential(*hidden, nn.Linear(2048, dim))
-    return nn.Sequential(encoder.to(memory_format=torch.channels_last), projector)
-
-
 class Training:
     """Model, optimizer and images of one case, for steps of any loss.
 
@@ -156,7 +134,9 @@ class Training:
     def __init__(self, case: Case, losses: Sequence[Loss], device: torch.device) -> None:
         torch.manual_seed(0)
         self.case, self.device = case, device
-        self.model = make_model(case.backbone, case.image, case.dim).to(device)
+        encoder = make_encoder(case.backbone, "3x3" if case.image <= 64 else "7x7")
+        projector = paper_projector(BACKBONES[case.backbone], 2048, 1, case.dim)
+        self.model = nn.Sequential(encoder, projector).to(device)
         parameters = self.model.parameters()
         self.optimizer = torch.optim.SGD(parameters, 0.1, 0.9, weight_decay=5e-5, fused=True)
         for p in self.model.parameters():  # a step allocates the momentum
@@ -278,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--dim", type=runner.positive, default=256, help="of the embeddings; default: 256")
     add("--views", type=runner.positives, default=(2, 4, 8), help="of multi-view; default: 2,4,8")
-    add("--backbone", choices=("resnet18", "resnet50"), default="resnet50")
+    add("--backbone", choices=BACKBONES, default="resnet50")
     arguments = runner.parse(parser, argv)
     count = 1 if arguments.quick else None
     batches = arguments.batches or BATCHES[:count]
