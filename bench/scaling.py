@@ -45,7 +45,6 @@ from vne_kernels import distributed, doe_loss
 from vne_kernels.common.files import write_json
 
 ROUTES = ("reduce", "gather")
-PROCESSES = (1, 2, 3, 4)
 SIZES = tuple(itertools.product((32, 128), (128, 256, 512)))  # rows of each process, features
 PREDICTED = (8, 16, 32, 64, 128, 256, 512, 1024)
 WATCHED = 20  # calls whose bytes on the loopback device are counted
@@ -56,11 +55,9 @@ COLUMNS = (
     *("messages", "ring_bytes", "loopback_bytes", "peak_mib"),
 )
 SHOWN = ("time_p50_ms", "computing_p50_ms", "ring_bytes", "loopback_bytes", "peak_mib")
-#: What DistributedDataParallel reduces in a step anyway: ResNet-50 without its classifier, and the
-#: paper's projector for ImageNet (2048 - 2048 - 2048 - 512, two batch norms), in float32.
-DDP_PARAMETERS = 23_508_032 + 2 * (2048 * 2048 + 2048 + 2 * 2048) + 2048 * 512 + 512
+#: Of ResNet-50 and the paper's projector for ImageNet: what DistributedDataParallel reduces anyway.
+DDP_PARAMETERS = 32_958_016
 
-Call = Callable[[], object]
 Row = dict[str, Any]
 replaced = partial(patch.multiple, distributed)  # patches functions of that module
 
@@ -76,33 +73,6 @@ class Case:
 # ---- one process -------------------------------------------------------------------------------
 
 
-def make_call(n: int, d: int) -> Call:
-    """Loss and gradient of this process's n rows of d features."""
-    g = torch.Generator().manual_seed(dist.get_rank())
-    z1 = torch.randn(n, d, generator=g, requires_grad=True)
-    z2 = (z1.detach() + 0.3 * torch.randn(n, d, generator=g)).requires_grad_()
-
-    def call() -> object:
-        loss = doe_loss(z1, z2, beta=10.0, group=dist.group.WORLD, max_rows=n)
-        return torch.autograd.grad(loss, (z1, z2))
-
-    return call
-
-
-def results_of(call: Call) -> list[Tensor]:
-    """The results of the collectives of one call."""
-    results: list[Tensor] = []
-    ended = distributed._ended
-
-    def recorded(begun: Tensor) -> Tensor:
-        results.append(ended(begun).clone())
-        return results[-1]
-
-    with replaced(_ended=recorded):
-        call()
-    return results
-
-
 def many_rows(results: Sequence[Tensor], d: int) -> list[Tensor]:
     """The results of the reduce route as if there were 4 d rows: of few, its matrix lacks rank.
 
@@ -113,7 +83,7 @@ def many_rows(results: Sequence[Tensor], d: int) -> list[Tensor]:
     return [torch.cat([total, z.new_full((1, d), 4.0 * d)]), *results[1:]]
 
 
-def samples(call: Call, seconds: float) -> list[float]:
+def samples(call: Callable[[], object], seconds: float) -> list[float]:
     """Milliseconds of each call, of the slowest process: they begin together."""
     for _ in range(3):
         call()
@@ -132,7 +102,7 @@ def samples(call: Call, seconds: float) -> list[float]:
     return slowest.tolist()
 
 
-def computing_ms(call: Call, results: Sequence[Tensor], seconds: float) -> str:
+def computing_ms(call: Callable[[], object], results: Sequence[Tensor], seconds: float) -> str:
     """The median where every collective is a copy of its result: the work of this process."""
     following = itertools.cycle(results)
     with replaced(
@@ -151,8 +121,23 @@ def loopback_bytes() -> int:
 
 def measured_here(case: Case, seconds: float) -> Row:
     """The row of a case, in one of its processes."""
-    call = make_call(case.n, case.d)
-    results = results_of(call)
+    g = torch.Generator().manual_seed(dist.get_rank())
+    z1 = torch.randn(case.n, case.d, generator=g, requires_grad=True)
+    z2 = (z1.detach() + 0.3 * torch.randn(case.n, case.d, generator=g)).requires_grad_()
+
+    def call() -> object:
+        loss = doe_loss(z1, z2, beta=10.0, group=dist.group.WORLD, max_rows=case.n)
+        return torch.autograd.grad(loss, (z1, z2))
+
+    results: list[Tensor] = []  # of the collectives of one call
+    ended = distributed._ended
+
+    def recorded(begun: Tensor) -> Tensor:
+        results.append(ended(begun).clone())
+        return results[-1]
+
+    with replaced(_ended=recorded):
+        call()
     row: Row = {"computing_p50_ms": computing_ms(call, results, seconds)}
     if case.processes == 1 and case.route == "reduce":
         many = many_rows(results, case.d)
@@ -240,31 +225,22 @@ def errors(rows: pd.DataFrame, model: dict[str, float], prefix: str) -> dict[str
     """How far the model is from the times of several processes."""
     rows = rows[rows.processes > 1]
     found = (modelled(rows, model) / rows.time_p50_ms - 1).abs()
-    return {
-        f"{prefix}error_median": float(found.median()),
-        f"{prefix}error_max": float(found.max()),
-    }
+    return {f"{prefix}error_{what}": float(getattr(found, what)()) for what in ("median", "max")}
 
 
 def predicted(n: int, d: int, computing: float, model: dict[str, float]) -> list[Row]:
     """The loss on 8 to 1,024 devices that are each like one core here, by the route it takes."""
     found = []
     for world in PREDICTED:
+        messages, sent = traffic("reduce", world, n, d)
         if distributed.takes_gather(world * n, d):
             continue  # what a process computes then depends on how many there are
-        messages, sent = traffic("reduce", world, n, d)
         row = {"processes": world, "cores": world, "messages": messages, "ring_bytes": sent}
-        found.append(
-            {
-                "processes": world,
-                "n": n,
-                "d": d,
-                "bytes": round(sent),
-                "share_of_ddp_bytes": sent / (4 * DDP_PARAMETERS * 2 * (world - 1) / world),
-                "computing_ms": computing,
-                "model_ms": float(modelled(row | {"computing_p50_ms": computing}, model)),
-            }
-        )
+        line = {"processes": world, "n": n, "d": d, "bytes": round(sent)}
+        line["share_of_ddp_bytes"] = sent / (8 * DDP_PARAMETERS * (world - 1) / world)
+        line["computing_ms"] = computing
+        line["model_ms"] = float(modelled(row | {"computing_p50_ms": computing}, model))
+        found.append(line)
     return found
 
 
@@ -286,7 +262,7 @@ def summary(rows: pd.DataFrame) -> dict[str, Any]:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = runner.make_parser(__doc__, "scaling", sizes=runner.pairs)
     add = parser.add_argument
-    add("--processes", type=runner.positive, nargs="+", default=PROCESSES, metavar="P")
+    add("--processes", type=runner.positive, nargs="+", default=(1, 2, 3, 4), metavar="P")
     timings = "of each of the timings of a case; default: 3"
     add("--seconds", type=runner.duration, default=3.0, dest="timing_s", help=timings)
     add("--fit-only", action="store_true", help="fit the model again, from the file of --out")
