@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import runner
 import torch
@@ -26,9 +27,6 @@ from torch import Tensor
 
 from vne_kernels import estimate_vn_entropy, vn_entropy
 
-M = 4096
-TRIALS = 100
-REFLECTIONS = 4
 EXACT = "exact"
 LARGEST_EXACT = 8192
 COLUMNS = (
@@ -48,42 +46,24 @@ def iid(m: int) -> Tensor:
     return singular.square()
 
 
-def duplicated(m: int) -> Tensor:
-    """Every row twice: half of the eigenvalues are 0."""
-    return torch.cat([iid(m // 2), torch.zeros(m - m // 2, dtype=torch.float64)])
+def padded(eigenvalues: Tensor, m: int) -> Tensor:
+    """These, and 0 for the rest of m."""
+    return torch.nn.functional.pad(eigenvalues.double(), (0, m - len(eigenvalues)))
 
 
-def power_law(m: int) -> Tensor:
-    """1 / k, as of natural data."""
-    return 1 / torch.arange(1, m + 1, dtype=torch.float64)
-
-
-def decades(m: int) -> Tensor:
-    """Six decades, each with as many eigenvalues."""
-    return torch.logspace(0, -6, m, dtype=torch.float64)
-
-
-def low_rank(m: int) -> Tensor:
-    """Rank 50 and a tenth of noise."""
-    eigenvalues = 0.1 * iid(m) / m
-    eigenvalues[:50] += 0.9 * torch.linspace(0.5, 1.5, 50, dtype=torch.float64) / 50
-    return eigenvalues
-
-
-def near_collapse(m: int) -> Tensor:
-    """One direction, and 1e-4 of noise around it."""
-    eigenvalues = 1e-4 * iid(m) / m
-    eigenvalues[0] += 1
-    return eigenvalues
-
-
+LEADING = 0.9 * torch.linspace(0.5, 1.5, 50, dtype=torch.float64) / 50
 SPECTRA: dict[str, Callable[[int], Tensor]] = {
     "iid": iid,
-    "duplicated": duplicated,
-    "power_law": power_law,
-    "decades": decades,
-    "low_rank": low_rank,
-    "near_collapse": near_collapse,
+    # every row twice: half of the eigenvalues are 0
+    "duplicated": lambda m: padded(iid(m // 2), m),
+    # 1 / k, as of natural data
+    "power_law": lambda m: 1 / torch.arange(1, m + 1, dtype=torch.float64),
+    # six decades, each with as many eigenvalues
+    "decades": lambda m: torch.logspace(0, -6, m, dtype=torch.float64),
+    # rank 50 and a tenth of noise
+    "low_rank": lambda m: 0.1 * iid(m) / m + padded(LEADING, m),
+    # one direction, and 1e-4 of noise around it
+    "near_collapse": lambda m: 1e-4 * iid(m) / m + padded(torch.ones(1), m),
 }
 
 
@@ -91,7 +71,7 @@ def dense(eigenvalues: Tensor, generator: torch.Generator) -> Tensor:
     """(m, m) float32 with the roots of these as singular values, between random rotations."""
     z = torch.diag(eigenvalues.sqrt().float())
     for side in (z, z.mT):
-        for _ in range(REFLECTIONS):
+        for _ in range(4):
             v = torch.randn(len(z), generator=generator)
             v /= v.norm()
             side.addr_(v, v @ side, alpha=-2)
@@ -103,9 +83,7 @@ def dense(eigenvalues: Tensor, generator: torch.Generator) -> Tensor:
 
 @dataclass(frozen=True)
 class Case:
-    """A trial; with EXACT for the spectrum the exact entropy of a matrix."""
-
-    spectrum: str
+    spectrum: str  # EXACT: the exact entropy of a matrix
     m: int
     trial: int
 
@@ -115,34 +93,38 @@ def measure(case: Case) -> list[Row]:
     eigenvalues /= eigenvalues.sum()
     z = dense(eigenvalues, torch.Generator().manual_seed(2 * case.trial))
     generator = torch.Generator().manual_seed(2 * case.trial + 1)
-    ones = torch.ones(1)
+    as_it_is = {"normalize": False, "weights": torch.ones(1)}
     start = time.perf_counter()
     if case.spectrum == EXACT:
-        value, error, probes = vn_entropy(z, normalize=False, weights=ones), math.nan, 0
+        found = [vn_entropy(z, **as_it_is), math.nan, 0]
     else:
-        found = estimate_vn_entropy(z, normalize=False, weights=ones, generator=generator)
-        value, error, probes = found.entropy, float(found.error), int(found.probes)
+        estimate = estimate_vn_entropy(z, **as_it_is, generator=generator)
+        found = [estimate.entropy, estimate.error, estimate.probes]
     seconds = time.perf_counter() - start
-    entropy = float(torch.special.entr(eigenvalues).sum())
-    row: Row = {"entropy": repr(entropy), "estimate": repr(float(value)), "error": repr(error)}
-    return [{**row, "probes": probes, "seconds": f"{seconds:.4g}"}]
-
-
-def cases_of(m: int, trials: int, spectra: Sequence[str]) -> list[Case]:
-    """Every trial; the exact entropy, where its time is bearable, first and last."""
-    cases = [Case(spectrum, m, trial) for trial in range(trials) for spectrum in spectra]
-    return [Case(EXACT, m, 0), *cases, Case(EXACT, m, 1)] if m <= LARGEST_EXACT else cases
+    value, error, probes = map(float, found)
+    return [
+        {
+            "entropy": float(torch.special.entr(eigenvalues).sum()),
+            "estimate": value,
+            "error": error,
+            "probes": round(probes),
+            "seconds": f"{seconds:.4g}",
+        }
+    ]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = runner.make_parser(__doc__, "estimator")
     add = parser.add_argument
-    add("--m", type=runner.positive, default=M, help=f"rows and features; default: {M}")
-    add("--trials", type=runner.positive, default=TRIALS, help=f"per spectrum; default: {TRIALS}")
+    add("--m", type=runner.positive, default=4096, help="rows and features; default: 4096")
+    add("--trials", type=runner.positive, default=100, help="per spectrum; default: 100")
     add("--spectra", nargs="+", choices=SPECTRA, default=list(SPECTRA), help="default: all")
     arguments = runner.parse(parser, argv)
-    cases = cases_of(arguments.m, arguments.trials, arguments.spectra)
-    others = [row for row in runner.read_csv(arguments.out) if row["m"] != str(arguments.m)]
+    m, trials = arguments.m, product(range(arguments.trials), arguments.spectra)
+    cases = [Case(spectrum, m, trial) for trial, spectrum in trials]
+    if m <= LARGEST_EXACT:  # its time is bearable
+        cases = [Case(EXACT, m, 0), *cases, Case(EXACT, m, 1)]
+    others = [row for row in runner.read_csv(arguments.out) if row["m"] != str(m)]
     shown = ("entropy", "estimate", "error", "seconds")
     return runner.run_cases(arguments, cases, measure, COLUMNS, shown, earlier=others)
 
