@@ -14,7 +14,6 @@ of Linux. The time includes the entropy, but not making the chunk.
 from __future__ import annotations
 
 import multiprocessing
-import re
 import sys
 import time
 from collections.abc import Sequence
@@ -33,7 +32,6 @@ from vne_kernels import DensityAccumulator
 FEATURES = (128, 256, 512, 1024, 2048)
 CHUNKS = (8192, 32)
 MEMORY_SIZES = tuple((n, d) for d in (256, 1024) for n in (100_000, 1_000_000, 10_000_000))
-CPU = torch.device("cpu")
 COLUMNS = (
     *("date", "commit", "torch", "cuda", "cusolver", "driver"),
     *("device", "device_name", "clocks", "threads"),
@@ -52,11 +50,14 @@ class Case:
     d: int
     rows: int
 
-    def rates(self, seconds: float) -> Row:
-        return {
-            "rows_per_s": f"{self.rows / seconds:.4g}",
-            "gflops": f"{2e-9 * self.rows * self.d**2 / seconds:.4g}",
-        }
+
+def row_of(case: Case, provider: str, chunk: int, seconds: float) -> Row:
+    return {
+        "provider": provider,
+        "chunk": chunk,
+        "rows_per_s": f"{case.rows / seconds:.4g}",
+        "gflops": f"{2e-9 * case.rows * case.d**2 / seconds:.4g}",
+    }
 
 
 def measure_rate(case: Case, chunks: Sequence[int], seconds: float) -> list[Row]:
@@ -69,29 +70,26 @@ def measure_rate(case: Case, chunks: Sequence[int], seconds: float) -> list[Row]
 
     updates = [Contender("update", partial(update, x.split(chunk))) for chunk in chunks]
     contenders = [Contender("sgemm", partial(torch.mm, x.T, x, out=out)), *updates]
-    runner.time_interleaved(contenders, CPU, seconds)
+    runner.time_interleaved(contenders, torch.device("cpu"), seconds)
     sgemm_ms, rows = contenders[0].quantiles_ms()[1], []
     for chunk, contender in zip((case.rows, *chunks), contenders, strict=True):
         p50_ms = contender.quantiles_ms()[1]
-        row = {"provider": contender.name, "chunk": chunk, **contender.columns()}
-        row |= {**case.rates(p50_ms / 1e3), "sgemm_share": f"{sgemm_ms / p50_ms:.4g}"}
-        rows.append(row)
+        share = {**contender.columns(), "sgemm_share": f"{sgemm_ms / p50_ms:.4g}"}
+        rows.append(row_of(case, contender.name, chunk, p50_ms / 1e3) | share)
     return rows
 
 
-def resident_mib(what: str) -> float:
+def resident_mib(what: str) -> str:
     """VmRSS or VmHWM, its peak, of this process."""
-    found = re.search(rf"^{what}:\s+(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    if found is None:
-        raise ValueError(f"/proc/self/status has no {what}")
-    return int(found[1]) / 1024
+    status = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return f"{int(status[what].split()[0]) / 1024:.1f}"
 
 
-def stream(case: Case, chunk: int) -> Row:
+def stream(case: Case, chunk: int) -> list[Row]:
     """The row of a process that measures its own memory."""
     torch.set_num_threads(case.threads)
     x = torch.randn(chunk, case.d, generator=torch.Generator().manual_seed(case.d))
-    before = resident_mib("VmRSS")
+    memory = {"before_mib": resident_mib("VmRSS")}
     sums = DensityAccumulator(case.d)
     begin = time.perf_counter()
     for done in range(0, case.rows, chunk):
@@ -100,39 +98,34 @@ def stream(case: Case, chunk: int) -> Row:
     seconds = time.perf_counter() - begin
     if sums.rows != case.rows or not entropy > 0:
         raise ArithmeticError(f"{sums.rows} of {case.rows} rows, entropy {entropy}")
-    memory = {"before_mib": f"{before:.1f}", "peak_mib": f"{resident_mib('VmHWM'):.1f}"}
-    return {"provider": "update", "chunk": chunk, "samples": 1, **case.rates(seconds), **memory}
-
-
-def measure_memory(case: Case, chunk: int) -> list[Row]:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return [pool.submit(stream, case, chunk).result()]
+    memory["peak_mib"] = resident_mib("VmHWM")
+    return [row_of(case, "update", chunk, seconds) | {"samples": 1, **memory}]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    seconds, threads = {"cpu": 10.0}, (1, 2)
     parser = runner.make_parser(
         __doc__,
         "accumulator",
-        seconds={"cpu": 10.0},
+        seconds=seconds,
         sizes=runner.positives,
         batches=True,
-        threads=(1, 2),
+        threads=threads,
     )
-    add, rate_rows = parser.add_argument, max(CHUNKS)
-    add("--rate-rows", type=runner.positive, default=rate_rows, help="rows of one timed call")
+    add = parser.add_argument
+    add("--rate-rows", type=runner.positive, default=max(CHUNKS), help="rows of one timed call")
     add("--memory-sizes", type=runner.pairs, default=MEMORY_SIZES, help="ROWSxFEATURES,...")
     arguments = runner.parse(parser, argv)
-    features, chunks = arguments.sizes or FEATURES, arguments.batches or CHUNKS
-    cases = [
-        Case("rate", threads, d, arguments.rate_rows)
-        for threads, d in product(arguments.threads, features)
-    ]
+    chunks, features = arguments.batches or CHUNKS, arguments.sizes or FEATURES
+    rates = product(("rate",), arguments.threads, features, (arguments.rate_rows,))
+    cases = [Case(*rate) for rate in rates]
     cases += [Case("memory", max(arguments.threads), d, n) for n, d in arguments.memory_sizes]
 
     def measure(case: Case) -> list[Row]:
-        if case.measure == "memory":
-            return measure_memory(case, max(chunks))
-        return measure_rate(case, chunks, arguments.case_seconds)
+        if case.measure == "rate":
+            return measure_rate(case, chunks, arguments.case_seconds)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(stream, case, max(chunks)).result()
 
     return runner.run_cases(arguments, cases, measure, COLUMNS, SHOWN)
 
