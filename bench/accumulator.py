@@ -117,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--memory-sizes", type=runner.pairs, default=MEMORY_SIZES, help="ROWSxFEATURES,...")
     arguments = runner.parse(parser, argv)
     chunks, features = arguments.batches or CHUNKS, arguments.sizes or FEATURES
-    rates = product(("rate",), arguments.threads, features, (arguments.rate_rows,))
-    cases = [Case(*rate) for rate in rates]
+    sizes = product(arguments.threads, features)
+    cases = [Case("rate", threads, d, arguments.rate_rows) for threads, d in sizes]
     cases += [Case("memory", max(arguments.threads), d, n) for n, d in arguments.memory_sizes]
 
     def measure(case: Case) -> list[Row]:

@@ -34,16 +34,13 @@ COLUMNS = (
     *("spectrum", "m", "trial", "entropy", "estimate", "error", "probes", "seconds"),
 )
 
-# ---- spectra: m -> m eigenvalues, float64, up to a factor --------------------------------------
-
 
 def iid(m: int) -> Tensor:
     """Of m independent Gaussian rows of m features: quantiles of the Marchenko-Pastur law."""
     angles = torch.linspace(0, math.pi / 2, 100_001, dtype=torch.float64)
     below = (2 * angles + (2 * angles).sin()) / math.pi  # of 2 sin(angle), the quarter circle law
     levels = (torch.arange(m, dtype=torch.float64) + 0.5) / m
-    singular = 2 * angles[torch.searchsorted(below, levels)].sin()
-    return singular.square()
+    return (2 * angles[torch.searchsorted(below, levels)].sin()).square()
 
 
 def padded(eigenvalues: Tensor, m: int) -> Tensor:
@@ -52,6 +49,7 @@ def padded(eigenvalues: Tensor, m: int) -> Tensor:
 
 
 LEADING = 0.9 * torch.linspace(0.5, 1.5, 50, dtype=torch.float64) / 50
+#: m -> m eigenvalues, up to a factor.
 SPECTRA: dict[str, Callable[[int], Tensor]] = {
     "iid": iid,
     # every row twice: half of the eigenvalues are 0
@@ -78,9 +76,6 @@ def dense(eigenvalues: Tensor, generator: torch.Generator) -> Tensor:
     return z
 
 
-# ---- trials ------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Case:
     spectrum: str  # EXACT: the exact entropy of a matrix
@@ -96,21 +91,14 @@ def measure(case: Case) -> list[Row]:
     as_it_is = {"normalize": False, "weights": torch.ones(1)}
     start = time.perf_counter()
     if case.spectrum == EXACT:
-        found = [vn_entropy(z, **as_it_is), math.nan, 0]
+        value, error, probes = vn_entropy(z, **as_it_is).item(), math.nan, 0
     else:
-        estimate = estimate_vn_entropy(z, **as_it_is, generator=generator)
-        found = [estimate.entropy, estimate.error, estimate.probes]
+        found = estimate_vn_entropy(z, **as_it_is, generator=generator)
+        value, error, probes = (part.item() for part in found)
     seconds = time.perf_counter() - start
-    value, error, probes = map(float, found)
-    return [
-        {
-            "entropy": float(torch.special.entr(eigenvalues).sum()),
-            "estimate": value,
-            "error": error,
-            "probes": round(probes),
-            "seconds": f"{seconds:.4g}",
-        }
-    ]
+    entropy = torch.special.entr(eigenvalues).sum().item()
+    row: Row = {"entropy": entropy, "estimate": value, "error": error, "probes": probes}
+    return [row | {"seconds": f"{seconds:.4g}"}]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
