@@ -15,7 +15,6 @@ whoever is next. The packages come with `pip install '.[test-full]'`; a missing 
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 import warnings
@@ -45,9 +44,6 @@ COLUMNS = (
 )
 
 Call = Callable[[], Any]
-
-
-# ---- inputs --------------------------------------------------------------------------------------
 
 
 def embeddings(n: int, d: int, dtype: torch.dtype) -> Tensor:
@@ -95,9 +91,6 @@ COMPLEX = Inputs(lambda n, _, dtype: density_matrix(n, dtype.to_complex()), *MAT
 SYMMETRIC = Inputs(REAL.make, tuple((m, m) for m in (32, 64, 128, 256, 512, 1000, 2048)))
 STATE = Inputs(lambda *size_and_dtype: states(*size_and_dtype)[0], *PAIRS)
 TWO_STATES = Inputs(states, *PAIRS)
-
-
-# ---- what people use today -----------------------------------------------------------------------
 
 
 def vendi(name: str, z: Tensor, **keywords: Any) -> Call:
@@ -174,9 +167,6 @@ def entropy_by_our_solver(rho: Tensor) -> Tensor:
     return torch.ops.vne_kernels.density_entropy(rho, "eigh")
 
 
-# ---- the table -----------------------------------------------------------------------------------
-
-
 def of_halves(function: Callable[..., Tensor]) -> Callable[[Tensor], Tensor]:
     """The function of a state of two systems of equal size."""
     return lambda rho: function(rho, (math.isqrt(len(rho)),) * 2)
@@ -233,9 +223,6 @@ OTHERS: tuple[tuple[str, str, Callable[..., Call]], ...] = (
     ("relative_entropy", "QuTiP", partial(qutip, "entropy_relative", ())),
     ("relative_entropy", "PennyLane", partial(pennylane, "relative_entropy", 0)),
 )
-
-
-# ---- measuring -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -302,7 +289,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.filterwarnings("ignore", category=category)
     cases = [
         Case(family.name, n, d, dtype, threads)
-        for threads, family in itertools.product(arguments.threads, named.values())
+        for threads in arguments.threads
+        for family in named.values()
         for n, d in arguments.sizes or family.inputs.sizes[: 2 if arguments.quick else None]
         for dtype in family.inputs.dtypes
         if dtype in (arguments.dtypes or DTYPES)

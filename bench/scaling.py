@@ -44,10 +44,7 @@ from torch import Tensor
 from vne_kernels import distributed, doe_loss
 from vne_kernels.common.files import write_json
 
-ROUTES = ("reduce", "gather")
 SIZES = tuple(itertools.product((32, 128), (128, 256, 512)))  # rows of each process, features
-PREDICTED = (8, 16, 32, 64, 128, 256, 512, 1024)
-WATCHED = 20  # calls whose bytes on the loopback device are counted
 COLUMNS = (
     *("date", "commit", "torch", "device_name", "cores", "processes", "route", "n", "d"),
     *("samples", "time_p20_ms", "time_p50_ms", "time_p80_ms"),
@@ -58,7 +55,6 @@ SHOWN = ("time_p50_ms", "computing_p50_ms", "ring_bytes", "loopback_bytes", "pea
 #: Of ResNet-50 and the paper's projector for ImageNet: what DistributedDataParallel reduces anyway.
 DDP_PARAMETERS = 32_958_016
 
-Row = dict[str, Any]
 replaced = partial(patch.multiple, distributed)  # patches functions of that module
 
 
@@ -68,9 +64,6 @@ class Case:
     route: str
     n: int
     d: int
-
-
-# ---- one process -------------------------------------------------------------------------------
 
 
 def many_rows(results: Sequence[Tensor], d: int) -> list[Tensor]:
@@ -119,7 +112,7 @@ def loopback_bytes() -> int:
     return next(int(line.split()[9]) for line in lines if line.split()[0] == "lo:")
 
 
-def measured_here(case: Case, seconds: float) -> Row:
+def measured_here(case: Case, seconds: float) -> runner.Row:
     """The row of a case, in one of its processes."""
     g = torch.Generator().manual_seed(dist.get_rank())
     z1 = torch.randn(case.n, case.d, generator=g, requires_grad=True)
@@ -138,17 +131,17 @@ def measured_here(case: Case, seconds: float) -> Row:
 
     with replaced(_ended=recorded):
         call()
-    row: Row = {"computing_p50_ms": computing_ms(call, results, seconds)}
+    row: runner.Row = {"computing_p50_ms": computing_ms(call, results, seconds)}
     if case.processes == 1 and case.route == "reduce":
         many = many_rows(results, case.d)
         row["computing_of_many_p50_ms"] = computing_ms(call, many, seconds)
     times = samples(call, seconds)
     dist.barrier()
     before = loopback_bytes()
-    for _ in range(WATCHED):
+    for _ in range(20):
         call()
     dist.barrier()
-    moved = (loopback_bytes() - before) / WATCHED / case.processes
+    moved = (loopback_bytes() - before) / 20 / case.processes
     peak = machine.peak_bytes(call, torch.device("cpu"))
     dist.barrier()
     messages, sent = traffic(case.route, case.processes, case.n, case.d)
@@ -164,7 +157,7 @@ def measured_here(case: Case, seconds: float) -> Row:
     }
 
 
-def one_process(rank: int, folder: str, case: Case, seconds: float) -> Row:
+def one_process(rank: int, folder: str, case: Case, seconds: float) -> runner.Row:
     torch.set_num_threads(1)
     store, world = f"file://{folder}/store", case.processes
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world)
@@ -178,16 +171,13 @@ def one_process(rank: int, folder: str, case: Case, seconds: float) -> Row:
         dist.destroy_process_group()  # if this process fails, the others fail too
 
 
-def measure(case: Case, seconds: float) -> list[Row]:
+def measure(case: Case, seconds: float) -> list[runner.Row]:
     """Forks the processes of a case; the row of the first of them."""
     pool = ProcessPoolExecutor(case.processes, multiprocessing.get_context("fork"))
     with tempfile.TemporaryDirectory() as folder, pool:
         ranks = range(case.processes)
         begun = [pool.submit(one_process, rank, folder, case, seconds) for rank in ranks]
         return [future.result() for future in begun][:1]
-
-
-# ---- the model ---------------------------------------------------------------------------------
 
 
 def traffic(route: str, world: int, n: int, d: int) -> tuple[int, float]:
@@ -214,7 +204,6 @@ def fit(rows: pd.DataFrame) -> dict[str, float]:
     relative = np.maximum(1, rows.processes / rows.cores) / rows.time_p50_ms
     matrix = rows[["messages", "ring_bytes"]].mul(relative, axis=0).to_numpy()
     wanted = (1 - rows.computing_p50_ms / rows.time_p50_ms).to_numpy()
-
     found = np.linalg.lstsq(matrix, wanted, rcond=None)[0]
     if found.min() < 0:  # the other one alone
         found = np.linalg.lstsq(matrix * (found > 0), wanted, rcond=None)[0].clip(min=0)
@@ -228,10 +217,10 @@ def errors(rows: pd.DataFrame, model: dict[str, float], prefix: str) -> dict[str
     return {f"{prefix}error_{what}": float(getattr(found, what)()) for what in ("median", "max")}
 
 
-def predicted(n: int, d: int, computing: float, model: dict[str, float]) -> list[Row]:
+def predicted(n: int, d: int, computing: float, model: dict[str, float]) -> list[runner.Row]:
     """The loss on 8 to 1,024 devices that are each like one core here, by the route it takes."""
     found = []
-    for world in PREDICTED:
+    for world in (8, 16, 32, 64, 128, 256, 512, 1024):
         messages, sent = traffic("reduce", world, n, d)
         if distributed.takes_gather(world * n, d):
             continue  # what a process computes then depends on how many there are
@@ -270,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cases = [
         Case(processes, route, n, d)
         for processes in sorted(set(arguments.processes))
-        for route, (n, d) in itertools.product(ROUTES, arguments.sizes or SIZES)
+        for route, (n, d) in itertools.product(("reduce", "gather"), arguments.sizes or SIZES)
     ]
     timed = partial(measure, seconds=arguments.timing_s)
     status = 0 if arguments.fit_only else runner.run_cases(arguments, cases, timed, COLUMNS, SHOWN)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -34,10 +35,7 @@ from vne_kernels.pretrain.model import make_encoder
 from vne_kernels.pretrain.objectives import paper_projector
 
 BACKBONES = {"resnet18": 512, "resnet50": 2048}  # and their features
-IMAGES = (32, 224)
-BATCHES = (64, 128)
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
-SECONDS = {"cpu": 24.0, "cuda": 8.0, "quick": 12.0}  # two cores: three steps of 2 x 128 of 32 x 32
 ALONE = 0.25  # the losses alone get this share of a case's seconds, in addition to the steps
 FREE = 0.9  # the steps may take this share of the host's free memory
 BETA = 1.0  # weight of the cosine; the time does not depend on it
@@ -55,9 +53,6 @@ COLUMNS = (
     *("loss_share", "loss_peak_mib", "step_peak_mib", "note"),
 )
 SHOWN = ("loss", "views", "loss_p50_ms", "step_samples", "step_p50_ms", *COLUMNS[-4:])
-
-
-# ---- losses ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -106,11 +101,8 @@ def check_ours(z: Tensor) -> None:
         value_error = float((value - want).abs() / want.abs())
         grad_error = float((grad - want_grad).norm() / want_grad.norm())
         if not (value_error <= VALUE_TOLERANCE and grad_error <= GRAD_TOLERANCE):
-            errors = f"{value_error:.1e} in the value, {grad_error:.1e} in the gradient"
-            raise ArithmeticError(f"{ours.name} differs from its float64 baseline by {errors}")
-
-
-# ---- training ----------------------------------------------------------------------------------
+            errors = f"value {value_error:.1e}, gradient {grad_error:.1e}"
+            raise ArithmeticError(f"{ours.name} differs from its float64 baseline: {errors}")
 
 
 @dataclass(frozen=True)
@@ -149,16 +141,13 @@ class Training:
             swa = torch.optim.swa_utils
             average = swa.get_ema_multi_avg_fn(0.996)  # as in lightly's examples
             self.momentum_model = swa.AveragedModel(self.model, multi_avg_fn=average)
-        velocities = [state["momentum_buffer"] for state in self.optimizer.state.values()]
-        state = [*self.model.state_dict().values(), *velocities]
-        self.start = [(tensor, tensor.clone()) for tensor in state]
+        self.start = deepcopy((self.model.state_dict(), self.optimizer.state_dict()))
 
     def restart(self) -> None:
         """Weights, statistics and momentum as at the start, and no gradients."""
         self.optimizer.zero_grad()
-        with torch.no_grad():
-            for tensor, start in self.start:
-                tensor.copy_(start)
+        self.model.load_state_dict(self.start[0])
+        self.optimizer.load_state_dict(deepcopy(self.start[1]))  # it keeps the tensors
 
     def embed(self, model: nn.Module, loss: Loss) -> Tensor:
         """(V, n, d) in float32. All views pass at once, as one batch of the batch norms."""
@@ -175,9 +164,6 @@ class Training:
                 target = self.embed(self.momentum_model, loss)
         loss.criterion(self.embed(self.model, loss), target).backward()
         self.optimizer.step()
-
-
-# ---- measuring ---------------------------------------------------------------------------------
 
 
 def tried(contender: Contender, device: torch.device) -> Contender:
@@ -247,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = runner.make_parser(
         __doc__,
         "{device}-training-step",
-        seconds=SECONDS,
+        seconds={"cpu": 24.0, "cuda": 8.0, "quick": 12.0},  # three steps of 2 x 128 of 32 x 32
         device=True,
         quick="one case of three losses, unless given",
         sizes=runner.positives,
@@ -260,16 +246,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--views", type=runner.positives, default=(2, 4, 8), help="of multi-view; default: 2,4,8")
     add("--backbone", choices=BACKBONES, default="resnet50")
     arguments = runner.parse(parser, argv)
-    count = 1 if arguments.quick else None
-    batches = arguments.batches or BATCHES[:count]
+    count = 1 if arguments.quick else 2
+    batches = arguments.batches or (64, 128)[:count]
     if min(batches) < 2:
         parser.error("argument --batches: wanted 2 or more, got 1")
     names = arguments.providers or NAMES[: 3 if arguments.quick else None]
     losses = [loss for loss in TWO_VIEWS if loss.name in names]
     if MULTI_VIEW in names:
         losses += [loss for views in arguments.views for loss in of_views(views)]
-    grid = product(arguments.sizes or IMAGES[:count], batches, arguments.dtypes or ("bfloat16",))
-    cases = [Case(i, b, arguments.dim, arguments.backbone, dtype) for i, b, dtype in grid]
+    images, dtypes = arguments.sizes or (32, 224)[:count], arguments.dtypes or ("bfloat16",)
+    grid = product(images, batches, (arguments.dim,), (arguments.backbone,), dtypes)
+    cases = [Case(*parts) for parts in grid]
     device, seconds = arguments.device, arguments.case_seconds
     if device.type == "cpu" and sys.platform == "linux":
         limit_memory()
