@@ -2,13 +2,9 @@
 
     python bench/accumulator.py            # both, to bench/results/accumulator.csv: some minutes
 
-Rate: 8,192 rows of d features (`--sizes`) are given to `DensityAccumulator.update`, in one chunk
-and in chunks of 32 (`--batches`), and to `torch.mm(x.T, x)`, the least that any sum of z z^T costs
-if both halves of it are computed. All are timed interleaved. The accumulator normalizes, multiplies
-and sums in float64; its flops are counted as 2 n d^2 too.
-
-Memory: a new process repeats one chunk until all rows are through; its peak resident size is VmHWM
-of Linux. The time includes the entropy, but not making the chunk.
+Rate: rows are given to `DensityAccumulator.update` in chunks (`--batches`), and to
+`torch.mm(x.T, x)`, interleaved. Memory: a new process repeats one chunk until all rows are through.
+bench/README.md says what counts.
 """
 
 from __future__ import annotations
@@ -52,12 +48,9 @@ class Case:
 
 
 def row_of(case: Case, provider: str, chunk: int, seconds: float) -> Row:
-    return {
-        "provider": provider,
-        "chunk": chunk,
-        "rows_per_s": f"{case.rows / seconds:.4g}",
-        "gflops": f"{2e-9 * case.rows * case.d**2 / seconds:.4g}",
-    }
+    rows_per_s = case.rows / seconds
+    rates = {"rows_per_s": f"{rows_per_s:.4g}", "gflops": f"{2e-9 * rows_per_s * case.d**2:.4g}"}
+    return {"provider": provider, "chunk": chunk, **rates}
 
 
 def measure_rate(case: Case, chunks: Sequence[int], seconds: float) -> list[Row]:
@@ -103,15 +96,8 @@ def stream(case: Case, chunk: int) -> list[Row]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    seconds, threads = {"cpu": 10.0}, (1, 2)
-    parser = runner.make_parser(
-        __doc__,
-        "accumulator",
-        seconds=seconds,
-        sizes=runner.positives,
-        batches=True,
-        threads=threads,
-    )
+    options = {"seconds": {"cpu": 10.0}, "batches": True, "threads": (1, 2)}
+    parser = runner.make_parser(__doc__, "accumulator", sizes=runner.positives, **options)
     add = parser.add_argument
     add("--rate-rows", type=runner.positive, default=max(CHUNKS), help="rows of one timed call")
     add("--memory-sizes", type=runner.pairs, default=MEMORY_SIZES, help="ROWSxFEATURES,...")

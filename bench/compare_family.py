@@ -26,6 +26,7 @@ from typing import Any
 import runner
 import threadpoolctl
 import torch
+from runner import Row
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -234,9 +235,7 @@ class Case:
     threads: int
 
 
-def measure(
-    family: Family, case: Case, packages: Sequence[str], budget_s: float
-) -> list[runner.Row]:
+def measure(family: Family, case: Case, packages: Sequence[str], budget_s: float) -> list[Row]:
     """A row for ours and for each of the others."""
     made = family.inputs.make(case.n, case.d, DTYPES[case.dtype])
     inputs = made if isinstance(made, tuple) else (made,)
@@ -283,7 +282,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = runner.parse(parser, argv)
     named = {f.name: f for f in FAMILIES if any(part in f.name for part in arguments.functions)}
     if not named:
-        known = ", ".join(family.name for family in FAMILIES)
+        known = [family.name for family in FAMILIES]
         parser.error(f"argument --functions: wanted some of {known}, got {arguments.functions}")
     for category in (DeprecationWarning, RuntimeWarning):  # vendi-score's: SciPy, logarithms of 0
         warnings.filterwarnings("ignore", category=category)
@@ -296,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if dtype in (arguments.dtypes or DTYPES)
     ]
 
-    def measured(case: Case) -> list[runner.Row]:
+    def measured(case: Case) -> list[Row]:
         packages = arguments.providers or PACKAGES
         with threadpoolctl.threadpool_limits(case.threads):  # of the libraries behind NumPy, SciPy
             return measure(named[case.function], case, packages, arguments.case_seconds)
