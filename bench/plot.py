@@ -31,13 +31,12 @@ MARKERS = "v^sD*oPX<>hdp"
 #: Series that have the same color, marker and hatch in every picture; others go by their place.
 SERIES = (
     *("algorithm1", "svd", "gram", "gram+compile", "ours", "ours-eigh", "ours-poles", "floor"),
-    *("gram@cusolver", "gram@magma", "syevjBatched", "XsyevBatched", "ours-triton"),
+    *("syevjBatched", "XsyevBatched"),
 )
 NOT_DRAWN = ("algorithm1+compile", "svd+compile")  # in the tables alone
 Panel = tuple[Any, ...]  # a title, a function that draws into axes, its other arguments
-Picture = tuple[
-    Any, ...
-]  # end of the file's name, title, rows of panels, their height if it varies
+#: The end of the file's name, a title, rows of panels, and their height if it varies.
+Picture = tuple[Any, ...]
 
 
 # ---- three kinds of panels ----------------------------------------------------------------------

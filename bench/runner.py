@@ -1,7 +1,7 @@
 """Runs the cases of a benchmark program: options, interleaved timing, results file, resumption.
 
 A program states its cases as instances of a frozen dataclass, whose fields are columns. It measures
-one of them: a list of rows, one for each contender. `eigenvalues.py` is a short example.
+one of them: a list of rows, one for each contender. `accumulator.py` is a short example.
 """
 
 from __future__ import annotations

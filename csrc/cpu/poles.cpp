@@ -12,7 +12,7 @@
 // A pivot is a Schur complement of A^ + t I, so exactly it is at least t, and the column c below it
 // has c_i^2 <= pivot a_ii. Where A^ has low rank, rounding breaks both: a pivot that is only
 // rounding has a column that is rounding too, which its reciprocal makes larger from pivot to
-// pivot, for some matrices without end (bench/pivoting.py counts them). So
+// pivot, for some matrices without end (python_tests/pivoting.py counts them). So
 //  - a pivot is raised to max(t / 2, 4 u |A^|_F), u the unit roundoff, and a c_i of a row to come
 //    that is larger than sqrt(pivot a_ii) is cut down to that;
 //  - a pole that needs either is done again with the pivots in the order of a pivoted Cholesky

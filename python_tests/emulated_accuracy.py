@@ -1,8 +1,8 @@
 """Accuracy of the kernels of a GPU without a GPU.
 
-    python bench/emulated_accuracy.py [--backend triton] [--draws 20]
+    python python_tests/emulated_accuracy.py [--backend triton] [--draws 20]
 
-python_tests/emulation.py runs CUDA's sources on the CPU, Triton's interpreter its kernels.
+emulation.py runs CUDA's sources on the CPU, Triton's interpreter its kernels.
 
 First the spectra of the tests, then random matrices of low rank. Each line: error of S, and the
 error of dS/dz over that of a float32 eigendecomposition (`reference.eigh_grad`), by eigh and by
@@ -15,19 +15,15 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 if "triton" in [argument.rpartition("=")[2] for argument in sys.argv]:
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when its kernels are defined
 
-import torch
-from torch import Tensor
-
-sys.path.append(str(Path(__file__).parents[1] / "python_tests"))
-
 import backends
 import cases
+import torch
 from pivoting import low_rank, summary
+from torch import Tensor
 
 from vne_kernels import reference
 

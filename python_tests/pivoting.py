@@ -1,6 +1,6 @@
 """Why the poles need an order of pivots: sweeps in float32 on random matrices of low rank.
 
-    python bench/pivoting.py [--draws 60]
+    python python_tests/pivoting.py [--draws 60]
 
 Each draw is a random z (n x d) of rank r. Its log A is summed from the poles, every inverse swept
 unblocked in plain torch in one of two ways, and the error of dS/dz is compared with that of a
