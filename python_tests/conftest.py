@@ -119,6 +119,12 @@ def _package(name: str) -> ModuleType:
 
 
 @pytest.fixture(scope="session")
+def needs() -> Callable[[str], ModuleType]:
+    """Imports a package by name, or skips the test."""
+    return _package
+
+
+@pytest.fixture(scope="session")
 def qutip() -> ModuleType:
     return _package("qutip")
 

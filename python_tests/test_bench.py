@@ -6,8 +6,10 @@ import csv
 import importlib
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -62,11 +64,12 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_program(name: str, tmp_path: Path) -> None:
+def test_program(name: str, needs: Callable[[str], ModuleType], tmp_path: Path) -> None:
     options, count, finite, needed = PROGRAMS[name]
     if needed:
-        pytest.importorskip(needed)
+        needs(needed)
     out, program = tmp_path / "new" / "r.csv", importlib.import_module(name)
     assert program.main([*options.split(), "--out", str(out)]) == 0
     assert list(out.parent.glob("*.csv*")) == [out]

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-
-pytest.importorskip("tabulate")
-pytest.importorskip("matplotlib")
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 COLUMNS = (
@@ -19,7 +18,12 @@ COLUMNS = (
 REST = "32,1,1,forward+backward,1,2,3,1e-6,cuda,hot,float32,,,,,card,2"
 
 
-def test_pages_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_pages_and_pictures(
+    needs: Callable[[str], ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needs("tabulate")
+    needs("matplotlib")
     monkeypatch.syspath_prepend(str(BENCH))
     import plot
     import tables

@@ -24,6 +24,7 @@ def test_a_rehearsal_without_time(tmp_path: Path) -> None:
     assert results == {**dict.fromkeys(on_cpu, "out of time"), **dict.fromkeys(on_gpu, "not run")}
 
 
+@pytest.mark.slow
 def test_results_of_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The smoke program passes; a hang is out of time, and a crash after a check is a failure."""
     monkeypatch.syspath_prepend(str(BENCH))
