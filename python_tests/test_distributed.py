@@ -11,7 +11,12 @@ import distributed_worker as worker
 import pytest
 import ranks
 import torch
-from cases import relative_error, spectrum_case, views
+from cases import (
+    in_tiers,
+    relative_error,
+    spectrum_case,
+    views,
+)
 from distributed_worker import BETA, PLAIN, SIZES, Case, Trained
 from naming import naming
 from torch import Tensor
@@ -57,7 +62,7 @@ def flat(tensors: Iterable[Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("case", worker.cases(), ids=str)
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", in_tiers(WORLDS, first=(2,)))
 def test_gradient_is_that_of_one_process(world: int, case: Case) -> None:
     """DDP averages over processes; the average must be the gradient of the whole batch."""
     expected = of_one_process(case, world)
@@ -68,7 +73,7 @@ def test_gradient_is_that_of_one_process(world: int, case: Case) -> None:
         assert_same_step(found[str(case)], expected, tolerance)
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", in_tiers(WORLDS, first=(2,)))
 def test_a_factor_of_the_world_size_would_be_seen(world: int) -> None:
     case = Case("doe", "reduce", "even", 6, "float64")
     expected = of_one_process(case, world)
@@ -80,7 +85,7 @@ def test_a_factor_of_the_world_size_would_be_seen(world: int) -> None:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", in_tiers(WORLDS, first=(2,)))
 def test_objectives_of_the_program(world: int, loss: str) -> None:
     rows = 4
     model = Trained(loss)
@@ -100,7 +105,7 @@ def test_objectives_of_the_program(world: int, loss: str) -> None:
         )
 
 
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", in_tiers(WORLDS, first=(2,)))
 def test_gradient_accumulation(world: int) -> None:
     """Each loss is that of all processes' rows of its half."""
     model = worker.projector(PLAIN)

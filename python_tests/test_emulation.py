@@ -451,6 +451,7 @@ def test_auto_is_one_of_the_methods_on_a_gpu_of_any_size(
     assert any(agree([results[0], result]) for result in results[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [TABLE_SHAPE, (256, 260), (300, 301)])
 @pytest.mark.parametrize("name", SPECTRA)
 def test_gradient_is_no_worse_than_by_an_eigendecomposition(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import in_tiers
 from naming import exit_code, last_error, naming
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -58,7 +59,7 @@ def images() -> Tensor:
 # ---- torchvision and timm ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("backbone", in_tiers(["resnet18", "resnet50"], ["resnet18"]))
 @pytest.mark.parametrize("stem", ["7x7", "3x3"])
 @pytest.mark.parametrize("format_", ["torchvision", pytest.param("timm", marks=pytest.mark.slow)])
 def test_lines_load_the_same_encoder(

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from cases import in_tiers
 from naming import exit_code, last_error, naming
 from PIL import Image
 from programs import run_python
@@ -375,7 +376,7 @@ def test_run_that_cannot_be_judged(
         assert re.search(naming("RUN", "encoder.pt"), last_error(capsys))
 
 
-@pytest.mark.parametrize("command", ["linear-eval", "knn", "export", "train"])
+@pytest.mark.parametrize("command", in_tiers(["linear-eval", "knn", "export", "train"], ["train"]))
 def test_help_needs_no_extra(command: str, tmp_path: Path) -> None:
     script = """
         import sys

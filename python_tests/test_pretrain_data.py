@@ -310,6 +310,7 @@ def test_a_set_without_a_readable_image() -> None:
         ImageSet(["/nowhere"] * 3, np.zeros(3, np.int64)).readable(1)
 
 
+@pytest.mark.slow
 def test_run_over_broken_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Named once and counted, in the report as well; neither training nor probes die of them."""
     for part in ("train", "val"):

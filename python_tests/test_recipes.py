@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import in_tiers
 from naming import naming
 from PIL import Image
 
@@ -72,7 +73,7 @@ def test_weight_decay_of_other_batch_sizes(batch: int) -> None:
     assert config.weight_decay == (7.5e-6 if batch >= 128 else 5.0e-6)
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", in_tiers(LOSSES, first=("vn-doe", "simclr")))
 def test_losses_in_a_recipe_keep_their_own_heads_and_views(loss: str) -> None:
     config = resolved("cifar10-100ep", loss=loss)
     widths = {
@@ -191,7 +192,7 @@ def test_recipe_trains(name: str, imagenet_like: Path, tmp_path: Path) -> None:
         assert classes == int(name.removeprefix("imagenet"))
 
 
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", in_tiers(LOSSES, first=("vn-doe", "simclr")))
 def test_loss_trains(loss: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     heads = ["--projector-hidden", "64", "--projector-dim", "32"]
