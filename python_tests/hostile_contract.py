@@ -147,10 +147,10 @@ def _check_error(call: Callable[[], object], exception: type[Exception], *named:
     try:
         result = call()
     except exception as error:
-        told = str(error)
+        message = str(error)
     else:
         raise AssertionError(f"wanted {exception.__name__} of {named}, got the result {result}")
-    assert re.search(naming(*named), told), f"wanted {named}, got {told!r}"
+    assert re.search(naming(*named), message), f"wanted {named}, got {message!r}"
 
 
 # ---------------------------------------------------------------------------------------------

@@ -115,11 +115,11 @@ def test_a_collapse_is_told_once_and_so_is_its_end(
         SpectrumMonitor("backbone", name="unused"),  # has no output in this model
     ]
     spread = [1.0, 1e-3, 1e-3, math.nan, 1e-3, 1.0, 1.0]
-    with caplog.at_level("INFO"), pytest.warns(UserWarning, match="projector") as told:
+    with caplog.at_level("INFO"), pytest.warns(UserWarning, match="projector") as warned:
         train(Model(spread), monitors, [], tmp_path)
-    (message,) = [str(w.message) for w in told if "projector" in str(w.message)]
+    (message,) = [str(w.message) for w in warned if "projector" in str(w.message)]
     assert re.search(naming("step 1", 16), message)
-    (silent,) = [str(w.message) for w in told if "backbone" in str(w.message)]
+    (silent,) = [str(w.message) for w in warned if "backbone" in str(w.message)]
     assert "step 0" in silent
     assert [r.getMessage().count("step 5") for r in caplog.records if "step" in r.getMessage()] == [
         1

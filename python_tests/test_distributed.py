@@ -166,7 +166,7 @@ def test_gathered_rows_may_be_used_differently_by_each_process() -> None:
 
 
 def test_what_does_not_go_together_is_an_error_everywhere() -> None:
-    for rank, told in enumerate(on_processes(2, "errors")):
+    for rank, errors in enumerate(on_processes(2, "errors")):
         for error, named in {
             "d": ("ValueError", "z", f"d = {3 + rank}", f"d = {4 - rank}"),
             "dtype": ("ValueError", "z", "torch.float64"),
@@ -176,7 +176,7 @@ def test_what_does_not_go_together_is_an_error_everywhere() -> None:
             "no group": ("TypeError", "group", "str"),
             "second derivative": ("NotImplementedError",),
         }.items():
-            assert re.match(naming(*named), told[error]), told[error]
+            assert re.match(naming(*named), errors[error]), errors[error]
 
 
 def test_nan_stays_in_its_sample_on_every_process() -> None:

@@ -163,11 +163,11 @@ def test_a_tolerance_that_is_not_met_is_told_once() -> None:
     """Of a batch, too; samples that are NaN do not count. Small ones have an error of rounding."""
     z = spectrum_case("iid", (3, 400, 400), torch.float32)
     z[1, 0, 0] = math.nan
-    with pytest.warns(UserWarning, match=naming("tolerance", 0.01)) as told:
+    with pytest.warns(UserWarning, match=naming("tolerance", 0.01)) as warned:
         found = estimate_vn_entropy(z, tolerance=0.01, generator=generator(0))
-    (message,) = [str(warning.message) for warning in told]
+    (message,) = [str(warning.message) for warning in warned]
     assert f"{float(found.error.nan_to_num(0).max()):.3g}" in message
-    assert told[0].filename == __file__
+    assert warned[0].filename == __file__
     with pytest.warns(UserWarning, match=naming("tolerance", "1e-06", "float32")):
         estimate_vn_entropy(z[:, :20], tolerance=1e-6)
     with pytest.warns(UserWarning, match="tolerance"):

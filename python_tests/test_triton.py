@@ -76,8 +76,8 @@ def test_a_gpu_is_told_of_the_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 6))
     monkeypatch.setattr(_load, "cuda_reason", "there is no nvcc")
-    told = available_backends().serving["cuda"]
-    assert all(part in told for part in ("triton", "1024", "torch.linalg.eigh", "no nvcc"))
+    reason = available_backends().serving["cuda"]
+    assert all(part in reason for part in ("triton", "1024", "torch.linalg.eigh", "no nvcc"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (7, 0))
     assert all(part in str(available_backends()["triton"]) for part in ("7.5", "7.0"))
 
