@@ -38,12 +38,12 @@ STABLE_TORCH_LIBRARY(vne_kernels, library) {
       "normalize, float eps)"
       " -> (Tensor grad_z, Tensor grad_weights)");
 
-  // z (..., n, d) -> tr(rho^2) of rho over its trace (...)
-  library.def("purity(Tensor z, Tensor? weights, bool normalize, float eps) -> Tensor");
+  // z (..., n, d) -> tr(rho^2) of rho over its trace (...). Every method is the same
+  library.def("purity(Tensor z, Tensor? weights, bool normalize, str method, float eps) -> Tensor");
 
   // The same, and its gradients in z (..., n, d) and in weights (..., n), or (0,) without weights
   library.def(
-      "purity_grad(Tensor z, Tensor? weights, bool normalize, float eps)"
+      "purity_grad(Tensor z, Tensor? weights, bool normalize, str method, float eps)"
       " -> (Tensor purity, Tensor grad_z, Tensor grad_weights)");
 
   // z1, z2 (..., n, d) -> S of z1 (...), mean cosine similarity (...)

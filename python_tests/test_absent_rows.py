@@ -121,7 +121,7 @@ def test_gradients_of_the_operators_are_zero_there(content: float, shape: tuple[
     eigenvalues, eigenvectors = _ops.spectrum_eigh(z, weights, *options)
     gradients = [
         _ops.vn_entropy_grad(z, weights, True, "auto", 1e-12)[1:],
-        _ops.purity_grad(z, weights, *options)[1:],
+        _ops.purity_grad(z, weights, True, "auto", 1e-12)[1:],
         _ops.spectrum_backward(eigenvalues, z, eigenvectors, weights, *options),
         _ops.density_backward(rho, z, weights, *options),
     ]

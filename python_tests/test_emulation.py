@@ -350,8 +350,8 @@ def test_purity(
     if options == "weights":
         weights = torch.linspace(0, 2, shape[-2]).expand(shape[:-1]).contiguous()
         weights = weights.double() if dtype == FLOAT64 else weights
-    (alone,) = call(kernels, "purity", z, weights, normalize, EPS)
-    value, grad, of_weights = call(kernels, "purity_grad", z, weights, normalize, EPS)
+    (alone,) = call(kernels, "purity", z, weights, normalize, "auto", EPS)
+    value, grad, of_weights = call(kernels, "purity_grad", z, weights, normalize, "auto", EPS)
     leaf = z.double().requires_grad_()
     p = torch.ones(shape[:-1], dtype=FLOAT64) if weights is None else weights.double()
     p.requires_grad_()
@@ -372,7 +372,7 @@ def test_purity(
 def test_purity_of_zeros_nan_and_one_direction(kernels: ModuleType) -> None:
     z = spectrum_case("iid", (4, 17, 33), FLOAT32)
     z[1], z[2, 3, 4], z[3] = 0, math.nan, z[3, :1]
-    value, grad, _ = call(kernels, "purity_grad", z, None, True, EPS)
+    value, grad, _ = call(kernels, "purity_grad", z, None, True, "auto", EPS)
     assert value[1] == 1
     assert value[2].isnan()
     assert 1 - 1e-6 <= value[3] <= 1

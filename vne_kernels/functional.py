@@ -152,11 +152,11 @@ def spectrum_of(z: Tensor, p: Tensor | None, normalize: bool, eps: float) -> Ten
 def purity_of(z: Tensor, p: Tensor | None, normalize: bool, eps: float) -> Tensor:
     """tr(rho^2) / tr(rho)^2, without an eigenvalue, of arguments that have been checked."""
     if transforms.is_transformed(z, p):
-        return transforms.purity(z, p, normalize, eps)
+        return transforms.purity(z, p, normalize, "auto", eps)
     if _expects_gradient(z, p):
-        purity: Tensor = _ops.purity_grad(z, p, normalize, eps)[0]
+        purity: Tensor = _ops.purity_grad(z, p, normalize, "auto", eps)[0]
     else:
-        purity = _ops.purity(z, p, normalize, eps)
+        purity = _ops.purity(z, p, normalize, "auto", eps)
     return purity
 
 

@@ -376,7 +376,7 @@ def _(
 
 
 @_fake("purity")
-def _(z: Tensor, weights: Tensor | None, normalize: bool, eps: float) -> Tensor:
+def _(z: Tensor, weights: Tensor | None, normalize: bool, method: str, eps: float) -> Tensor:
     return _result(z, *z.shape[:-2])
 
 
@@ -389,7 +389,7 @@ def _purity_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     z, weights = ctx.saved_tensors
     _, unit_grad, weights_grad = _ops.purity_grad(z, weights, *ctx.options)
     of_weights = None if weights is None else scaled(grad, weights_grad, weights)
-    return scaled(grad, unit_grad, z), of_weights, None, None
+    return scaled(grad, unit_grad, z), of_weights, None, None, None
 
 
 torch.library.register_autograd(
@@ -399,7 +399,7 @@ torch.library.register_autograd(
 
 @_fake("purity_grad")
 def _(
-    z: Tensor, weights: Tensor | None, normalize: bool, eps: float
+    z: Tensor, weights: Tensor | None, normalize: bool, method: str, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _result(z, *z.shape[:-2]), _result(z, *z.shape), _weights_grad(z, weights)
 
@@ -418,9 +418,9 @@ def _purity_grad_backward(
         raise NotImplementedError(ONCE["purity"])
     z, weights, unit_grad, weights_grad = ctx.saved_tensors
     if grad is None:
-        return None, None, None, None
+        return None, None, None, None, None
     of_weights = None if weights is None else scaled(grad, weights_grad, weights)
-    return scaled(grad, unit_grad, z), of_weights, None, None
+    return scaled(grad, unit_grad, z), of_weights, None, None, None
 
 
 torch.library.register_autograd(

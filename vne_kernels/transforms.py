@@ -244,7 +244,7 @@ def _purity_gradient(*inputs: Any) -> tuple[Tensor, Tensor]:
 
 
 purity = with_gradient(_ops.purity, last_step(_purity_gradient, ONCE["purity"]), 2)
-"""purity(z, weights, normalize, eps)."""
+"""purity(z, weights, normalize, method, eps)."""
 
 
 # ---- spectrum ------------------------------------------------------------------------------------

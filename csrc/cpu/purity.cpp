@@ -28,8 +28,10 @@ double purity_of_sample(const Problem& problem, const Rows<T>& rows, T* grad_z, 
 }
 
 std::tuple<Tensor, Tensor, Tensor> compute(const Tensor& z, const std::optional<Tensor>& weights,
-                                           bool normalize, double eps, bool with_grad) {
+                                           bool normalize, const std::string& method, double eps,
+                                           bool with_grad) {
   const Problem problem = make_problem(z, weights, normalize, eps);
+  parse_method(method, Method::kEigh);  // checked; there is one way
   const int64_t n = problem.n, d = problem.d;
   const ScalarType dtype = compute_dtype(z.scalar_type());
   const std::vector<int64_t> none{0};
@@ -55,14 +57,15 @@ std::tuple<Tensor, Tensor, Tensor> compute(const Tensor& z, const std::optional<
   return {purity, grad_z, grad_weights};
 }
 
-Tensor purity(const Tensor& z, const std::optional<Tensor>& weights, bool normalize, double eps) {
-  return std::get<0>(compute(z, weights, normalize, eps, false));
+Tensor purity(const Tensor& z, const std::optional<Tensor>& weights, bool normalize,
+              const std::string& method, double eps) {
+  return std::get<0>(compute(z, weights, normalize, method, eps, false));
 }
 
 std::tuple<Tensor, Tensor, Tensor> purity_grad(const Tensor& z,
                                                const std::optional<Tensor>& weights, bool normalize,
-                                               double eps) {
-  return compute(z, weights, normalize, eps, true);
+                                               const std::string& method, double eps) {
+  return compute(z, weights, normalize, method, eps, true);
 }
 
 }  // namespace

@@ -48,8 +48,10 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 std::tuple<Tensor, Tensor, Tensor> compute(const Tensor& z, const std::optional<Tensor>& weights,
-                                           bool normalize, double eps, bool with_grad) {
+                                           bool normalize, const std::string& method, double eps,
+                                           bool with_grad) {
   const Problem problem = make_problem(z, weights, normalize, eps);
+  parse_method(method, Method::kEigh);  // checked; there is one way
   const Context context(z);
   check_device(context, "weights", weights);
   check_side(problem);
@@ -84,14 +86,15 @@ std::tuple<Tensor, Tensor, Tensor> compute(const Tensor& z, const std::optional<
   return {purity, grad_z, grad_weights};
 }
 
-Tensor purity(const Tensor& z, const std::optional<Tensor>& weights, bool normalize, double eps) {
-  return std::get<0>(compute(z, weights, normalize, eps, false));
+Tensor purity(const Tensor& z, const std::optional<Tensor>& weights, bool normalize,
+              const std::string& method, double eps) {
+  return std::get<0>(compute(z, weights, normalize, method, eps, false));
 }
 
 std::tuple<Tensor, Tensor, Tensor> purity_grad(const Tensor& z,
                                                const std::optional<Tensor>& weights, bool normalize,
-                                               double eps) {
-  return compute(z, weights, normalize, eps, true);
+                                               const std::string& method, double eps) {
+  return compute(z, weights, normalize, method, eps, true);
 }
 
 }  // namespace

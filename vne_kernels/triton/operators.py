@@ -162,13 +162,13 @@ def finished_purity(purity: Tensor, rows: Rows) -> Tensor:
     return regular_or(rows.traces, clamped, of_zeros=1.0)
 
 
-def purity(z: Tensor, weights: Tensor | None, normalize: bool, eps: float) -> Tensor:
+def purity(z: Tensor, weights: Tensor | None, normalize: bool, method: str, eps: float) -> Tensor:
     value, _, rows = purity_and_rows(samples_of(z, weights, normalize, eps))
     return finished_purity(value, rows).reshape(z.shape[:-2])
 
 
 def purity_grad(
-    z: Tensor, weights: Tensor | None, normalize: bool, eps: float
+    z: Tensor, weights: Tensor | None, normalize: bool, method: str, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A^ - P I over tau takes the place of the logarithm: the trace moves with X."""
     value, a, rows = purity_and_rows(samples_of(z, weights, normalize, eps))
