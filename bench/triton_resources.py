@@ -34,8 +34,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction, MockTensor
 
-from vne_kernels.triton import operators
-from vne_kernels.triton.launch import launching_by
+from vne_kernels._triton import operators
+from vne_kernels._triton.launch import launching_by
 
 sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1] / "csrc" / "cuda"))

@@ -1,6 +1,6 @@
 // Every operator of the package, its schema once. Backends register kernels at the foot of their
-// own files; fake kernels and autograd formulas are in vne_kernels/ops.py. No argument has a
-// default: vne_kernels/functional.py is the public face.
+// own files; fake kernels and autograd formulas are in vne_kernels/_core/ops.py. No argument has a
+// default: vne_kernels/functional/entropy.py is the public face.
 //
 // n samples of d features, m = min(n, d), leading dimensions are a batch. Half precisions are read
 // as they are; results are float32 for them and for float32, float64 for float64. `weights` is

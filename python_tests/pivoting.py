@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from vne_kernels import reference
-from vne_kernels.ops import POLE_TABLE
+from vne_kernels._core.ops import POLE_TABLE
 
 SHAPES = ((17, 33), (33, 33), (64, 128))
 RANKS = (1, 3, 8, 11)

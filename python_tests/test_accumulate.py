@@ -21,7 +21,9 @@ from cases import (
 from naming import naming
 from torch import Tensor
 
-from vne_kernels import DensityAccumulator, accumulate, get_vne, reference, spectra
+from vne_kernels import DensityAccumulator, get_vne, reference
+from vne_kernels import accumulator as accumulate
+from vne_kernels._core import spectra
 
 SHAPE = (130, 24)
 CHUNKS = {"single rows": [1] * 130, "uneven": [0, 1, 7, 90, 0, 32], "one": [130]}

@@ -9,7 +9,8 @@ import torch
 from programs import run_python
 
 import vne_kernels
-from vne_kernels import _load, available_backends, doe_loss, spectrum, vn_entropy
+from vne_kernels import available_backends, doe_loss, spectrum, vn_entropy
+from vne_kernels._core import load as _load
 
 
 def test_backends_are_usable_or_say_why_not() -> None:

@@ -19,13 +19,13 @@ from torch.autograd import forward_ad
 
 from vne_kernels import (
     EntropyEstimate,
-    estimate,
     estimate_vn_entropy,
     estimate_vn_entropy_from_density,
     reference,
     vn_entropy,
     vn_entropy_from_density,
 )
+from vne_kernels.functional import estimate
 
 SHAPES = ((400, 450), (450, 400))  # either side of (2)
 TRIALS = 10

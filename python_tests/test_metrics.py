@@ -18,7 +18,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 import vne_kernels
-from vne_kernels import accumulate
+from vne_kernels import accumulator as accumulate
 from vne_kernels.metrics import EffectiveRank, RankMe, VendiScore, VonNeumannEntropy
 
 EXACT = 1e-12

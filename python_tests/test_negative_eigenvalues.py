@@ -34,12 +34,12 @@ from vne_kernels import (
     mutual_information,
     relative_entropy,
     renyi_entropy_from_density,
-    spectra,
     tsallis_entropy_from_density,
     vendi_score,
     vn_entropy_from_density,
 )
-from vne_kernels.density import result_dtype
+from vne_kernels._core import spectra
+from vne_kernels.functional.density import result_dtype
 
 ALL_DTYPES = (
     torch.float16,

@@ -17,7 +17,7 @@ import torch
 from programs import run_python
 
 import vne_kernels
-from vne_kernels import _load
+from vne_kernels._core import load as _load
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = Path(vne_kernels.__file__).parent

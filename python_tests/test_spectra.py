@@ -11,7 +11,7 @@ import pytest
 import torch
 from mpmath import mpf
 
-from vne_kernels import spectra
+from vne_kernels._core import spectra
 
 ORDERS = [
     0,

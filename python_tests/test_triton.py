@@ -26,7 +26,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 import vne_kernels
-from vne_kernels import _load, available_backends, backends, use_backend
+from vne_kernels import available_backends, use_backend
+from vne_kernels._core import backends
+from vne_kernels._core import load as _load
 
 pytestmark = pytest.mark.cpu_only("it chooses backends itself")
 
@@ -143,8 +145,8 @@ def test_the_interpreter_serves_tensors_of_the_host() -> None:
 GPU_SIZES = """
     import torch, vne_kernels
     from vne_kernels import use_backend
-    from vne_kernels.ops import POLE_TABLE
-    from vne_kernels.triton import blocked, launch, poles
+    from vne_kernels._core.ops import POLE_TABLE
+    from vne_kernels._triton import blocked, launch, poles
 
     launch.blocks_are_large = False
     ops = torch.ops.vne_kernels
@@ -266,7 +268,7 @@ def test_an_install_without_nvcc_has_the_operators(tmp_path: Path) -> None:
     assert [path.name for path in (packages / "vne_kernels").glob("_C*")] == ["_C.abi3.so"]
     (tmp_path / "serves.py").write_text(
         textwrap.dedent(SERVES) + "assert available_backends()['cuda'] is not None\n"
-        "for name in vne_kernels.ops.OPERATORS_WITH_KERNELS:\n"
+        "for name in vne_kernels._core.ops.OPERATORS_WITH_KERNELS:\n"
         "    assert torch._C._dispatch_has_kernel_for_dispatch_key("
         "f'vne_kernels::{name}', 'CUDA')\n"
         "    assert 'backends.py' in torch._C._dispatch_dump(f'vne_kernels::{name}')\n"

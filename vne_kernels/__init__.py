@@ -2,29 +2,34 @@
 
 from types import FunctionType as _Function
 
-from vne_kernels._exporters import refused_by_script as _refused_by_script
-from vne_kernels.accumulate import DensityAccumulator
-from vne_kernels.backends import available_backends, use_backend
-from vne_kernels.density import (
+from vne_kernels._core.backends import available_backends, use_backend
+from vne_kernels._core.exporters import refused_by_script as _refused_by_script
+from vne_kernels.accumulator import DensityAccumulator
+from vne_kernels.functional.density import (
     renyi_entropy_from_density,
     tsallis_entropy_from_density,
     vn_entropy_from_density,
 )
-from vne_kernels.estimate import (
+from vne_kernels.functional.entropy import DoEComponents, doe_loss, get_vne, spectrum, vn_entropy
+from vne_kernels.functional.estimate import (
     EntropyEstimate,
     estimate_vn_entropy,
     estimate_vn_entropy_from_density,
 )
-from vne_kernels.functional import DoEComponents, doe_loss, get_vne, spectrum, vn_entropy
-from vne_kernels.losses import DoELoss, VNEntropy
-from vne_kernels.orders import renyi_entropy, tsallis_entropy
-from vne_kernels.quantum import (
+from vne_kernels.functional.orders import renyi_entropy, tsallis_entropy
+from vne_kernels.functional.quantum import (
     conditional_entropy,
     mutual_information,
     partial_trace,
     relative_entropy,
 )
-from vne_kernels.scores import effective_rank, participation_ratio, rankme, vendi_score
+from vne_kernels.functional.scores import (
+    effective_rank,
+    participation_ratio,
+    rankme,
+    vendi_score,
+)
+from vne_kernels.nn import DoELoss, VNEntropy
 
 __version__ = "0.1.0"
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vne_kernels.checks import check_integer, check_normalize, check_number, check_samples
+from vne_kernels._core.checks import check_integer, check_normalize, check_number, check_samples
+from vne_kernels._core.spectra import renyi_entropy
 from vne_kernels.collapse import CollapseWatch
 from vne_kernels.common.extras import needed_by
-from vne_kernels.functional import spectrum
-from vne_kernels.spectra import renyi_entropy
+from vne_kernels.functional.entropy import spectrum
 
 with needed_by("vne_kernels.callbacks", "metrics"):
     import lightning.pytorch as pl

@@ -29,10 +29,10 @@ from torch import Tensor
 if dist.is_available():
     from torch.distributed.device_mesh import DeviceMesh
 
-from vne_kernels import ops as _registered
-from vne_kernels.checks import DTYPES
-from vne_kernels.ops import ONCE, compute_dtype
-from vne_kernels.transforms import refuse
+from vne_kernels._core import ops as _registered
+from vne_kernels._core.checks import DTYPES
+from vne_kernels._core.ops import ONCE, compute_dtype
+from vne_kernels._core.transforms import refuse
 
 _ops = torch.ops.vne_kernels
 ROUTES = ("auto", "reduce", "gather")
@@ -98,7 +98,7 @@ def make_share(z: Tensor, weights: Tensor | None, group: Any, max_rows: int | No
         return Share(name, rank, world, None, max_rows)
     exchanged: Callable[..., list[int]] = exchanged_sizes
     if torch.compiler.is_compiling():  # the others do not load the compiler
-        from vne_kernels._untraced import exchanged_sizes as exchanged
+        from vne_kernels._core.untraced import exchanged_sizes as exchanged
     sizes = exchanged(z, weights is not None, name, world)
     return Share(name, rank, world, sizes, max(sizes))
 

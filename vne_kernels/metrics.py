@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vne_kernels import spectra
-from vne_kernels.accumulate import add_rows, check_rows, density_of, row_weights
-from vne_kernels.checks import (
+from vne_kernels._core import spectra
+from vne_kernels._core.checks import (
     check_base,
     check_eps,
     check_integer,
@@ -23,8 +22,13 @@ from vne_kernels.checks import (
     check_order,
     in_base,
 )
+from vne_kernels.accumulator import add_rows, check_rows, density_of, row_weights
 from vne_kernels.common.extras import needed_by
-from vne_kernels.density import eigenvalues, renyi_entropy_from_density, vn_entropy_from_density
+from vne_kernels.functional.density import (
+    eigenvalues,
+    renyi_entropy_from_density,
+    vn_entropy_from_density,
+)
 
 with needed_by("vne_kernels.metrics", "metrics"):
     from torchmetrics import Metric

@@ -12,6 +12,6 @@ with one reason to change, dependencies pointing down only:
 ``readers``   .npy, .npz, .safetensors and .parquet as streams of rows
 ============  =====================================================================================
 
-Sums are those of :class:`vne_kernels.DensityAccumulator`, scores those of ``vne_kernels.spectra``.
+Sums are those of `vne_kernels.DensityAccumulator`, scores those of `vne_kernels._core.spectra`.
 Readers and pictures need ``pip install 'vne_kernels[spectrum]'``.
 """

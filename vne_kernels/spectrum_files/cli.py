@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import torch
 
 import vne_kernels
-from vne_kernels import available_backends, spectra
+from vne_kernels import available_backends
+from vne_kernels._core import spectra
 from vne_kernels.common.files import locked, spare, write_json, write_table
 from vne_kernels.common.reading import FileError, printable
 from vne_kernels.common.stopping import REQUEUE, Stopped, StopSignals

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from vne_kernels.checks import DTYPES
+from vne_kernels._core.checks import DTYPES
 from vne_kernels.common.arrays import PIECE, Header, Npz, fill
 from vne_kernels.common.reading import (
     MOST_MEMORY,

@@ -1,6 +1,6 @@
 """What is computed from a spectrum: scores, the table, the lines that are printed.
 
-No formula stands here but shares of a sum: the others are those of ``vne_kernels.spectra``.
+No formula stands here but shares of a sum: the others are those of ``vne_kernels._core.spectra``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vne_kernels import spectra
+from vne_kernels._core import spectra
 
 HEADER = ("index", "eigenvalue", "share", "cumulative_share")
 VENDI_ORDERS = (0.5, 1, 2, math.inf)

@@ -17,11 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 import vne_kernels
-from vne_kernels.accumulate import DensityAccumulator
+from vne_kernels._core.ops import compute_dtype
+from vne_kernels.accumulator import DensityAccumulator
 from vne_kernels.common.files import replacing
 from vne_kernels.common.reading import FileError, first_sentence, printable, read_tensors
 from vne_kernels.common.stopping import Stopped, StopSignals
-from vne_kernels.ops import compute_dtype
 from vne_kernels.spectrum_files.outputs import UNFINISHED
 from vne_kernels.spectrum_files.readers import Embeddings, open_embeddings
 

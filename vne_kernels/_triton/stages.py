@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vne_kernels.ops import compute_dtype
+from vne_kernels._core.ops import compute_dtype
 
 
 @dataclass(frozen=True)

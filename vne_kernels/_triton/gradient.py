@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vne_kernels.triton.launch import block_of, ceil_div, launch, new, tile_of
-from vne_kernels.triton.normalize import (
+from vne_kernels._triton.launch import block_of, ceil_div, launch, new, tile_of
+from vne_kernels._triton.normalize import (
     is_regular,
     load_rows,
     load_tile,
@@ -25,7 +25,7 @@ from vne_kernels.triton.normalize import (
     row_grid,
     store_rows,
 )
-from vne_kernels.triton.stages import MatrixFunction, Rows
+from vne_kernels._triton.stages import MatrixFunction, Rows
 
 # ---- S -------------------------------------------------------------------------------------------
 

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vne_kernels import ops as _registered  # noqa: F401  (fake kernels and autograd of the operators)
-from vne_kernels import spectra, transforms
-from vne_kernels.checks import (
+from vne_kernels._core import ops as _registered  # noqa: F401  (fake kernels and autograd of the operators)
+from vne_kernels._core import spectra, transforms
+from vne_kernels._core.checks import (
     check_base,
     check_eps,
     check_integer,
@@ -18,8 +18,8 @@ from vne_kernels.checks import (
     check_weights,
     in_base,
 )
-from vne_kernels.density import eigenvalues
-from vne_kernels.ops import compute_dtype
+from vne_kernels._core.ops import compute_dtype
+from vne_kernels.functional.density import eigenvalues
 
 if TYPE_CHECKING:
     from typing_extensions import Self

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vne_kernels import spectra
-from vne_kernels.checks import (
+from vne_kernels._core import spectra
+from vne_kernels._core.checks import (
     check_eps,
     check_matrices,
     check_normalize,
@@ -21,10 +21,10 @@ from vne_kernels.checks import (
     check_weights,
     relative,
 )
-from vne_kernels.density import renyi_entropy_from_density, result_dtype
-from vne_kernels.functional import spectrum_of
-from vne_kernels.ops import compute_dtype, to_float64
-from vne_kernels.orders import renyi_entropy
+from vne_kernels._core.ops import compute_dtype, to_float64
+from vne_kernels.functional.density import renyi_entropy_from_density, result_dtype
+from vne_kernels.functional.entropy import spectrum_of
+from vne_kernels.functional.orders import renyi_entropy
 
 
 def effective_rank(z: Tensor, *, normalize: bool = True, weights: Tensor | None = None) -> Tensor:

@@ -12,8 +12,8 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from vne_kernels.triton.gradient import product
-from vne_kernels.triton.stages import MatrixFunction, with_unit_trace
+from vne_kernels._triton.gradient import product
+from vne_kernels._triton.stages import MatrixFunction, with_unit_trace
 
 
 def eigh(a: Tensor) -> tuple[Tensor, Tensor]:

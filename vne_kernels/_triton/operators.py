@@ -13,13 +13,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vne_kernels.triton import doe_loss as doe
-from vne_kernels.triton.blocked import log_by_blocked_poles
-from vne_kernels.triton.eigh import eigh, log_by_eigh, spectral_function
-from vne_kernels.triton.gradient import entropy_of, gradient, summed
-from vne_kernels.triton.normalize import matrix_of, normalize_rows
-from vne_kernels.triton.poles import LARGEST, log_by_poles
-from vne_kernels.triton.stages import MatrixFunction, Rows, Samples
+from vne_kernels._triton import doe_loss as doe
+from vne_kernels._triton.blocked import log_by_blocked_poles
+from vne_kernels._triton.eigh import eigh, log_by_eigh, spectral_function
+from vne_kernels._triton.gradient import entropy_of, gradient, summed
+from vne_kernels._triton.normalize import matrix_of, normalize_rows
+from vne_kernels._triton.poles import LARGEST, log_by_poles
+from vne_kernels._triton.stages import MatrixFunction, Rows, Samples
 
 LARGEST_POLES = 1024
 """The largest m that poles serve here; beyond it every method is "eigh", torch.linalg.eigh."""

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vne_kernels import transforms
-from vne_kernels.checks import (
+from vne_kernels._core import transforms
+from vne_kernels._core.checks import (
     check_base,
     check_eps,
     check_integer,
@@ -28,9 +28,9 @@ from vne_kernels.checks import (
     check_sample_weights,
     check_samples,
 )
-from vne_kernels.density import vn_entropy_from_density
-from vne_kernels.functional import EPS, entropy_of
-from vne_kernels.ops import compute_dtype
+from vne_kernels._core.ops import compute_dtype
+from vne_kernels.functional.density import vn_entropy_from_density
+from vne_kernels.functional.entropy import EPS, entropy_of
 
 PROBES = 32
 """How many probes an estimate takes, unless it is told otherwise."""

@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vne_kernels.ops import compute_dtype
-from vne_kernels.triton.launch import launch, new
-from vne_kernels.triton.normalize import load_rows, row_grid, row_norms, store_rows, unit_factor
+from vne_kernels._core.ops import compute_dtype
+from vne_kernels._triton.launch import launch, new
+from vne_kernels._triton.normalize import load_rows, row_grid, row_norms, store_rows, unit_factor
 
 ROW_STATS = 4
 """What the backward needs of row i: 1 / |z1_i|, 1 / |z2_i|, and the projections: cos_i, or 0 for a

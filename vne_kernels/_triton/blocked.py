@@ -21,9 +21,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vne_kernels.triton.launch import block_of, ceil_div, launch, new
-from vne_kernels.triton.normalize import load_tile
-from vne_kernels.triton.poles import (
+from vne_kernels._triton.launch import block_of, ceil_div, launch, new
+from vne_kernels._triton.normalize import load_tile
+from vne_kernels._triton.poles import (
     CONSTANT,
     COUNT,
     in_waves,
@@ -32,8 +32,8 @@ from vne_kernels.triton.poles import (
     rounding_of,
     wave_of,
 )
-from vne_kernels.triton.stages import MatrixFunction, with_unit_trace
-from vne_kernels.triton.sweep import bounded, indicator, sweep
+from vne_kernels._triton.stages import MatrixFunction, with_unit_trace
+from vne_kernels._triton.sweep import bounded, indicator, sweep
 
 PANEL = 64
 

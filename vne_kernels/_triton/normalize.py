@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vne_kernels.triton.launch import PROGRAMS, block_of, ceil_div, launch, new, tile_of
-from vne_kernels.triton.stages import Rows, Samples
+from vne_kernels._triton.launch import PROGRAMS, block_of, ceil_div, launch, new, tile_of
+from vne_kernels._triton.stages import Rows, Samples
 
 # ---- rows ----------------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The public functions: arguments validated, then one operator each.
 
 Each operator is called in one place, `entropy_of`, `spectrum_of` and `purity_of`: with its gradient
-where one is expected, by way of `vne_kernels.transforms` where torch.func or forward mode is at
+where one is expected, by way of `_core.transforms` where torch.func or forward mode is at
 work. Functions of the package call these and not each other, so that nothing is checked twice.
 """
 
@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vne_kernels import distributed, transforms
-from vne_kernels.checks import (
+from vne_kernels import distributed
+from vne_kernels._core import transforms
+from vne_kernels._core.checks import (
     check_base,
     check_beta,
     check_eps,
@@ -27,7 +28,7 @@ from vne_kernels.checks import (
     in_base,
     relative,
 )
-from vne_kernels.ops import compute_dtype, to_float64
+from vne_kernels._core.ops import compute_dtype, to_float64
 
 _ops = torch.ops.vne_kernels
 

@@ -6,8 +6,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from vne_kernels._exporters import refused_by_script
-from vne_kernels.checks import (
+from vne_kernels._core.checks import (
     check_base,
     check_beta,
     check_eps,
@@ -15,8 +14,9 @@ from vne_kernels.checks import (
     check_method,
     check_normalize,
 )
+from vne_kernels._core.exporters import refused_by_script
 from vne_kernels.distributed import default_group
-from vne_kernels.functional import doe_loss, vn_entropy
+from vne_kernels.functional.entropy import doe_loss, vn_entropy
 
 
 class _OverProcesses(nn.Module):

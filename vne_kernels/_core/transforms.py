@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from vne_kernels.ops import ONCE, compute_dtype, rows_along, scaled
+from vne_kernels._core.ops import ONCE, compute_dtype, rows_along, scaled
 
 __all__ = [
     "entropy",

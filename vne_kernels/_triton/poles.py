@@ -16,10 +16,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vne_kernels.ops import POLE_TABLE
-from vne_kernels.triton.launch import block_of, ceil_div, is_interpreted, launch, new, power_of_2
-from vne_kernels.triton.stages import MatrixFunction
-from vne_kernels.triton.sweep import diagonal_of, sweep
+from vne_kernels._core.ops import POLE_TABLE
+from vne_kernels._triton.launch import block_of, ceil_div, is_interpreted, launch, new, power_of_2
+from vne_kernels._triton.stages import MatrixFunction
+from vne_kernels._triton.sweep import diagonal_of, sweep
 
 CONSTANT = {dtype: table[0][0] for dtype, table in POLE_TABLE.items()}
 COUNT = {dtype: len(table) - 1 for dtype, table in POLE_TABLE.items()}

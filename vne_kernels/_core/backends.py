@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
-from vne_kernels import _load
-from vne_kernels.ops import OPERATORS_WITH_KERNELS, on_host
+from vne_kernels._core import load as _load
+from vne_kernels._core.ops import OPERATORS_WITH_KERNELS, on_host
 
 VARIABLE = "VNE_KERNELS_BACKEND"
 NAMES = ("auto", "cuda", "triton", "cpu")
@@ -43,7 +43,7 @@ def is_interpreted() -> bool:
         return False
     if "triton" not in sys.modules and "TRITON_INTERPRET" not in os.environ:
         return False  # without importing Triton, which takes 75 MB
-    from vne_kernels.triton import launch
+    from vne_kernels._triton import launch
 
     return launch.is_interpreted
 
@@ -108,7 +108,7 @@ def _told(name: str) -> str:
         return "cuda"
     if name == "cpu":
         return f"cpu, by way of the host: {_why_no_cuda()}; {_why_no_triton()}"
-    from vne_kernels.triton.operators import LIMITS
+    from vne_kernels._triton.operators import LIMITS
 
     return f"triton ({LIMITS})" + (f", as {reason}" if (reason := _why_no_cuda()) else "")
 
@@ -130,7 +130,7 @@ def _on_host_by_triton(name: str) -> bool:
 
 
 def _implementation(name: str) -> Callable[..., Any]:
-    from vne_kernels.triton.register import implementation
+    from vne_kernels._triton.register import implementation
 
     return implementation(name)
 
@@ -245,7 +245,7 @@ def _dissolve(operator: str) -> None:
             or custom_triton_ops_decomposition_disabled()  # type: ignore[no-untyped-call]
         ):
             return mode.__torch_dispatch__(op, types, args, kwargs)
-        from vne_kernels.triton.register import decomposition
+        from vne_kernels._triton.register import decomposition
 
         with mode:
             return decomposition(operator)(*args, **kwargs)

@@ -1,7 +1,8 @@
 """The operators as torch sees them: fake kernels, autograd formulas and vmap rules, a block each.
 
 Schemas are in csrc/library.cpp, kernels in csrc/<backend>/. The operators take every argument and
-validate little: `vne_kernels.functional` is the public face. Equation numbers: csrc/README.md.
+validate little: `vne_kernels.functional` is the public face.
+Equation numbers: csrc/README.md.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vne_kernels import _load as _load
-from vne_kernels import spectra
-from vne_kernels._exporters import refuse_onnx
+from vne_kernels._core import spectra
+from vne_kernels._core.exporters import refuse_onnx
 
 _NAMESPACE = "vne_kernels"
 _ops = torch.ops.vne_kernels

@@ -2,7 +2,7 @@
 
 Equation (13) of csrc/README.md. Order 1 is von Neumann's entropy, by its own operator; order 2 is
 the norm of rho, without an eigenvalue; the others are functions of the spectrum, which stand in
-`vne_kernels.spectra`. All are of rho over its trace: a zero row counts as absent, and a factor that
+`_core.spectra`. All are of rho over its trace: a zero row counts as absent, and a factor that
 all rows or weights have in common does not matter.
 """
 
@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vne_kernels import spectra
-from vne_kernels.checks import (
+from vne_kernels._core import spectra
+from vne_kernels._core.checks import (
     check_base,
     check_normalize,
     check_order,
@@ -23,8 +23,8 @@ from vne_kernels.checks import (
     in_base,
     relative,
 )
-from vne_kernels.functional import entropy_of, purity_of, spectrum_of
-from vne_kernels.ops import compute_dtype, to_float64
+from vne_kernels._core.ops import compute_dtype, to_float64
+from vne_kernels.functional.entropy import entropy_of, purity_of, spectrum_of
 
 EPS = 0.0
 """Every row that is not zero is divided by its own norm, so that no scale matters."""

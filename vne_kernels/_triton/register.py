@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vne_kernels.triton import operators
-from vne_kernels.triton.launch import is_interpreted, tracing
+from vne_kernels._triton import operators
+from vne_kernels._triton.launch import is_interpreted, tracing
 
 _ops = torch.ops.vne_kernels
 

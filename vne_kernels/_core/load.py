@@ -50,6 +50,6 @@ def _load_cuda(folder: Path, torch_cuda: str | None) -> str | None:
     return None
 
 
-_load_cpu(Path(__file__).parent)
-cuda_reason = _load_cuda(Path(__file__).parent, torch.version.cuda)
+_load_cpu(Path(__file__).parent.parent)
+cuda_reason = _load_cuda(Path(__file__).parent.parent, torch.version.cuda)
 """Why this process has no CUDA kernels; None if it has them, be there a GPU or not."""

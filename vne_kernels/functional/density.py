@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vne_kernels import spectra
-from vne_kernels.checks import (
+from vne_kernels._core import spectra
+from vne_kernels._core.checks import (
     check_base,
     check_density,
     check_matrices,
@@ -25,8 +25,8 @@ from vne_kernels.checks import (
     check_order,
     in_base,
 )
-from vne_kernels.ops import compute_dtype, to_float64
-from vne_kernels.transforms import in_forward_mode, is_transformed, once
+from vne_kernels._core.ops import compute_dtype, to_float64
+from vne_kernels._core.transforms import in_forward_mode, is_transformed, once
 
 _ops = torch.ops.vne_kernels
 

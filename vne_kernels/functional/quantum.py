@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vne_kernels import ops as _registered
-from vne_kernels import spectra
-from vne_kernels.checks import check_base, check_density, check_matrices, in_base
-from vne_kernels.density import result_dtype, vn_entropy_from_density
-from vne_kernels.ops import scaled, to_float64
-from vne_kernels.transforms import is_transformed, last_step, with_gradient
+from vne_kernels._core import ops as _registered
+from vne_kernels._core import spectra
+from vne_kernels._core.checks import check_base, check_density, check_matrices, in_base
+from vne_kernels._core.ops import scaled, to_float64
+from vne_kernels._core.transforms import is_transformed, last_step, with_gradient
+from vne_kernels.functional.density import result_dtype, vn_entropy_from_density
 
 _ops = torch.ops.vne_kernels
 

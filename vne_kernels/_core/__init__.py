@@ -1,0 +1,1 @@
+"""The private core: operators as torch sees them, and what the public functions share."""

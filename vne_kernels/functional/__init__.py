@@ -1,0 +1,1 @@
+"""The public functions, by subject; `vne_kernels` exports them all."""
