@@ -23,6 +23,7 @@ from vne_kernels.pretrain.callbacks import MetricsTables, OnlineEvaluation
 from vne_kernels.pretrain.cli import main
 from vne_kernels.pretrain.config import Options
 from vne_kernels.pretrain.data import load
+from vne_kernels.pretrain.disk import Disk
 from vne_kernels.pretrain.events import Events, read_events
 from vne_kernels.pretrain.model import Pretraining, make_encoder
 
@@ -118,7 +119,7 @@ def test_encoder_fits_torchvision(whole: Path) -> None:
 def test_collapse_is_told_once_and_so_is_its_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    events = Events(tmp_path / "events.csv")
+    events = Events(tmp_path / "events.csv", Disk())
     events.keep_until(0)
     online = OnlineEvaluation(*2 * [load("digits", "unused").test], None, every=0, workers=0)
     tables = MetricsTables(tmp_path, torch.zeros(8, 3, 8, 8), 16, online, events)

@@ -22,6 +22,7 @@ from vne_kernels.pretrain import checkpoints, export, frozen, knn, linear_eval, 
 from vne_kernels.pretrain.cli import main
 from vne_kernels.pretrain.commands import train
 from vne_kernels.pretrain.config import Config, OptionError, load_config
+from vne_kernels.pretrain.disk import Disk
 from vne_kernels.pretrain.events import Events, read_events
 from vne_kernels.pretrain.protocol import LinearProtocol, Setting
 
@@ -350,7 +351,7 @@ def test_a_damaged_encoder_is_not_exported(run: Path) -> None:
 
 
 def test_events_are_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    events = Events(tmp_path / "events.csv")
+    events = Events(tmp_path / "events.csv", Disk())
     events.keep_until(0)
     events.add(1, "broken-image", "cannot read \x1b[2Ja\nvne-pretrain: all is well \udcff.png")
     assert "\x1b" not in capsys.readouterr().err

@@ -38,6 +38,7 @@ from vne_kernels.pretrain.callbacks import BrokenImages
 from vne_kernels.pretrain.cli import main
 from vne_kernels.pretrain.config import OptionError, load_config, resumed_config
 from vne_kernels.pretrain.data import EpochSampler, load, view_loader
+from vne_kernels.pretrain.disk import Disk
 from vne_kernels.pretrain.events import Events, read_events
 from vne_kernels.pretrain.model import Pretraining
 
@@ -282,7 +283,7 @@ def test_broken_images_of_all_processes_are_told_before_a_checkpoint(
         everyones[:] = [own, [(1, "of the other.png")]]
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
-    events = Events(tmp_path / "events.csv")
+    events = Events(tmp_path / "events.csv", Disk())
     events.keep_until(0)
     broken = BrokenImages(events)
     trainer: Any = SimpleNamespace(world_size=2, is_global_zero=True, global_step=2)

@@ -7,7 +7,6 @@ command goes on, 130 Ctrl-C.
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import sys
 from collections.abc import Sequence
@@ -15,10 +14,8 @@ from types import ModuleType
 
 from vne_kernels.common.reading import FileError, printable
 from vne_kernels.common.terminal import reason, show_any_text
-from vne_kernels.pretrain.commands import COMMANDS, DEFAULT
+from vne_kernels.pretrain.commands import COMMANDS, DEFAULT, make_parser
 from vne_kernels.pretrain.config import OptionError
-
-PROGRAM = "vne-pretrain"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,25 +53,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def make_parser(name: str | None, command: ModuleType) -> argparse.ArgumentParser:
-    """The parser of one command; of the default one, with a list of all, where none is named."""
-    parser = argparse.ArgumentParser(
-        prog=PROGRAM if name is None else f"{PROGRAM} {name}",
-        description=command.DESCRIPTION,
-        epilog="\n".join(filter(None, [command.EPILOG, None if name else _list_of_commands()])),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        # Options not given stay away, so that they can be told from the defaults.
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    command.configure(parser)
-    return parser
-
-
 def _module(name: str) -> ModuleType:
     return importlib.import_module(f"vne_kernels.pretrain.commands.{name.replace('-', '_')}")
-
-
-def _list_of_commands() -> str:
-    lines = [f"  {name:<14} {what}" for name, what in COMMANDS.items()]
-    return "\n".join(["commands (vne-pretrain COMMAND --help tells more):", *lines])

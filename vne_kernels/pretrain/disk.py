@@ -1,7 +1,7 @@
-"""A disk that is full does not end a training: what could not be written waits, and it is told.
+"""Lets a run survive a full disk: it reports what cannot be written, and keeps it for later.
 
-A checkpoint that cannot be written leaves the last one as it is; rows of tables stay in memory
-until there is room. What a run is for, its results, has to be written: that failing ends it.
+A checkpoint that cannot be written leaves the last one as it is. Rows of tables stay in memory
+until there is room. The results of a run must be written: a failure to do so ends the run.
 """
 
 from __future__ import annotations
@@ -12,17 +12,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vne_kernels.common.files import append_rows, locked, synchronize
 from vne_kernels.common.reading import FileError
 from vne_kernels.pretrain.config import OptionError
 from vne_kernels.pretrain.faults import Fault
 
-if TYPE_CHECKING:
-    from vne_kernels.pretrain.events import Events
-
-DISK = "disk"  # kind of event
 #: Of an OSError in a long piece of work: only these are surely a write's.
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES)
 
@@ -50,17 +46,25 @@ def _reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:150]
 
 
-class Disk:
-    """Which files cannot be written at the moment; tells each once, and when it can be again."""
+def _print_message(message: str) -> None:
+    print(f"\nvne-pretrain: {message}", file=sys.stderr)
 
-    def __init__(self) -> None:
+
+class Disk:
+    """Knows which files cannot be written at the moment.
+
+    Args:
+        report: is called with a message when a file cannot be written, and when it can be again;
+            by default the message goes to stderr.
+    """
+
+    def __init__(self, report: Callable[[str], None] = _print_message) -> None:
         self.failing: set[Path] = set()
-        self.events: Events | None = None
-        self.step: Callable[[], int] = lambda: 0  # optimiser steps taken
+        self.report = report
 
     @contextmanager
     def tolerated(self, path: Path, meanwhile: str) -> Iterator[None]:
-        """A failure to write ``path`` is told with what happens ``meanwhile``, and no more."""
+        """Reports a failure to write ``path`` once, and what happens ``meanwhile``; goes on."""
         try:
             yield
         except (OSError, RuntimeError) as error:
@@ -70,21 +74,15 @@ class Disk:
                 raise
             if path not in self.failing:
                 self.failing.add(path)
-                self._tell(f"cannot write {path}: {_reason(error)}; {meanwhile}")
+                self.report(f"cannot write {path}: {_reason(error)}; {meanwhile}")
         else:
             if path in self.failing:
                 self.failing.remove(path)
-                self._tell(f"{path} is written again")
-
-    def _tell(self, message: str) -> None:
-        if self.events is not None:
-            self.events.add(self.step(), DISK, message)
-        else:
-            print(f"\nvne-pretrain: {message}", file=sys.stderr)
+                self.report(f"{path} is written again")
 
 
 class Rows:
-    """Rows on their way to a CSV file; those that the disk refuses wait for the next ones."""
+    """Appends rows to a CSV file; rows that cannot be written wait for the next ones."""
 
     def __init__(self, path: Path, disk: Disk) -> None:
         self.path, self.disk = path, disk
@@ -104,7 +102,7 @@ class Rows:
 
     def _write(self) -> None:
         if self.waiting:
-            # what is told of this write itself is a row of the next one
+            # The report of a failure of this very write is a row of the next one.
             waiting, count = list(self.waiting), len(self.waiting)
             append_rows(self.path, waiting)
             del self.waiting[:count]

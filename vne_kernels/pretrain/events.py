@@ -14,16 +14,15 @@ HEADER = ("step", "kind", "message")
 COLLAPSE, RECOVERED, BROKEN_IMAGE = "collapse", "recovered", "broken-image"
 NON_FINITE = "non-finite"
 CHECKPOINT = "checkpoint"  # one that could not be used
+DISK = "disk"  # a file that cannot be written, or can be again
 
 
 class Events:
     """A row per event: the optimiser steps taken by then, its kind, and a sentence."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.disk = Disk()
-        self.disk.events = self
-        self.rows = Rows(path, self.disk)
+    def __init__(self, path: Path, disk: Disk) -> None:
+        self.path, self.disk = path, disk
+        self.rows = Rows(path, disk)
         self.seen: set[tuple[str, str]] = set()
 
     def keep_until(self, step: int) -> list[list[str]]:

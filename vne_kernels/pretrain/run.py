@@ -37,9 +37,9 @@ from vne_kernels.pretrain.config import (
     OptionError,
 )
 from vne_kernels.pretrain.data import EpochSampler, ImageData, ViewBatch, view_loader
-from vne_kernels.pretrain.disk import has_to_be_written
+from vne_kernels.pretrain.disk import Disk, has_to_be_written
 from vne_kernels.pretrain.environment import device_name
-from vne_kernels.pretrain.events import BROKEN_IMAGE, Events, read_events
+from vne_kernels.pretrain.events import BROKEN_IMAGE, DISK, Events, read_events
 from vne_kernels.pretrain.faults import Fault, compilation, loading_processes
 from vne_kernels.pretrain.finite import FiniteLoss
 from vne_kernels.pretrain.model import Pretraining, make_encoder
@@ -61,7 +61,10 @@ def run(config: Config, data: ImageData, *, resume: bool, signals: StopSignals) 
     _quiet()
     config = _with_precision(config)
     out = Path(config.out).absolute()
-    events = Events(out / EVENTS)
+    trainer: pl.Trainer  # the disk reports only while it trains
+    events: Events
+    disk = Disk(lambda message: events.add(trainer.global_step, DISK, message))
+    events = Events(out / EVENTS, disk)
     online = OnlineEvaluation(
         data.train,
         data.test,
@@ -78,10 +81,9 @@ def run(config: Config, data: ImageData, *, resume: bool, signals: StopSignals) 
     before_saving = (broken.before_saving, tables.before_saving)
     saving = Checkpoints(config, out, signals, resumed, events, before_saving)
     callbacks = [TQDMProgressBar(), processes, finite, broken, tables, saving]
-    checkpoint_io = CheckpointFolder(events.disk, tables.all_on_disk)
-    logger = PatientTensorBoard(str(out), events.disk)
+    checkpoint_io = CheckpointFolder(disk, tables.all_on_disk)
+    logger = PatientTensorBoard(str(out), disk)
     trainer = _trainer(config, callbacks, checkpoint_io, logger)
-    events.disk.step = lambda: trainer.global_step
     device = trainer.strategy.root_device
     steps = config.epochs * _steps_per_epoch(config, len(data.train))
     if resumed.step > steps:
@@ -114,7 +116,7 @@ def run(config: Config, data: ImageData, *, resume: bool, signals: StopSignals) 
     if not trainer.is_global_zero and _started_by_another(trainer):
         return
     if signals.received:
-        if out / checkpoints.FOLDER in events.disk.failing:
+        if out / checkpoints.FOLDER in disk.failing:
             raise Fault(f"stopped, and not saved: {out / checkpoints.FOLDER} cannot be written")
         raise Stopped(signals.received)
     if not trainer.is_global_zero:

@@ -12,7 +12,7 @@ from vne_kernels.common.files import spare
 from vne_kernels.common.reading import FileError, read_rows
 from vne_kernels.common.stopping import PREEMPTIONS, REQUEUE
 from vne_kernels.pretrain import recipes
-from vne_kernels.pretrain.commands import train
+from vne_kernels.pretrain.commands import make_parser, train
 from vne_kernels.pretrain.config import CONFIG, OptionError, check_bounds, resumed_config
 
 if TYPE_CHECKING:  # it needs the extra, which help and bad options do without
@@ -64,8 +64,6 @@ def make_run(folder: Path, varied: Mapping[str, Any], rest: Sequence[str]) -> Ru
         OptionError: an option is wrong, or one that the sweep decides, or the folder holds a run of
             other options.
     """
-    from vne_kernels.pretrain.cli import make_parser  # which imports the commands
-
     given = vars(make_parser("train", train).parse_args(rest))
     for name in ("out", "resume", "overwrite", *varied):
         if name in given:
