@@ -209,7 +209,7 @@ OPTIONS = {
 FOLDERS = {
     "digits": "vne-pretrain --seed 0    # and 1, 2",
     "cifar10": "vne-pretrain batch-size ...    # whole in README.md",
-    "reliability": "python python_tests/hostile.py ...    # whole in README.md",
+    "reliability": "python python_tests/fuzz_operators.py ...    # whole in README.md",
 }
 
 

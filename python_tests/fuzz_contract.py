@@ -1,6 +1,6 @@
-"""What each hostile case must give, by section "What every input gives" of the README.
+"""The result that each fuzzed case must have, by section "What every input gives" of the README.
 
-`check` runs one case and raises AssertionError where it gives anything else. Exact results are
+`check` runs one case and raises AssertionError where the result differs. Exact results are
 computed in float64 by `vne_kernels.reference` from rows that were brought to unit length first, so
 that the reference meets no overflow of its own.
 """
@@ -21,7 +21,7 @@ from functools import cache, partial
 
 import torch
 from cases import ROUNDING, generator, result_dtype
-from hostile_cases import REFUSED, REFUSED_WEIGHTS, Case, make_samples, make_weights
+from fuzz_cases import REFUSED, REFUSED_WEIGHTS, Case, make_samples, make_weights
 from naming import naming
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -38,8 +38,8 @@ GRADIENT = {torch.float64: 1e-7, torch.float32: 2e-3}
 loose, for near collapse; `test_gradient.py` holds each spectrum to its own."""
 
 SUBNORMAL = 1e-14
-"""|error| besides, of S and of a gradient times length: a float64 below its smallest normal number
-is rounded coarsely, and so are the norms of such rows."""
+"""Absolute error that is allowed in addition, of S and of a gradient times length: float64 rounds
+numbers below its smallest normal number coarsely, and so it does the norms of such rows."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ class Rows:
         return torch.where(self.valid[..., None, None], self.u, 0)
 
 
-def _shares(case: Case, weights: Tensor) -> Tensor:
+def _effective_weights(case: Case, weights: Tensor) -> Tensor:
     """p (..., n): the weights over their sum where rows are normalized, otherwise as given."""
     dtype = result_dtype(case.dtype)
     given = weights.detach().to(dtype).double().expand(case.shape[:-1])
@@ -199,7 +199,7 @@ def _rows(case: Case, z: Tensor, weights: Tensor | None) -> Rows:
     z = z.detach().as_subclass(Tensor).clone().double()
     p = torch.full(z.shape[:-1], 1 / case.n, dtype=torch.float64)
     if weights is not None:
-        p = _shares(case, weights)
+        p = _effective_weights(case, weights)
         z = torch.where((p == 0).unsqueeze(-1), 0, z)  # absent, whatever it holds
     largest = z.abs().amax(-1, keepdim=True)
     is_zero = largest == 0
@@ -232,19 +232,19 @@ def _cosine(rows1: Rows, rows2: Rows) -> Tensor:
     return torch.where(rows1.valid & rows2.valid, exact, torch.nan)
 
 
-def _of_lengths(rows: Rows, of_u: Tensor) -> Tensor:
+def _times_length(rows: Rows, grad_u: Tensor) -> Tensor:
     """From d/du to d/dz times the length that the row was divided by: equation (4)."""
-    radial = (of_u * rows.masked).sum(-1, keepdim=True) * rows.masked
-    of_z = torch.where(rows.projected, of_u - radial, of_u)
-    return torch.where(rows.is_zero, 0, of_z)
+    radial = (grad_u * rows.masked).sum(-1, keepdim=True) * rows.masked
+    grad_z = torch.where(rows.projected, grad_u - radial, grad_u)
+    return torch.where(rows.is_zero, 0, grad_z)
 
 
-def _entropy_of_u(rows: Rows) -> Tensor:
+def _entropy_grad(rows: Rows) -> Tensor:
     p = torch.where(rows.valid[..., None], rows.p, 0)
     return reference.oracle_grad(rows.masked, normalize=False, weights=p)
 
 
-def _purity_of_u(rows: Rows) -> Tensor:
+def _purity_grad(rows: Rows) -> Tensor:
     """Of the sum of squares of the eigenvalues, tr rho^2."""
     weighted = torch.where(rows.valid[..., None], rows.p, 0).unsqueeze(-1) * rows.masked
     return 4 * weighted @ (rows.masked.mT @ weighted)
@@ -254,15 +254,15 @@ def _exact_gradients(case: Case, rows: Rows, others: Rows | None) -> list[Tensor
     """Per tensor of (z, other): d/dz of each sample's result, times the length of the row."""
     valid = rows.valid[..., None, None]
     if case.function == "spectrum":
-        return [torch.where(valid, _of_lengths(rows, _purity_of_u(rows)), torch.nan)]
-    of_entropy = _entropy_of_u(rows)
+        return [torch.where(valid, _times_length(rows, _purity_grad(rows)), torch.nan)]
+    entropy_grad_u = _entropy_grad(rows)
     if others is None:
-        return [torch.where(valid, _of_lengths(rows, of_entropy), torch.nan)]
+        return [torch.where(valid, _times_length(rows, entropy_grad_u), torch.nan)]
     valid = valid & others.valid[..., None, None]
     slope = case.beta * torch.where(rows.valid[..., None], rows.p, 0).unsqueeze(-1)
-    of_z1 = _of_lengths(rows, -of_entropy - slope * others.masked)
-    of_z2 = _of_lengths(others, -slope * rows.masked)
-    return [torch.where(valid, of_z, torch.nan) for of_z in (of_z1, of_z2)]
+    grad_z1 = _times_length(rows, -entropy_grad_u - slope * others.masked)
+    grad_z2 = _times_length(others, -slope * rows.masked)
+    return [torch.where(valid, grad_z, torch.nan) for grad_z in (grad_z1, grad_z2)]
 
 
 def _gradient_scale(case: Case, rows: Rows) -> Tensor:
@@ -494,10 +494,10 @@ def _check_gradients(
     coefficients = _coefficients(case).double()
     scale = _gradient_scale(case, rows) * coefficients.abs()
     exact = _exact_gradients(case, rows, others)
-    for index, (of_z, own) in enumerate(zip(exact, (rows, others), strict=False)):
+    for index, (grad_z, own) in enumerate(zip(exact, (rows, others), strict=False)):
         assert own is not None
-        of_z = of_z * coefficients[..., None, None]
-        _check_gradient(case, own, grads[index], of_z, scale, f"gradient of z{index + 1}")
+        grad_z = grad_z * coefficients[..., None, None]
+        _check_gradient(case, own, grads[index], grad_z, scale, f"gradient of z{index + 1}")
     if arguments.weights is not None and arguments.weights.requires_grad:
         _check_weights_gradient(case, arguments.weights, grads[-1], rows)
     return len(grads)

@@ -1,4 +1,4 @@
-"""Hostile use of the operators: what the fuzzer found, its short form, memory, processes."""
+"""Fuzzing of the operators: what the fuzzer found, its short form, memory, processes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import hostile
-import hostile_contract
+import fuzz_contract
+import fuzz_operators
 import pytest
 import torch
 from cases import GRADIENT_OF_EIGH, SINGLE_DRAW, absolute_error, eigh_error, gaussian, generator
-from hostile import growth
-from hostile_cases import Case
+from fuzz_cases import Case
+from fuzz_operators import growth
 from naming import exit_code, last_error
 from programs import run_python
 from torch import Tensor
@@ -109,7 +109,7 @@ def test_rows_shorter_than_a_normal_number(method: str) -> None:
 )
 def test_subnormal_rows(case: Case) -> None:
     """NaN in the CUDA and Triton kernels."""
-    hostile_contract.check(replace(case, content="subnormal"))
+    fuzz_contract.check(replace(case, content="subnormal"))
 
 
 @pytest.mark.parametrize("shape", [(6, 512), (30, 9)])
@@ -130,7 +130,7 @@ def test_matrices_of_rank_one_that_lapack_fails_on(shape: tuple[int, int], seed:
     """With rows of zeros, MKL's float32 eigenvectors hold NaN, or it does not converge."""
     n, d = shape
     case = Case(n=n, d=d, layout="expanded_columns", content="some_rows_zero", seed=seed)
-    z = hostile_contract.make_samples(case).contiguous().requires_grad_()
+    z = fuzz_contract.make_samples(case).contiguous().requires_grad_()
     entropy = vn_entropy(z, method="eigh")
     entropy.backward()
     torch.testing.assert_close(entropy.double(), reference.oracle(z.detach()), rtol=0, atol=3e-5)
@@ -167,11 +167,11 @@ def test_second_derivative_at_zero_rows_without_eps() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_random_cases(backend: str) -> None:
-    tally = hostile.Tally()
+    tally = fuzz_operators.Tally()
     if backend == "triton":  # the interpreter takes half a second a case
-        hostile.run_cases(60, 1, tally, backend, largest=12)
+        fuzz_operators.run_cases(60, 1, tally, backend, largest=12)
     else:
-        hostile.run_cases(300, 1, tally, backend)
+        fuzz_operators.run_cases(300, 1, tally, backend)
     kinds = ("values", "errors", "shapes", "nan_samples", "gradients", "from_threads")
     assert all(tally.counts[kind] > 0 for kind in kinds), tally.counts
 
@@ -195,16 +195,16 @@ def test_random_cases(backend: str) -> None:
 def test_a_broken_operator_is_found(
     name: str, broken: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hostile_contract.vne_kernels, name, broken)
+    monkeypatch.setattr(fuzz_contract.vne_kernels, name, broken)
     with pytest.raises(AssertionError):
-        hostile.run_cases(600, 1, hostile.Tally())
+        fuzz_operators.run_cases(600, 1, fuzz_operators.Tally())
 
 
 @cpu_only
 @pytest.mark.filterwarnings("ignore")
 def test_figures_are_written(tmp_path: Path) -> None:
     out = tmp_path / "results" / "cases.json"
-    assert hostile.main(["--cases", "20", "--out", str(out)]) == 0
+    assert fuzz_operators.main(["--cases", "20", "--out", str(out)]) == 0
     figures = json.loads(out.read_text())
     assert (figures["cases"], figures["failures"], figures["seed"]) == (20, 0, 0)
     assert list(out.parent.iterdir()) == [out]
@@ -222,8 +222,8 @@ SHORT_BOUND = 60.0
 @cpu_only
 @pytest.mark.filterwarnings("ignore")
 def test_memory_is_flat() -> None:
-    hostile.watch_memory(1000, progress=False)
-    rows = hostile.watch_memory(3000, every=100, progress=False)
+    fuzz_operators.watch_memory(1000, progress=False)
+    rows = fuzz_operators.watch_memory(3000, every=100, progress=False)
     assert growth(rows) <= SHORT_BOUND
     assert growth(rows, "objects") <= 500  # of 5,000, were one left behind by one kind
 
@@ -235,17 +235,17 @@ def test_a_leak_is_found() -> None:
     code = """if True:
         import sys
         sys.path.insert(0, sys.argv[1])
-        import hostile, torch
+        import fuzz_operators, torch
         kept = []
-        hostile.memory_calls = lambda: [lambda: kept.append(torch.ones(4096))]
-        print(hostile.growth(hostile.watch_memory(500, every=50, progress=False)))"""
+        fuzz_operators.memory_calls = lambda: [lambda: kept.append(torch.ones(4096))]
+        print(fuzz_operators.growth(fuzz_operators.watch_memory(500, every=50, progress=False)))"""
     done = run_python(code, Path(__file__).parent, options=["-W", "ignore"], cwd=Path("/"))
     assert float(done.stdout) > 10 * SHORT_BOUND
 
 
 @cpu_only
 def test_too_few_calls_to_see_growth(capsys: pytest.CaptureFixture[str]) -> None:
-    assert exit_code(hostile.main, ["--memory", "10"]) == 2
+    assert exit_code(fuzz_operators.main, ["--memory", "10"]) == 2
     assert "--memory" in last_error(capsys)
 
 

@@ -1,4 +1,4 @@
-"""``vne-spectrum`` and files that are hostile, damaged, or change while they are read."""
+"""``vne-spectrum`` and files that are damaged, forged, or change while they are read."""
 
 from __future__ import annotations
 

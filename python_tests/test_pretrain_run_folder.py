@@ -26,7 +26,10 @@ from vne_kernels.pretrain.disk import Disk
 from vne_kernels.pretrain.events import Events, read_events
 from vne_kernels.pretrain.protocol import LinearProtocol, Setting
 
-pytestmark = [pytest.mark.xdist_group("pretrain_hostile"), pytest.mark.usefixtures("no_pictures")]
+pytestmark = [
+    pytest.mark.xdist_group("run_folder"),
+    pytest.mark.usefixtures("no_pictures"),
+]
 
 FAST = LinearProtocol(epochs=1)
 CPU = Setting(accelerator="cpu", workers=0)

@@ -1,15 +1,15 @@
-"""Hostile use of the operators in the long form, with figures.
+"""Fuzzes the operators, or watches their memory, at length and with figures.
 
-    python python_tests/hostile.py --cases 10000 --out bench/results/reliability/cases.json
-    python python_tests/hostile.py --cases 2000 --backend emulated
-    python python_tests/hostile.py --cases 2000 --backend triton --largest 24
-    python python_tests/hostile.py --memory 100000 --out bench/results/reliability/memory.csv
+    python python_tests/fuzz_operators.py --cases 10000 --out bench/results/reliability/cases.json
+    python python_tests/fuzz_operators.py --cases 2000 --backend emulated
+    python python_tests/fuzz_operators.py --cases 2000 --backend triton --largest 24
+    python python_tests/fuzz_operators.py --memory 100000 --out bench/results/reliability/memory.csv
 
-The first draws random uses (`hostile_cases.py`) and holds each to what it must give
-(`hostile_contract.py`); a failure is printed as the smallest case that Hypothesis finds. The next
-two do the same to the CUDA kernels, emulated on the host, and to the Triton kernels in its
-interpreter, which takes a hundred times as long and gets smaller cases. The last calls value,
-gradient and errors in turn, and states how the memory of the process grows.
+The first command draws random uses (`fuzz_cases.py`) and checks the result of each
+(`fuzz_contract.py`). It prints a failure as the smallest case that Hypothesis finds. The next two
+do the same to the CUDA kernels, emulated on the host, and to the Triton kernels in the interpreter,
+which takes a hundred times as long and gets smaller cases. The last command calls value, gradient
+and errors in turn, and prints how the memory of the process grows.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ import hypothesis
 import numpy as np
 import torch
 from cases import generator
-from hostile_cases import LARGEST, Case, cases
-from hostile_contract import Outcome, check
+from fuzz_cases import LARGEST, Case, cases
+from fuzz_contract import Outcome, check
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import SearchStrategy
 from torch import Tensor
@@ -109,7 +109,7 @@ def run_cases(
 
 
 def fuzz(number: int, seed: int, backend: str = "cpu", largest: int = LARGEST) -> dict[str, object]:
-    """Figures of `number` cases; each failure is told on stderr."""
+    """Figures of `number` cases; prints each failure to stderr."""
     tally, failures, start = Tally(), 0, time.perf_counter()
     for chunk, first in enumerate(range(0, number, CHUNK)):
         try:
@@ -241,8 +241,8 @@ def watch_memory(number: int, *, every: int = SAMPLE_EVERY, progress: bool = Tru
 
 def growth(rows: Sequence[Sample], column: str = "rss_mib") -> float:
     """The slope of a straight line after the first fifth of the calls, per 100,000 calls."""
-    kept = [row for row in rows if row["calls"] > 0.2 * rows[-1]["calls"]]
-    return 1e5 * linear_regression([r["calls"] for r in kept], [r[column] for r in kept]).slope
+    later = [row for row in rows if row["calls"] > 0.2 * rows[-1]["calls"]]
+    return 1e5 * linear_regression([r["calls"] for r in later], [r[column] for r in later]).slope
 
 
 # ---------------------------------------------------------------------------------------------
@@ -253,8 +253,8 @@ def growth(rows: Sequence[Sample], column: str = "rss_mib") -> float:
 def _environment() -> dict[str, object]:
     """The columns of every results file that mean something here."""
     found = machine.environment(torch.device("cpu"))
-    kept = ("date", "commit", "torch", "device", "device_name")
-    return {**{name: found[name] for name in kept}, "threads": torch.get_num_threads()}
+    shown = ("date", "commit", "torch", "device", "device_name")
+    return {**{name: found[name] for name in shown}, "threads": torch.get_num_threads()}
 
 
 def _write_json(path: Path, content: object) -> None:
@@ -265,7 +265,7 @@ def _write_json(path: Path, content: object) -> None:
 
 
 def _run_cases(number: int, seed: int, backend: str, largest: int, out: Path | None) -> int:
-    kept = None if backend == "cpu" else backends.install(backend)  # noqa: F841
+    installed = None if backend == "cpu" else backends.install(backend)  # noqa: F841
     with np.errstate(all="ignore"):  # Triton's interpreter is NumPy
         found = fuzz(number, seed, backend, largest)
     figures = {**_environment(), "backend": backend, "largest": largest, **found}
@@ -288,7 +288,7 @@ def _run_memory(number: int, out: Path | None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="hostile.py", description="Random hostile uses of the operators, or their memory."
+        prog="fuzz_operators.py", description="Random uses of the operators, or their memory."
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--cases", type=runner.positive, metavar="N", help="random cases to check")

@@ -116,7 +116,7 @@ def many_scans() -> bytes:
     return content[:-2] + 3000 * last + content[-2:]
 
 
-HOSTILE_IMAGES = {
+REFUSED_IMAGES = {
     "of 177 megapixels": lambda: png(13_304, 13_304),
     "beyond Pillow's own limit": lambda: png(2**31 - 1, 2**31 - 1),
     "of many scans": many_scans,
@@ -132,14 +132,14 @@ HOSTILE_IMAGES = {
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("kind", HOSTILE_IMAGES)
+@pytest.mark.parametrize("kind", REFUSED_IMAGES)
 def test_image_is_refused(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ghostscript, executed = tmp_path / "gs", tmp_path / "executed"
     ghostscript.write_text(f"#!/bin/sh\ntouch '{executed}'\n")
     ghostscript.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     path = tmp_path / "x.png"
-    path.write_bytes(HOSTILE_IMAGES[kind]())
+    path.write_bytes(REFUSED_IMAGES[kind]())
     with pytest.raises(FileError, match=re.escape(str(path))) as caught:
         read_image(str(path))
     assert "\n" not in str(caught.value)
@@ -230,7 +230,7 @@ def test_memory_of_images_is_bounded(tmp_path: Path) -> None:
         "small.png": saved(picture(), "PNG"),
         "tile.tif": big_tile(),
         "177.png": png(13_304, 13_304),
-        "wide.webp": HOSTILE_IMAGES["a webp"](),
+        "wide.webp": REFUSED_IMAGES["a webp"](),
         "largest.png": saved(largest, "PNG", compress_level=1),
         "progressive.jpg": saved(
             largest.convert("RGB"), "JPEG", progressive=True, subsampling=0, quality=1
@@ -341,7 +341,7 @@ def test_class_list_leads_nowhere_else(name: str, tmp_path: Path) -> None:
         load(str(tmp_path / "data"), "unused", classes=str(path))
 
 
-def write_hostile(path: Path, kind: str) -> None:
+def write_special_file(path: Path, kind: str) -> None:
     if kind == "a pipe":
         os.mkfifo(path)
     elif kind == "a device":
@@ -355,10 +355,10 @@ def write_hostile(path: Path, kind: str) -> None:
         path.write_bytes(b"\xff\xfe\x00")
 
 
-HOSTILE_FILES = ("a pipe", "a device", "huge", "a folder", "not UTF-8")
+SPECIAL_FILES = ("a pipe", "a device", "huge", "a folder", "not UTF-8")
 
 
-@pytest.mark.parametrize("kind", HOSTILE_FILES)
+@pytest.mark.parametrize("kind", SPECIAL_FILES)
 @pytest.mark.parametrize(
     ("name", "option", "read"),
     [
@@ -370,7 +370,7 @@ HOSTILE_FILES = ("a pipe", "a device", "huge", "a folder", "not UTF-8")
 def test_what_is_no_file_of_ours(
     name: str, option: str, read: Callable[[str], object], kind: str, tmp_path: Path
 ) -> None:
-    write_hostile(tmp_path / name, kind)
+    write_special_file(tmp_path / name, kind)
     with pytest.raises(OptionError, match=option):
         read(str(tmp_path / name))
 
@@ -432,7 +432,7 @@ def write_many_keys(path: Path) -> None:
 
 LARGE_LABELS = LABELS.astype(np.uint64) + np.uint64(2**63)
 LONG_HEADER = b"\x93NUMPY\x02\x00" + struct.pack("<I", 2**32 - 1) + bytes(100_000)
-HOSTILE_NPZ: dict[str, Callable[[Path], object]] = {
+REFUSED_NPZ: dict[str, Callable[[Path], object]] = {
     "encrypted": lambda path: write_flagged(path, 6, 8, 1),
     "unknown method": lambda path: write_flagged(path, 8, 10, 99),
     "lzma": lambda path: write_npz(path, zipfile.ZIP_LZMA),
@@ -457,10 +457,10 @@ HOSTILE_NPZ: dict[str, Callable[[Path], object]] = {
 }
 
 
-@pytest.mark.parametrize("kind", HOSTILE_NPZ)
+@pytest.mark.parametrize("kind", REFUSED_NPZ)
 def test_npz_is_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
-    HOSTILE_NPZ[kind](path)
+    REFUSED_NPZ[kind](path)
     with pytest.raises(OptionError, match="--data") as caught:
         load(str(path), "unused")
     assert str(caught.value).isprintable()
@@ -526,7 +526,7 @@ def test_planted_batches_are_not_unpickled(
 
 # ---- recipes -----------------------------------------------------------------------------------
 
-HOSTILE_RECIPES = {
+REFUSED_RECIPES = {
     "a list": "options = [1]",
     "batch sizes that are a list": "batch_size = [1]",
     "a batch size that is a number": "[batch_size]\n64 = 3",
@@ -543,10 +543,10 @@ HOSTILE_RECIPES = {
 }
 
 
-@pytest.mark.parametrize("kind", HOSTILE_RECIPES)
+@pytest.mark.parametrize("kind", REFUSED_RECIPES)
 def test_recipe_is_refused(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a.toml"
-    path.write_text(HOSTILE_RECIPES[kind], encoding="utf-8")
+    path.write_text(REFUSED_RECIPES[kind], encoding="utf-8")
     with pytest.raises(OptionError, match="--recipe") as caught:
         recipes.options({"recipe": str(path), "data": "digits"})
     assert str(caught.value).isprintable()

@@ -1,6 +1,6 @@
-"""Hostile uses of the operator, as Hypothesis draws them: what a case is, and the tensors it makes.
+"""Random uses of the operators, as Hypothesis draws them: cases, and the tensors they make.
 
-What a case must give stands in `hostile_contract.py`; `hostile.py` runs them.
+`fuzz_contract.py` checks the result of a case; `fuzz_operators.py` runs the cases.
 """
 
 from __future__ import annotations
