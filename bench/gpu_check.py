@@ -140,7 +140,7 @@ def plan(device: str, work: Path, deadline: float) -> Iterator[list[Step]]:
             *(str(ROOT / f"python_tests/test_{file}.py") for file in files.split()),
         ]
 
-    # Kernels that Triton tunes beside other processes are not for the timings.
+    # Timings must not use kernels that Triton has tuned while other processes ran.
     cache = {"TRITON_CACHE_DIR": str(work / "tests"), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
     one_thread = {**cache, "OMP_NUM_THREADS": "1"}
     table = pytest(max(2, CORES - 2), TABLE if on_gpu else "errors")

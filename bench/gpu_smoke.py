@@ -58,8 +58,8 @@ def entropy(device: str, shape: tuple[int, ...], dtype: torch.dtype, method: str
     weights = weights.to(FLOAT64 if dtype == FLOAT64 else FLOAT32)
     worst = torch.zeros(2)
     for normalize, p in ((True, None), (False, weights)):
-        leaf, there = z.to(device).requires_grad_(), None if p is None else p.to(device)
-        s = vn_entropy(leaf, method=method, normalize=normalize, weights=there)
+        leaf, on_device = z.to(device).requires_grad_(), None if p is None else p.to(device)
+        s = vn_entropy(leaf, method=method, normalize=normalize, weights=on_device)
         (grad,) = torch.autograd.grad(s.sum(), leaf)
         exact = reference.oracle(z, weights=p, normalize=normalize)
         exact_grad = reference.oracle_grad(z, weights=p, normalize=normalize)

@@ -97,7 +97,7 @@ def time_interleaved(
 
     Noise of the machine hits all contenders alike: every round gives each of them one turn, in a
     new random order. The timers of torch and Triton time one function after the other, so they
-    do not serve here. `budget_s` is shared equally. A contender too slow for its share takes
+    do not serve here. Each gets an equal part of `budget_s`. A contender too slow for it takes
     part in every k-th round and still gets MIN_SAMPLES calls. Where those would take more than
     the whole budget, the known time of a call (`estimate_s`) is the only sample. A turn takes
     several samples of a short call, after one that is not counted, or one of a long call.
@@ -108,15 +108,15 @@ def time_interleaved(
             contender.samples_s.append(contender.estimate_s / contender.calls)
         elif contender.error is None:
             running.append(contender)
-    share_s = budget_s / max(1, len(running))
+    each_s = budget_s / max(1, len(running))
     for contender in running:
         estimate_s = time_once(contender, device)
-        if estimate_s < share_s / MIN_SAMPLES:  # the least of three: one may be interrupted
+        if estimate_s < each_s / MIN_SAMPLES:  # the least of three: one may be interrupted
             estimate_s = min(estimate_s, *(time_once(contender, device) for _ in range(2)))
         contender.estimate_s = max(estimate_s, 1e-7)
-    turn_s = sum(max(TURN_S, c.estimate_s) for c in running if c.estimate_s <= share_s)
+    turn_s = sum(max(TURN_S, c.estimate_s) for c in running if c.estimate_s <= each_s)
     rounds = max(MIN_SAMPLES, min(MAX_ROUNDS, int(budget_s / max(turn_s, TURN_S))))
-    turns = (max(MIN_SAMPLES, int(share_s / c.estimate_s)) for c in running)
+    turns = (max(MIN_SAMPLES, int(each_s / c.estimate_s)) for c in running)
     entrants = [(c, max(1, rounds // n)) for c, n in zip(running, turns, strict=True)]
     order = random.Random(0)
     deadline = time.perf_counter() + 2 * budget_s  # a machine much slower than its first call
@@ -301,7 +301,7 @@ def run_cases(
 ) -> int:
     """Measures all cases, prints their rows, writes `arguments.out`; returns the exit status.
 
-    A finished case is kept in `<out>.partial`. Ctrl-C leaves that file and the earlier results,
+    A finished case is saved in `<out>.partial`. Ctrl-C leaves that file and the earlier results,
     and `--resume` continues with the missing cases. `--stop-after` counts from the start of the
     program; at least one case is measured, and the results file then has what there is.
 
@@ -319,13 +319,13 @@ def run_cases(
         0; 130 after Ctrl-C; 2 after a ValueError or ArithmeticError, whose message goes to stderr.
     """
     device, out = arguments.device, arguments.out
-    kept = out.with_name(out.name + ".partial")
+    partial = out.with_name(out.name + ".partial")
     threads = torch.get_num_threads()
     try:
         where: Row = {**machine.environment(device), "threads": str(threads)}
         where = {name: value for name, value in where.items() if name in columns}
         print(", ".join(f"{name} {value}" for name, value in where.items()))
-        rows = read_csv(kept) if arguments.resume else []
+        rows = read_csv(partial) if arguments.resume else []
         todo = _unfinished(rows, where, cases)
         stopped = False
         for count, case in enumerate(todo):
@@ -341,18 +341,18 @@ def run_cases(
                 where["clocks"] = machine.clocks(device)
             found = [{**where, **asdict(case), **row} for row in measured]
             rows += found
-            write_csv(kept, columns, rows)
+            write_csv(partial, columns, rows)
             print_rows(title, found, show)
             if device.type == "cuda":
                 torch.cuda.empty_cache()  # of the graphs' own pools too
         write_csv(out, columns, [*earlier, *rows])
         if not stopped:
-            kept.unlink(missing_ok=True)
+            partial.unlink(missing_ok=True)
         if after is not None:
             after(rows)
             write_csv(out, columns, [*earlier, *rows])
     except KeyboardInterrupt:
-        print(f"\nstopped; --resume continues from {kept}, if it exists", file=sys.stderr)
+        print(f"\nstopped; --resume continues from {partial}, if it exists", file=sys.stderr)
         return 130
     except (ValueError, ArithmeticError) as error:
         print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """The one table of inputs and tolerances that every test imports.
 
 Inputs are made in float64 and rounded to the dtype under test; the oracle reads the rounded input,
-so that an error is the operator's own. A tolerance stands beside the error that was measured.
+so that an error is the operator's own. Each tolerance has the measured error next to it.
 """
 
 from __future__ import annotations
@@ -265,8 +265,8 @@ poles."""
 AVERAGED_M = 64
 """m from which one matrix is an average over rounding by itself."""
 SINGLE_DRAW = 2.0
-"""Factor besides where a smaller one is judged by a single draw (`test_device.py`), not by the mean
-over `gradient_cases`. Measured over 6000 random cases: at most 1.6, two rows near collapse."""
+"""Additional factor where `test_device.py` judges a smaller matrix by a single draw instead of the
+mean over `gradient_cases`. Measured over 6000 random cases: at most 1.6, two rows near collapse."""
 GRADIENT_FLOAT64 = 1e-10
 """|error| / `gradient_scale` in float64. Measured: 1.1e-12, near collapse."""
 ROUNDING = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-10}
@@ -348,7 +348,7 @@ class GradientCase:
 def gradient_case(
     name: str, shape: tuple[int, int], dtype: torch.dtype, seed: int = 0
 ) -> GradientCase:
-    """One row of the spectra or of the degenerate inputs; kept, as every method is held to it."""
+    """One row of the spectra or degenerate inputs; cached, since every method is held to it."""
     make = spectrum_case if name in SPECTRA else degenerate_case
     z = make(name, shape, dtype, seed)
     return GradientCase(

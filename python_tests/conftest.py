@@ -232,7 +232,7 @@ def _outside_of_the_clone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """Programs that tests start import the installed package, wherever pytest was started.
 
     Python puts its working folder first on the path of ``-c`` and ``-m``: in the clone that is the
-    source folder. PYTHONSAFEPATH would keep scripts from the modules beside them, too.
+    source folder. PYTHONSAFEPATH would hide the modules in a script's own folder from it, too.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("working_folder"))

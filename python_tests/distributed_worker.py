@@ -257,14 +257,14 @@ def uneven_gather() -> list[Tensor]:
     """Every process weighs the gathered rows in its own way; the gradients are summed."""
     rank = dist.get_rank()
     z = torch.full((rank + 1, 2), float(rank), dtype=torch.float64, requires_grad=True)
-    everyones = distributed.gather(z)
-    ((rank + 1) * everyones.square()).sum().backward()
+    gathered = distributed.gather(z)
+    ((rank + 1) * gathered.square()).sum().backward()
     assert z.grad is not None
-    return [everyones.detach(), z.grad]
+    return [gathered.detach(), z.grad]
 
 
 def errors() -> dict[str, str]:
-    """What does not go together is told by every process, and none hangs."""
+    """Every process reports arguments that do not go together, and none hangs."""
     rank, world = dist.get_rank(), dist.get_world_size()
     z = torch.randn(4, 3)
     tried: dict[str, Callable[[], Any]] = {
@@ -278,16 +278,16 @@ def errors() -> dict[str, str]:
         "no group": lambda: vn_entropy(z, group="world"),
         "second derivative": _second_derivative,
     }
-    told = {}
+    messages = {}
     for name, attempt in tried.items():
         try:
             attempt()
-            told[name] = "nothing"
+            messages[name] = "nothing"
         except (RuntimeError, TypeError, ValueError) as error:
-            told[name] = f"{type(error).__name__}: {error}"
+            messages[name] = f"{type(error).__name__}: {error}"
         dist.barrier()
     assert world == dist.get_world_size()
-    return told
+    return messages
 
 
 def _second_derivative() -> None:

@@ -44,7 +44,7 @@ def _compiler() -> str:
 
 @cache
 def build(target: str = KERNELS, *, sanitize: bool = False) -> Path:
-    """The module, up to date with csrc. A folder per compiler and Python is kept below build/, so
+    """The module, up to date with csrc. A folder per compiler and Python is below build/, so
     that only what was changed is compiled again.
     """
     torch = importlib.util.find_spec("torch")

@@ -332,7 +332,7 @@ def _consistent(case: Case) -> Case:
     if case.function == "doe_loss" and case.weights != "none" and case.mode == "after_inference":
         case = replace(
             case, mode="plain"
-        )  # whether z is kept for a backward depends on the weights
+        )  # whether z is saved for a backward depends on the weights
     if case.mode == "vmap" and (not case.batch or case.batch[0] == 0):
         case = replace(case, mode="plain")
     if case.mode in ("no_grad", "inference"):

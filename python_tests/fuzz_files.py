@@ -58,7 +58,7 @@ PROCESSES = 50  # likewise
 FILE_BYTES = 512 << 20  # the largest file that a child can write
 UNCAUGHT = 120  # exit code of a child whose program raised
 VALID = -1  # the index of the file without damage
-KEPT_BYTES = 1 << 20  # larger mutants are not kept: --only makes them again
+SAVED_BYTES = 1 << 20  # larger mutants are not saved: --only makes them again
 
 # ---- a child: one mutant through the program ---------------------------------------------------
 
@@ -405,7 +405,7 @@ def keep_failure(folder: Path, end: End, slot: Path) -> None:
     with (folder / "failures.jsonl").open("a") as file:
         file.write(json.dumps(line) + "\n")
     for path in (slot / "work").glob(KINDS[end.kind].file):
-        if path.stat().st_size <= KEPT_BYTES:
+        if path.stat().st_size <= SAVED_BYTES:
             shutil.copy(path, folder / f"{slot.name}{path.suffix}")
 
 
@@ -420,7 +420,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0)
     add("--jobs", type=int, default=2, help="children side by side (default: 2)")
     add("--out", type=Path, metavar="FILE", help="where the table goes too")
-    add("--keep", type=Path, metavar="FOLDER", help="where mutants that fail are kept")
+    add("--keep", type=Path, metavar="FOLDER", help="where mutants that fail are saved")
     options = parser.parse_args(arguments)
     if options.only:
         options.kinds = [options.only.rpartition(":")[0]]

@@ -51,11 +51,11 @@ def as_program(read: Callable[[Path, Path], int]) -> Callable[[Path, Path], int]
     return run
 
 
-def keep(work: Path, value: object) -> None:
+def write_numbers(work: Path, value: object) -> None:
     (work / "numbers").write_text(str(value))
 
 
-def kept(work: Path) -> str:
+def numbers(work: Path) -> str:
     return (work / "numbers").read_text()
 
 
@@ -71,7 +71,7 @@ def read_images(valid: Path, work: Path, name: str = "images") -> int:
             _, image, missed = part.readable(index)
             digest.update(repr(image.size).encode() + image.tobytes())
             broken += missed
-    keep(work, digest.hexdigest())
+    write_numbers(work, digest.hexdigest())
     if broken:
         print(f"broken: {broken}", file=sys.stderr)
     return 2 if broken else 0
@@ -80,7 +80,7 @@ def read_images(valid: Path, work: Path, name: str = "images") -> int:
 def read_recipe(valid: Path, work: Path) -> int:
     from vne_kernels.pretrain import recipes
 
-    keep(work, recipes.options({"recipe": str(work / "own.toml")}))
+    write_numbers(work, recipes.options({"recipe": str(work / "own.toml")}))
     return 0
 
 
@@ -88,7 +88,7 @@ def read_classes(valid: Path, work: Path) -> int:
     from vne_kernels.pretrain import data
 
     images = data.load(str(work / "images"), "", classes=str(work / "list.txt"))
-    keep(work, [Path(image).name for image in images.train.images])
+    write_numbers(work, [Path(image).name for image in images.train.images])
     return 0
 
 
@@ -150,8 +150,8 @@ def npy_is_whole(valid: bytes, mutant: bytes, work: Path) -> bool:
     file = io.BytesIO(mutant)
     read = (npy.read_array_header_1_0, npy.read_array_header_2_0)[npy.read_magic(file)[0] - 1]
     shape, _, dtype = read(file)
-    there = len(mutant) - file.tell()
-    return bool(math.prod(shape) * dtype.itemsize == there and scores(work)["rows"] == shape[0])
+    held = len(mutant) - file.tell()
+    return bool(math.prod(shape) * dtype.itemsize == held and scores(work)["rows"] == shape[0])
 
 
 def safetensors_is_whole(valid: bytes, mutant: bytes, work: Path) -> bool:
@@ -359,7 +359,7 @@ def matrix_kind(name: str, excuse: Excuse) -> Kind:
 
 
 def image_kind(suffix: str) -> Kind:
-    return Kind(images(suffix), f"images/train/a/0{suffix}", as_program(read_images), kept)
+    return Kind(images(suffix), f"images/train/a/0{suffix}", as_program(read_images), numbers)
 
 
 def report_kind(name: str, mutate: Mutation) -> Kind:
@@ -396,11 +396,11 @@ KINDS = {
     "parquet-columns": matrix_kind("columns.parquet", parquet_is_whole),
     "training-npz": Kind(
         write_npz, "tiny.npz", as_program(lambda *folders: read_images(*folders, "tiny.npz")),
-        kept, never,
+        numbers, never,
     ),
     **{name: image_kind(f".{name}") for name in ("png", "jpeg", "bmp", "tiff", "webp", "ppm")},
-    "recipe": Kind(recipe, "own.toml", as_program(read_recipe), kept, mutate=damage_text),
-    "class-list": Kind(classes, "list.txt", as_program(read_classes), kept, mutate=damage_text),
+    "recipe": Kind(recipe, "own.toml", as_program(read_recipe), numbers, mutate=damage_text),
+    "class-list": Kind(classes, "list.txt", as_program(read_classes), numbers, mutate=damage_text),
     "unfinished.pt": Kind(
         unfinished, "out/unfinished.pt", go_on_summing, scores, never, damage_saved
     ),

@@ -147,7 +147,7 @@ def differences(reference: Path, other: Path) -> Iterator[str]:
         yield from _unequal(name, *contents)
 
 
-#: Where a run is kept, and how often it is saved, is not what it computes.
+#: The folder of a run, and how often it is saved, do not change what it computes.
 NOT_COMPARED = ("checkpoint/config/out", "checkpoint/config/checkpoint_every")
 
 
@@ -218,8 +218,8 @@ def _experiment(
         equal = "; ".join(row.differences[:5]) or "yes"
         print(f"{number:5}  {row.moments}  {row.phases}  {row.resumed}  {equal}", flush=True)
     described = json.loads((reference / "environment.json").read_text())
-    told = ("vne_kernels", "torch", "lightning", "python", "processor", "device", "threads")
-    return trials, undisturbed.seconds, {name: described[name] for name in told}
+    shown = ("vne_kernels", "torch", "lightning", "python", "processor", "device", "threads")
+    return trials, undisturbed.seconds, {name: described[name] for name in shown}
 
 
 if __name__ == "__main__":

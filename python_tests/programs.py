@@ -22,10 +22,10 @@ def run_python(
 
     `options` are Python's, `variables` join the environment, those named in `without` leave it.
     """
-    kept = {name: value for name, value in os.environ.items() if name not in without}
+    inherited = {name: value for name, value in os.environ.items() if name not in without}
     command = [sys.executable, *options, "-c", textwrap.dedent(script), *map(str, arguments)]
     done = subprocess.run(
-        command, cwd=cwd, env=kept | variables, capture_output=True, text=True, timeout=600
+        command, cwd=cwd, env=inherited | variables, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     return done

@@ -79,10 +79,10 @@ def test_results_are_those_without_the_row(
 ) -> None:
     rows = spectrum_case("iid", shape, dtype)
     weights = weights_of(rows)
-    expected, of_rows, of_weights = differentiated(function, rows, weights)
+    expected, grad_rows, grad_weights = differentiated(function, rows, weights)
     padded = with_row(weights[:, None], 0)[:, 0]
     z = with_row(rows, content)
-    value, of_z, of_padded = differentiated(function, z, padded)
+    value, grad_z, grad_padded = differentiated(function, z, padded)
     torch.testing.assert_close(
         value, expected, rtol=VALUE[dtype].relative, atol=VALUE[dtype].absolute
     )
@@ -92,9 +92,9 @@ def test_results_are_those_without_the_row(
         alone, expected, rtol=VALUE[dtype].relative, atol=VALUE[dtype].absolute
     )
     others = torch.arange(len(z)) != ABSENT
-    assert (of_z[ABSENT] == 0).all()
-    assert_same_gradient(of_z[others], of_rows)
-    assert_same_gradient(of_padded[others], of_weights)
+    assert (grad_z[ABSENT] == 0).all()
+    assert_same_gradient(grad_z[others], grad_rows)
+    assert_same_gradient(grad_padded[others], grad_weights)
 
 
 @pytest.mark.parametrize("function", FUNCTIONS.values(), ids=FUNCTIONS)
@@ -103,11 +103,11 @@ def test_of_a_large_matrix(function: Callable[..., Tensor], backend: str) -> Non
         pytest.skip("the interpreter takes minutes for 50 poles of this size")
     rows = spectrum_case("iid", LARGE_SHAPE, torch.float64)
     weights = weights_of(rows)
-    _, of_rows, _ = differentiated(function, rows, weights)
+    _, grad_rows, _ = differentiated(function, rows, weights)
     padded = with_row(weights[:, None], 0)[:, 0]
-    _, of_z, _ = differentiated(function, with_row(rows, math.nan), padded)
-    assert (of_z[ABSENT] == 0).all()
-    assert_same_gradient(of_z[torch.arange(len(of_z)) != ABSENT], of_rows)
+    _, grad_z, _ = differentiated(function, with_row(rows, math.nan), padded)
+    assert (grad_z[ABSENT] == 0).all()
+    assert_same_gradient(grad_z[torch.arange(len(grad_z)) != ABSENT], grad_rows)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -125,11 +125,11 @@ def test_gradients_of_the_operators_are_zero_there(content: float, shape: tuple[
         _ops.spectrum_backward(eigenvalues, z, eigenvectors, weights, *options),
         _ops.density_backward(rho, z, weights, *options),
     ]
-    for of_z, of_weights in gradients:
-        assert of_z.isfinite().all()
-        assert of_weights.isfinite().all()
-        assert (of_z[ABSENT] == 0).all()
-        assert of_weights[ABSENT] == 0
+    for grad_z, grad_weights in gradients:
+        assert grad_z.isfinite().all()
+        assert grad_weights.isfinite().all()
+        assert (grad_z[ABSENT] == 0).all()
+        assert grad_weights[ABSENT] == 0
 
 
 def test_a_batch_of_nothing_but_absent_rows_is_one_of_zeros() -> None:
@@ -140,7 +140,7 @@ def test_a_batch_of_nothing_but_absent_rows_is_one_of_zeros() -> None:
 
 
 @pytest.mark.parametrize("weight", [-0.1, math.nan])
-def test_a_negative_weight_or_nan_beside_it_is_nan(weight: float) -> None:
+def test_a_negative_weight_or_nan_next_to_it_is_nan(weight: float) -> None:
     z, weights = torch.randn(2, 4, 5, generator=generator(0)), torch.full((2, 4), 0.25)
     weights[:, 1] = 0
     weights[0, 2] = weight

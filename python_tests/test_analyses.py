@@ -1,6 +1,6 @@
 """The commands that train many runs: what they start, how they stop, what they write.
 
-The engine is tested with a program that stands in for ``vne-pretrain`` and writes a run folder in
+The engine is tested with a program that replaces ``vne-pretrain`` and writes a run folder in
 no time; that the real one fits is tested once, on a tiny run.
 """
 
@@ -178,7 +178,7 @@ def test_runs_side_by_side_share_the_threads(
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])
-def test_a_failed_run_is_told_and_the_others_go_on(
+def test_a_failed_run_is_reported_and_the_others_go_on(
     jobs: str, calls: Calls, tmp_path: Path, monkeypatch: Patch, capfd: Capture
 ) -> None:
     monkeypatch.setenv("FAKE_FAILS", "batch8")
@@ -279,7 +279,7 @@ def test_without_options_the_papers_protocol(
         (["--", "--unknown"], "--unknown"),
     ],
 )
-def test_bad_options_are_told_before_anything_starts(
+def test_bad_options_are_refused_before_anything_starts(
     arguments: list[str], option: str, calls: Calls, tmp_path: Path, capsys: Capture
 ) -> None:
     assert exit_code(main, ["batch-size", "--out", str(tmp_path / "out"), *arguments]) == 2
@@ -325,7 +325,7 @@ def test_table_1a() -> None:
 # ---- pictures ----------------------------------------------------------------------------------
 
 
-def test_paper_is_beside_the_same_images_alone(tmp_path: Path) -> None:
+def test_paper_is_drawn_for_the_same_images_alone(tmp_path: Path) -> None:
     def row(data: str, loss: str) -> batch_size.Row:
         nan = math.nan
         return batch_size.Row(data, 1437, "resnet18", loss, 16, 20, 0, 0.5, nan, nan, nan, nan)

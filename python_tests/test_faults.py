@@ -178,12 +178,12 @@ def test_divergence_stops_with_what_shows_why(
     options = ["--lr", "1e30", "--warmup-epochs", "0", "--checkpoint-every", "0", *FP32]
     assert train(npz, tmp_path, *options) == 3
     error = capsys.readouterr().err
-    told = json.loads((tmp_path / "nonfinite.json").read_text())
-    step = told["step"]
+    found = json.loads((tmp_path / "nonfinite.json").read_text())
+    step = found["step"]
     assert step > 1
     assert len(re.findall(rf"error: .*step {step}\b.*nan", error)) == 1
-    assert f"vne-pretrain --resume --out {tmp_path}" in error  # what was saved before it is kept
-    (process,) = told["processes"]
+    assert f"vne-pretrain --resume --out {tmp_path}" in error  # what was saved before it stays
+    (process,) = found["processes"]
     assert process["loss"] == "nan"
     assert len(process["images"]) == len(set(process["images"])) == 4
     assert ", ".join(map(str, process["images"])) in error
@@ -245,7 +245,7 @@ def test_a_loading_process_that_is_killed_ends_the_run(
     assert multiprocessing.active_children() == []  # they are gone, and waited for
 
 
-def test_a_loading_process_that_fails_is_told_in_one_line(
+def test_a_loading_process_that_fails_is_reported_in_one_line(
     npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def views(images: object) -> None:
@@ -293,7 +293,7 @@ def test_training_goes_on_while_nothing_can_be_written(
     capsys: pytest.CaptureFixture[str],
     limit: Callable[[int | None], None],
 ) -> None:
-    """Each file is told once, the last checkpoint stays; when there is room nothing is missing."""
+    """Each file is reported once, the last checkpoint stays; with room again nothing is missing."""
     out = tmp_path / "run"
     seen = []
 
@@ -384,12 +384,12 @@ def test_results_that_cannot_be_written_end_the_run(npz: Path, tmp_path: Path) -
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert told["code"] == 1
-    assert told["steps"] == [1]  # it is there, and whole
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["code"] == 1
+    assert found["steps"] == [1]  # it is there, and whole
     unwanted = {"encoder.pt", "results.json", "report.html"}
-    assert not unwanted & set(told["names"])
-    assert not [name for name in told["names"] if ".tmp" in name]
+    assert not unwanted & set(found["names"])
+    assert not [name for name in found["names"] if ".tmp" in name]
     reason = {"limit": "File too large", "tmpfs": "No space left on device"}[how]
     assert done.stderr.count(str(out / "checkpoints")) == 1
     assert reason in done.stderr

@@ -32,7 +32,7 @@ def test_only_what_dead_writers_left_is_removed(tmp_path: Path) -> None:
     left, foreign = hidden / "unfinished-0123abcd.png", hidden / "unfinished-of-a-user.png"
     for path in (left, foreign, *(tmp_path / name for name in OF_A_USER)):
         path.touch()
-    with files.replacing(tmp_path / "a.json") as at_work:
+    with files.atomic_write(tmp_path / "a.json") as at_work:
         at_work.write_text("half")
         files.remove_temporaries(tmp_path)
         assert not left.exists()
@@ -49,7 +49,7 @@ def test_a_link_in_place_of_the_hidden_folder_is_not_followed(tmp_path: Path) ->
     (elsewhere / "unfinished-0123abcd.png").touch()
     (out / files.HIDDEN).symlink_to(elsewhere)
     files.remove_temporaries(out)
-    with pytest.raises(FileError), files.replacing(out / "a"):
+    with pytest.raises(FileError), files.atomic_write(out / "a"):
         pass
     with pytest.raises(FileError), files.locked(out, "work"):
         pass
@@ -59,7 +59,7 @@ def test_a_link_in_place_of_the_hidden_folder_is_not_followed(tmp_path: Path) ->
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     files.write_json(path, {"a": 1})
-    with pytest.raises(OSError, match="folder"), files.replacing(path) as temporary:
+    with pytest.raises(OSError, match="folder"), files.atomic_write(path) as temporary:
         temporary.rename(tmp_path / "no" / "folder")
     with pytest.raises(ValueError, match="JSON"):
         files.write_json(path, {"a": float("nan")})
@@ -167,7 +167,7 @@ def test_a_stream_shows_what_its_encoding_lacks(monkeypatch: pytest.MonkeyPatch)
     assert buffer.getvalue() == b"q = \\u221e \\udcff\n"
 
 
-def test_what_is_told_of_an_error_that_is_not_ours() -> None:
+def test_message_of_an_error_that_is_not_ours() -> None:
     assert terminal.reason(MemoryError()) is not None
     with pytest.raises(RuntimeError) as of_torch:
         torch.empty(1 << 60, dtype=torch.uint8)

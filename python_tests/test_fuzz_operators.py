@@ -236,8 +236,8 @@ def test_a_leak_is_found() -> None:
         import sys
         sys.path.insert(0, sys.argv[1])
         import fuzz_operators, torch
-        kept = []
-        fuzz_operators.memory_calls = lambda: [lambda: kept.append(torch.ones(4096))]
+        leaked = []
+        fuzz_operators.memory_calls = lambda: [lambda: leaked.append(torch.ones(4096))]
         print(fuzz_operators.growth(fuzz_operators.watch_memory(500, every=50, progress=False)))"""
     done = run_python(code, Path(__file__).parent, options=["-W", "ignore"], cwd=Path("/"))
     assert float(done.stdout) > 10 * SHORT_BOUND

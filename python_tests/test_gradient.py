@@ -53,7 +53,7 @@ NON_FINITE = (math.nan, math.inf, -math.inf)
 
 @cache
 def errors(name: str, shape: tuple[int, int], method: str, backend: str) -> list[float]:
-    """Of every one of `gradient_cases`; kept, as several tests read them."""
+    """Errors of every one of `gradient_cases`; cached, since several tests read them."""
     return [
         absolute_error(gradient(vn_entropy, case.z, method=method), case.exact)
         for case in gradient_cases(name, shape, backend)

@@ -169,14 +169,14 @@ def test_byols_target_follows() -> None:
         objective.target[0].layer.weight, before + (1 - BYOL_MOMENTUM), rtol=0, atol=1e-5
     )
     at_the_end = objective.target[0].layer.weight.clone()
-    objective.follow(encoder, step=9, steps=10)  # momentum 1: it stands still
+    objective.follow(encoder, step=9, steps=10)  # momentum 1: it does not move
     assert torch.equal(objective.target[0].layer.weight, at_the_end)
 
 
 def test_info_nce() -> None:
     z = torch.eye(8)
     independent = torch.ones(8, 4)
-    assert float(info_nce(z, z, 0.01)) == pytest.approx(math.log(8), abs=1e-6)  # all told apart
+    assert float(info_nce(z, z, 0.01)) == pytest.approx(math.log(8), abs=1e-6)  # all differ
     assert float(info_nce(independent, independent, 0.1)) == pytest.approx(0, abs=1e-6)
     torch.manual_seed(0)
     z1, z2 = torch.randn(2, 9, 5)

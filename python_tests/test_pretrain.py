@@ -1,7 +1,7 @@
 """``vne-pretrain`` from the outside: its command line and its files.
 
 The runs here are tiny (a ResNet-18, a few dozen images); that training helps is measured by the
-program itself and told in the README.
+program itself and described in the README.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def test_encoder_fits_torchvision(whole: Path) -> None:
 # ---- collapse ----------------------------------------------------------------------------------
 
 
-def test_collapse_is_told_once_and_so_is_its_end(
+def test_collapse_is_reported_once_and_so_is_its_end(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     events = Events(tmp_path / "events.csv", Disk())

@@ -230,7 +230,7 @@ def test_wrong_layout(layout: str, tmp_path: Path, capsys: pytest.CaptureFixture
     assert re.search(rf"--data\b.*{named}", last_error(capsys))
 
 
-def test_unlabelled_test_images_beside_val(tmp_path: Path) -> None:
+def test_unlabeled_test_images_next_to_val(tmp_path: Path) -> None:
     """ImageNet as it unpacks, val/ sorted."""
     write_folder(tmp_path / "train", {"ant": 3, "bee": 3})
     write_folder(tmp_path / "val", {"ant": 2, "bee": 1})
@@ -322,9 +322,9 @@ def test_run_over_broken_images(tmp_path: Path, capsys: pytest.CaptureFixture[st
     small += ["--projector-dim", "8", "--precision", "32-true", "--workers", "1"]
     arguments = ["--data", str(tmp_path / "images"), "--out", str(out), "--accelerator", "cpu"]
     assert main([*arguments, *small]) == 0
-    told = capsys.readouterr().err
+    errors = capsys.readouterr().err
     for name in ("train/cat/1.png", "train/dog/3.png"):
-        assert told.count(str(tmp_path / "images" / name)) == 1
+        assert errors.count(str(tmp_path / "images" / name)) == 1
     events = (out / "events.csv").read_text()
     assert events.count("broken-image") == 2
     assert '"broken_images": 2' in (out / "results.json").read_text()

@@ -287,7 +287,7 @@ def test_no_image_is_read_twice(target: str, split: bool, tmp_path: Path) -> Non
     assert len(read) == len(set(read)) == 24 * len(parts)
 
 
-def test_class_that_is_a_link_to_another_is_told(tmp_path: Path) -> None:
+def test_class_that_is_a_link_to_another_is_named(tmp_path: Path) -> None:
     write_classes(tmp_path, {"cat": 10, "dog": 10})
     (tmp_path / "kitty").symlink_to("cat")
     with pytest.raises(OptionError, match="--data"):

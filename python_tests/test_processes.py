@@ -79,11 +79,11 @@ class Training:
         """Until a checkpoint is there: every process is in the middle of its training."""
         deadline = time.monotonic() + 240
         while not checkpoints.files(self.out):
-            assert self.process.poll() is None, self.told()
-            assert time.monotonic() < deadline, self.told()
+            assert self.process.poll() is None, self.output()
+            assert time.monotonic() < deadline, self.output()
             time.sleep(0.2)
 
-    def told(self) -> str:
+    def output(self) -> str:
         return self.log.read_text(errors="replace")
 
     def end(self, timeout: float) -> int:
@@ -126,7 +126,7 @@ def test_a_killed_rank_is_named_and_launchers_train_the_same(
     """One run by each launcher, a rank of each killed: what they did before is the same."""
     endless = ["--epochs", "5000", "--checkpoint-every", "0"]
     outs = []
-    for launcher, rank, told in (
+    for launcher, rank, message in (
         (DEVICES, 1, "rank 1 .*SIGKILL"),
         (TORCHRUN, 0, "rank 0 "),
     ):
@@ -136,8 +136,8 @@ def test_a_killed_rank_is_named_and_launchers_train_the_same(
         assert sorted(processes) == [0, 1]
         os.kill(processes[rank], signal.SIGKILL)
         assert training.end(SECONDS) == 1
-        log = training.told()
-        assert re.search(f"error: .*{told}", log), log
+        log = training.output()
+        assert re.search(f"error: .*{message}", log), log
         assert f"vne-pretrain --resume --out {training.out}" in log
         assert log.count("20000 steps") == 1  # by one process
         outs.append(training.out)
@@ -154,7 +154,7 @@ def test_a_hung_rank_is_named_and_ends(start: Callable[..., Training]) -> None:
     training.wait_for_step()
     os.kill(training.processes()[1], signal.SIGSTOP)
     assert training.end(timeout + SECONDS) == 1
-    assert re.search("error: .*rank 1 ", training.told()), training.told()
+    assert re.search("error: .*rank 1 ", training.output()), training.output()
 
 
 class Dying:
@@ -169,7 +169,7 @@ class Dying:
 
 
 @pytest.mark.parametrize(
-    ("child", "left_word", "told"),
+    ("child", "left_word", "message"),
     [
         (Dying(-signal.SIGKILL, 2), None, "SIGKILL"),
         (Dying(-signal.SIGKILL), ranks.LOST, "SIGKILL"),
@@ -181,7 +181,7 @@ class Dying:
     ],
 )
 def test_what_became_of_a_rank(
-    child: Dying | None, left_word: str | None, told: object, monkeypatch: pytest.MonkeyPatch
+    child: Dying | None, left_word: str | None, message: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ranks, "WORD_SECONDS", 0.3)
     survivor = ranks.Ranks()
@@ -190,18 +190,18 @@ def test_what_became_of_a_rank(
         survivor.store.set("1", left_word)
     trainer = SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=[child])))
     words = survivor._words(trainer, 0, 2)
-    assert len(words) == (told is not None)
-    assert all(re.search(naming("rank 1", told), word) for word in words)
+    assert len(words) == (message is not None)
+    assert all(re.search(naming("rank 1", message), word) for word in words)
 
 
 def test_a_loss_that_is_not_finite_ends_every_process(start: Callable[..., Training]) -> None:
     training = start(DEVICES, "diverged", "--lr", "1e30", "--epochs", "2", "--warmup-epochs", "0")
     assert training.end(240) == 3
-    told = json.loads((training.out / "nonfinite.json").read_text())
-    shares = [set(process["images"]) for process in told["processes"]]
-    assert [len(share) for share in shares] == [4, 4]
-    assert not shares[0] & shares[1]
-    assert len(re.findall(r"error: .*\bnan\b", training.told())) == 1
+    found = json.loads((training.out / "nonfinite.json").read_text())
+    images = [set(process["images"]) for process in found["processes"]]
+    assert [len(indices) for indices in images] == [4, 4]
+    assert not images[0] & images[1]
+    assert len(re.findall(r"error: .*\bnan\b", training.output())) == 1
     assert not checkpoints.files(training.out)
 
 

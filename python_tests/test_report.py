@@ -144,15 +144,15 @@ def test_nothing_but_the_report_and_its_pictures_is_written(whole: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("kept", "pictures"),
+    ("present", "pictures"),
     [((), 0), (("metrics.csv",), 3), (("metrics.csv", "epochs.csv"), 5)],
 )
 def test_an_interrupted_run_with_the_files_it_has(
-    kept: tuple[str, ...], pictures: int, tmp_path: Path
+    present: tuple[str, ...], pictures: int, tmp_path: Path
 ) -> None:
     run = make_run(tmp_path / "half way", epochs=9)
     for path in run.iterdir():
-        if path.name not in ("config.json", *kept):
+        if path.name not in ("config.json", *present):
             path.unlink()
     page = read(run)
     assert f"vne-pretrain --resume --out '{run}'" in page.text
@@ -300,14 +300,14 @@ def test_file_that_cannot_be_used(name: str, content: str | None, tmp_path: Path
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> dict[str, Figure]:
     """The figures that draw_all would save, by name."""
-    kept: dict[str, Figure] = {}
+    drawn: dict[str, Figure] = {}
 
     def keep(figure: Figure, path: Path) -> Path:
-        kept[path.stem] = figure
+        drawn[path.stem] = figure
         return path
 
     monkeypatch.setattr(plots, "save", keep)
-    return kept
+    return drawn
 
 
 @pytest.mark.parametrize("loss", LOSSES)

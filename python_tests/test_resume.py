@@ -276,11 +276,11 @@ def test_killed_and_resumed_run_equals_the_whole_one(
     assert trial.differences == []
 
 
-def test_broken_images_of_all_processes_are_told_before_a_checkpoint(
+def test_broken_images_of_all_processes_are_reported_before_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def gather(everyones: list[Any], own: Any) -> None:
-        everyones[:] = [own, [(1, "of the other.png")]]
+    def gather(gathered: list[Any], own: Any) -> None:
+        gathered[:] = [own, [(1, "of the other.png")]]
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     events = Events(tmp_path / "events.csv", Disk())
@@ -291,8 +291,8 @@ def test_broken_images_of_all_processes_are_told_before_a_checkpoint(
     broken.on_train_batch_end(trainer, None, None, batch, 1)  # type: ignore[arg-type]
     assert read_events(events.path) == []  # it would wait for the others in every step
     broken.before_saving(trainer)
-    told = [(int(step), message.split()[2]) for step, _, message in read_events(events.path)]
-    assert told == [(1, "of"), (2, "own.png;")]
+    reported = [(int(step), message.split()[2]) for step, _, message in read_events(events.path)]
+    assert reported == [(1, "of"), (2, "own.png;")]
 
 
 # ---- --resume and --resume auto ----------------------------------------------------------------
@@ -382,9 +382,9 @@ def test_a_checkpoint_of_another_architecture(
     whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copy(whole / "config.json", tmp_path)
-    told = json.loads((whole / "config.json").read_text())
+    config = json.loads((whole / "config.json").read_text())
     content = {"global_step": 3, "epoch": 0, "state_dict": {}}
-    content["config"] = told | {"backbone": "resnet50"}
+    content["config"] = config | {"backbone": "resnet50"}
     path = checkpoints.write(tmp_path / "checkpoints", 3, content)
     assert main(["--resume", "--out", str(tmp_path)]) == 2
     assert re.search(naming("--resume", path.name, "resnet18", "resnet50"), last_error(capsys))

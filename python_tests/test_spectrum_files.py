@@ -163,7 +163,7 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], object], tuple[object, ...]]] =
 
 
 @pytest.mark.parametrize("case", BAD_FILES)
-def test_bad_file_is_told_in_one_line(case: str, tmp_path: Path, capsys: Capture) -> None:
+def test_bad_file_is_refused_in_one_line(case: str, tmp_path: Path, capsys: Capture) -> None:
     name, make, named = BAD_FILES[case]
     make(tmp_path / name.split(":")[0])
     assert run(tmp_path / name, "--out", tmp_path / "out") == 1
@@ -301,11 +301,11 @@ def test_float32_leaves_out_what_rounding_hides(tmp_path: Path) -> None:
 
 def test_rows_that_are_not_finite(tmp_path: Path, capsys: Capture) -> None:
     z = matrix()
-    kept = np.ones(ROWS, bool)
-    kept[[3, 12, 56]] = False
+    finite = np.ones(ROWS, bool)
+    finite[[3, 12, 56]] = False
     bad = z.copy()
     bad[3, 1], bad[12], bad[56, 0] = np.nan, np.inf, -np.inf
-    np.save(tmp_path / "good.npy", z[kept])
+    np.save(tmp_path / "good.npy", z[finite])
     np.save(tmp_path / "bad.npy", bad)
     assert run(tmp_path / "bad.npy", "--chunk-rows", 10) == 1
     assert re.search(naming(57, "row 3", "bad.npy"), last_error(capsys))

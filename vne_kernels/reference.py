@@ -1,9 +1,9 @@
 """The von Neumann entropy in plain PyTorch: what people write today, and what is correct.
 
-Imports torch alone, so that it can be read, copied and run anywhere. The formula stands nowhere
-else in Python: the tests take their oracle from here, the benchmarks their baselines.
+Imports torch alone, so that it can be read, copied and run anywhere. No other
+Python file has the formula: the tests take their oracle from here, the benchmarks their baselines.
 
-* The baselines ``algorithm1``, ``official_svd`` and ``gram`` are kept as their sources have them,
+* The baselines ``algorithm1``, ``official_svd`` and ``gram`` are as their sources have them,
   faults included: they are NaN or raise where their sources do.
 * ``oracle``, ``oracle_grad``, ``oracle_weights_grad`` and ``oracle_doe`` are in float64 and right
   on every input; ``eigh_grad`` is the same closed form in the precision of its input.

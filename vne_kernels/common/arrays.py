@@ -77,11 +77,11 @@ class Header:
             got = printable(shape, 100)
             raise FileError(name, f"must have a shape of sizes from 0 on, got {got}")
         header = cls(shape, by_columns, dtype, start.tell())
-        there = size - header.offset
-        if there != header.nbytes and not dtype.hasobject:
-            what = "is cut short" if there < header.nbytes else "holds more than one array"
+        held = size - header.offset
+        if held != header.nbytes and not dtype.hasobject:
+            what = "is cut short" if held < header.nbytes else "holds more than one array"
             takes = f"{header} takes {header.nbytes:,} bytes"
-            raise FileError(name, f"{what}: {takes}, {there:,} are there")
+            raise FileError(name, f"{what}: {takes}, {held:,} are there")
         return header
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from vne_kernels.common.files import replacing
+from vne_kernels.common.files import atomic_write
 from vne_kernels.common.reading import printable
 
 INK, MUTED, ACCENT = "#1f4e79", "#9db7d1", "#c0504d"
@@ -41,6 +41,6 @@ def legend_below(figure: Figure, columns: int = 3) -> None:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=DPI)
     return path

@@ -1,7 +1,7 @@
 """How the programs write: a file appears whole or not at all, and a folder has one writer.
 
-What is not finished lies in a hidden folder, ``.vne_kernels``, beside what it is to become, and
-nowhere else: nothing but our own files is ever deleted. The folder goes when it is empty.
+Unfinished files are in a hidden folder, ``.vne_kernels``, next to their destination, and nowhere
+else: nothing but our own files is ever deleted. The folder is removed when it is empty.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yields a temporary path; renames it to ``path`` when the block succeeds.
 
     The content is on the disk before it gets the name, and the name before the block is left: a
     power cut leaves the old file or the new one.
     """
-    # The suffix is kept: matplotlib and others choose the format by it.
+    # The same suffix: matplotlib and others choose the format by it.
     temporary, descriptor = _create_temporary(path.parent, path.suffix)
     try:
         yield temporary
@@ -177,21 +177,21 @@ def spare(folder: Path, names: Iterable[str], advice: str) -> None:
     Raises:
         FileError: there is one; the message ends in ``advice``.
     """
-    if there := [name for name in names if os.path.lexists(folder / name)]:
+    if foreign := [name for name in names if os.path.lexists(folder / name)]:
         raise FileError(
-            folder, f"holds {', '.join(there)}, which this program has not written; {advice}"
+            folder, f"holds {', '.join(foreign)}, which this program has not written; {advice}"
         )
 
 
 def write_json(path: Path, content: Any) -> None:
     """Writes JSON, which has no NaN: a number that is not finite is an error of the caller's."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         text = json.dumps(content, indent=2, allow_nan=False)
         temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)

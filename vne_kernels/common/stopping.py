@@ -1,7 +1,7 @@
 """Signals that end a run early with nothing lost.
 
-SIGTERM is what a cluster sends before it takes a machine away, SIGUSR1 what Slurm can be told to
-send ahead of it, SIGINT is Ctrl-C. While there is work to save (a network that trains, a file of
+SIGTERM is what a cluster sends before it takes a machine away, SIGUSR1 what Slurm sends on request
+ahead of it, SIGINT is Ctrl-C. While there is work to save (a network that trains, a file of
 which a part is read) the step in hand ends first; at any other time the run ends at once.
 """
 
@@ -12,7 +12,7 @@ import signal
 from types import FrameType
 from typing import Any
 
-#: sysexits.h's EX_TEMPFAIL, "try again later": what a scheduler can be told to requeue on.
+#: EX_TEMPFAIL of sysexits.h, "try again later": a scheduler can requeue on this exit code.
 REQUEUE = os.EX_TEMPFAIL
 PREEMPTIONS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -26,14 +26,14 @@ class Stopped(BaseException):
 
 
 class StopSignals:
-    """Within it SIGTERM and SIGUSR1 raise :class:`Stopped`; from `hold` on they are noted.
+    """Within it SIGTERM and SIGUSR1 raise :class:`Stopped`; after `defer` they are noted instead.
 
-    So is the first Ctrl-C, until `release`; the second stops at once.
+    So is the first Ctrl-C, until `restore`; the second one stops at once.
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self.held = False
+        self.deferred = False
         self.process = os.getpid()
 
     def __enter__(self) -> StopSignals:
@@ -42,19 +42,19 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.release()
+        self.restore()
         for signum, handler in self.before.items():
             signal.signal(signum, handler)
 
-    def hold(self) -> None:
-        """Note signals from here on. Lightning puts handlers of its own before that: not kept."""
-        self.held = True
+    def defer(self) -> None:
+        """Note signals from here on; replaces the handlers that Lightning has set by then."""
+        self.deferred = True
         for signum in PREEMPTIONS:
             signal.signal(signum, self._take)
         self.ctrl_c = signal.signal(signal.SIGINT, self._take)
 
-    def release(self) -> None:
-        self.held = False
+    def restore(self) -> None:
+        self.deferred = False
         if self.ctrl_c is not None:
             signal.signal(signal.SIGINT, self.ctrl_c)
             self.ctrl_c = None
@@ -63,7 +63,7 @@ class StopSignals:
         if os.getpid() != self.process:
             return  # a loading process that has just been forked
         first, self.received = self.received is None, self.received or signum
-        if not self.held:
+        if not self.deferred:
             if first:
                 raise Stopped(signum)
             return

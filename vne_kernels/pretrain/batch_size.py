@@ -21,7 +21,7 @@ from vne_kernels.pretrain import paper
 from vne_kernels.pretrain.config import LOSSES, load_config
 from vne_kernels.pretrain.protocol import Accuracy
 
-# Okabe and Ito's colours, told apart by readers of any colour vision.
+# Okabe and Ito's colors, which readers of any color vision can tell apart.
 MARKS = {  # colour, marker
     "vn-doe": ("#0072B2", "o"),
     "vn-doe-symmetric": ("#56B4E9", "D"),
@@ -96,7 +96,7 @@ class Row(NamedTuple):
 
 
 def write(rows: Iterable[Row], table: Path) -> Path:
-    """Write ``table`` (.csv) and, beside it, its picture (.png); returns the picture's path."""
+    """Write ``table`` (.csv) and, next to it, its picture (.png); returns the picture's path."""
     write_table(table, Row._fields, sorted(rows))
     return draw(table)
 

@@ -31,6 +31,7 @@ from vne_kernels.pretrain.disk import Disk, Rows
 from vne_kernels.pretrain.events import BROKEN_IMAGE, COLLAPSE, RECOVERED, Events
 from vne_kernels.pretrain.faults import NonFiniteLoss
 from vne_kernels.pretrain.model import Pretraining
+from vne_kernels.pretrain.ranks import gathered
 
 #: per step, as the objective gives them
 TERMS = ("loss", "entropy", "cosine", "information", "beta", "lr")
@@ -261,7 +262,7 @@ class BrokenImages(Callback):
     ) -> None:
         self.met += [(trainer.global_step, name) for name in batch.broken]
         if trainer.world_size == 1:
-            self._tell()
+            self._report()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.before_saving(trainer)
@@ -269,12 +270,11 @@ class BrokenImages(Callback):
     def before_saving(self, trainer: pl.Trainer) -> None:
         """Bring together what the processes have met; a resumed run does not meet it again."""
         if trainer.world_size > 1:
-            everyones: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(everyones, self.met)
-            self.met = sorted(itertools.chain(*everyones)) if trainer.is_global_zero else []
-            self._tell()
+            met = itertools.chain(*gathered(trainer, self.met))
+            self.met = sorted(met) if trainer.is_global_zero else []
+            self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         for step, name in self.met:
             message = f"cannot read {name}; another image took its place"
             self.events.add(step, BROKEN_IMAGE, message, once=True)

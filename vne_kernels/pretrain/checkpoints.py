@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vne_kernels.common.files import replacing
+from vne_kernels.common.files import atomic_write
 from vne_kernels.common.reading import FileError, printable, read_tensors
 from vne_kernels.pretrain.config import FREE_ON_RESUME, Config, OptionError
 
@@ -148,7 +148,7 @@ def write(folder: Path, step: int, content: Mapping[str, Any]) -> Path:
 
     folder.mkdir(exist_ok=True)
     path = folder / f"step-{step:08d}.ckpt"
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
         torch.save(content, file)
     return path
 

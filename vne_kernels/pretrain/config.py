@@ -53,7 +53,7 @@ FREE_ON_RESUME = (
     "keep_checkpoints",
 )
 
-#: Options whose "auto" is decided when a run begins, and kept.
+#: Options whose "auto" is decided when a run begins, for all of the run.
 DECIDED = ("stem", "augment", "precision")
 
 
@@ -244,7 +244,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Config(Options):
-    """The options of a run with nothing left open; kept as ``config.json`` beside its results."""
+    """The options of a run with nothing left open; saved as ``config.json`` with its results."""
 
     out: str = "runs/digits"
     epochs: int = 100

@@ -386,7 +386,7 @@ def _parts(path: Path) -> tuple[Path, Path] | None:
         return train, next(filter(_folders_in, tests), tests[-1])
     for part in (train, *tests):
         if part.is_dir() and _folders_in(part):  # without folders it may be a class of that name
-            wanted = "a folder with train/ and, beside it, test/ or val/"
+            wanted = "a folder with train/ and test/ or val/"
             raise OptionError("data", wanted, f"{path} with {part.name}/ alone")
     return None
 
@@ -500,7 +500,7 @@ def _statistics(
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """(epoch, image) pairs: a permutation per epoch, the share of one process.
+    """(epoch, image) pairs: a permutation per epoch, the part of one process.
 
     An epoch has as many images as fill whole optimiser steps, of ``accumulate`` batches each.
     ``steps_done`` counts the steps already taken: the first pass goes on from there.
@@ -573,7 +573,7 @@ def view_loader(
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=pin_memory,
-        # its own, so that beginning an epoch anew draws nothing from what is resumed
+        # A separate one: starting an epoch again draws no number from the generators of a resume.
         generator=torch.Generator().manual_seed(sampler.seed),
         worker_init_fn=leave_interrupts_to_the_main_process,
     )

@@ -23,17 +23,18 @@ from vne_kernels.pretrain.faults import Fault
 REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES)
 
 
-def _is_torchs(error: BaseException | None) -> bool:
-    """torch.save tells of a full disk by a RuntimeError of its archive's writer."""
+def _is_archive_error(error: BaseException | None) -> bool:
+    """torch.save raises a RuntimeError of its archive's writer when the disk is full."""
     text = str(error)
     ours = "inline_container" in text or "PytorchStreamWriter" in text
     return isinstance(error, RuntimeError) and ours
 
 
-def _of_a_loading_process(error: BaseException | None) -> BaseException | None:
-    """What torch raises in the midst of whatever runs when a process that loads images dies.
+def _loader_failure(error: BaseException | None) -> BaseException | None:
+    """Returns the error by which torch reports the death of a process that loads images.
 
-    In torch.save that leaves an archive cut short, whose error then hides the one that it was.
+    torch raises it wherever the program is. In torch.save it leaves an archive cut short, whose own
+    error then hides it.
     """
     while error is not None and "DataLoader worker" not in str(error):
         error = error.__context__
@@ -68,9 +69,9 @@ class Disk:
         try:
             yield
         except (OSError, RuntimeError) as error:
-            if dead := _of_a_loading_process(error):
+            if dead := _loader_failure(error):
                 raise dead from None
-            if not (isinstance(error, OSError) or _is_torchs(error)):
+            if not (isinstance(error, OSError) or _is_archive_error(error)):
                 raise
             if path not in self.failing:
                 self.failing.add(path)
@@ -135,7 +136,7 @@ def has_to_be_written(out: Path) -> Iterator[None]:
     except (OSError, RuntimeError, OptionError) as error:
         cause = error.__cause__ if isinstance(error, OptionError) else error
         refused = isinstance(cause, OSError) and cause.errno in REFUSED
-        if cause is None or not (refused or _is_torchs(cause)):
+        if cause is None or not (refused or _is_archive_error(cause)):
             raise
         where = getattr(cause, "filename", None) or out
         raise Fault(f"cannot write {where}: {_reason(cause)}; make room, then go on") from error

@@ -2,7 +2,7 @@
 
 Every score is the accuracy on all test images. With all labels of an easy set even random features
 come close to the best, so the probes are also fitted with a few labels per class, where the
-features have to bring the classes together; the mean over several fixed draws is what is told.
+features have to bring the classes together; the score is the mean over several fixed draws.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class PlainImages(Dataset["tuple[int, Tensor] | None"]):
 
 def _readable(samples: Sequence[tuple[int, Tensor] | None]) -> tuple[list[int], Tensor | None]:
     """Indices and (n, 3, size, size) of a batch's readable images; None where there are none."""
-    kept = [sample for sample in samples if sample is not None]
-    return [index for index, _ in kept], torch.stack([x for _, x in kept]) if kept else None
+    read = [sample for sample in samples if sample is not None]
+    return [index for index, _ in read], torch.stack([x for _, x in read]) if read else None
 
 
 def encode(
@@ -107,19 +107,19 @@ def encode(
         worker_init_fn=leave_interrupts_to_the_main_process,
     )
     features: Features | None = None
-    kept: list[int] = []
+    encoded: list[int] = []
     for indices, batch in tqdm(loader, progress, leave=False, disable=progress is None):
         if batch is None:
             continue
         part = encode_batch(encoder, batch, device, bf16=bf16).cpu().numpy()
         if features is None:  # all at once: joining the parts would hold them twice
             features = np.empty((len(images), part.shape[1]), np.float32)
-        features[len(kept) : len(kept) + len(indices)] = part
-        kept += indices
+        features[len(encoded) : len(encoded) + len(indices)] = part
+        encoded += indices
     if features is None:
         got = f"{len(images)} images, none of which can be read"
         raise OptionError("data", "a set of images that can be read", got)
-    return Encoded(features[: len(kept)], images.labels[kept])
+    return Encoded(features[: len(encoded)], images.labels[encoded])
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ class Events:
             return
         self.seen.add((kind, message))
         self.rows.append([(step, kind, message)])
-        if say:  # on a line of its own: a progress bar stands on the one in hand
+        if say:  # on a new line, since a progress bar may be on the current one
             print(f"\nvne-pretrain: step {step}: {message}", file=sys.stderr)
 
     def synchronize(self) -> bool:

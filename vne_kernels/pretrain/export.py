@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import vne_kernels
-from vne_kernels.common.files import replacing, write_json
+from vne_kernels.common.files import atomic_write, write_json
 from vne_kernels.common.reading import FileError, read_json
 from vne_kernels.pretrain.config import Config, OptionError, load_config
 from vne_kernels.pretrain.data import load_for
@@ -50,7 +50,7 @@ class Results(TypedDict):
 def write(
     run: Path, format_: str, to: Path | None = None, *, overwrite: bool = False
 ) -> dict[str, Any]:
-    """Write the trained encoder of the run in the folder ``run``, and a ``.json`` beside it.
+    """Write the trained encoder of the run in the folder ``run``, and a ``.json`` next to it.
 
     ``format_``: ``torchvision`` and ``timm`` give a state dict without classifier for
     ``torch.load``; ``detectron2`` a pickle with the keys that MoCo's
@@ -105,7 +105,7 @@ def write(
     try:
         # The description comes first: what it describes is then known for an earlier export.
         write_json(path.with_suffix(".json"), description)
-        with replacing(path) as temporary, temporary.open("wb") as file:
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
             (pickle.dump if detectron2 else torch.save)(content, file)
     except OSError as error:
         raise OptionError("to", "a file that can be written", f"{path} ({error})") from error
@@ -114,15 +114,15 @@ def write(
 
 def _check_free(path: Path) -> None:
     """Refuses to replace files but those of an earlier export to the same name."""
-    beside = path.with_suffix(".json")
-    there = [str(x) for x in (path, beside) if os.path.lexists(x)]
+    described = path.with_suffix(".json")
+    existing = [str(x) for x in (path, described) if os.path.lexists(x)]
     try:
-        earlier = beside.exists() and read_json(beside, Description)["file"] == path.name
+        earlier = described.exists() and read_json(described, Description)["file"] == path.name
     except (OSError, ValueError):
         earlier = False
-    if there and not earlier:
+    if existing and not earlier:
         wanted = "a file that is not there, nor its description (or add --overwrite)"
-        raise OptionError("to", wanted, ", ".join(there))
+        raise OptionError("to", wanted, ", ".join(existing))
 
 
 def loading_lines(format_: str, path: Path, config: Config) -> list[str]:

@@ -23,6 +23,7 @@ from vne_kernels.pretrain.data import ImageSet
 from vne_kernels.pretrain.events import NON_FINITE, Events
 from vne_kernels.pretrain.faults import NonFiniteLoss
 from vne_kernels.pretrain.model import Pretraining, StepInHand
+from vne_kernels.pretrain.ranks import gathered
 
 FILE = "nonfinite.json"
 SHOWN_IMAGES = 10  # in the message; the file has all
@@ -80,21 +81,18 @@ class FiniteLoss(Callback):
             return
         assert isinstance(pl_module, Pretraining)
         own = _statistics(queued.in_hand, pl_module.encoder, self.images)
-        everyones: list[Any] = [own]
-        if trainer.world_size > 1:
-            everyones = [None] * trainer.world_size
-            torch.distributed.all_gather_object(everyones, own)
-        message = _told(queued, everyones)
+        processes = gathered(trainer, own)
+        message = _message(queued, processes)
         if trainer.is_global_zero:
-            content = {"step": queued.step, "epoch": queued.epoch, "processes": everyones}
-            self._keep(trainer.global_step, message, content)
+            content = {"step": queued.step, "epoch": queued.epoch, "processes": processes}
+            self._record(trainer.global_step, message, content)
         raise NonFiniteLoss(message)
 
-    def _keep(self, step: int, message: str, content: dict[str, Any]) -> None:
-        self.events.add(step, NON_FINITE, message, say=False)  # the fault is told at the end
+    def _record(self, step: int, message: str, content: dict[str, Any]) -> None:
+        self.events.add(step, NON_FINITE, message, say=False)  # the fault is printed at the end
         try:
             write_json(self.out / FILE, content)
-        except OSError as error:  # the message tells what matters
+        except OSError as error:  # the message says what matters
             self.events.add(step, NON_FINITE, f"cannot write {self.out / FILE}: {error}")
 
 
@@ -153,21 +151,21 @@ def _norms(embeddings: Tensor) -> dict[str, float | str]:
     return {name: _number(float(value)) for name, value in found.items()}
 
 
-def _told(queued: _Queued, everyones: list[dict[str, Any]]) -> str:
-    """One line of the first process whose own loss is not finite."""
+def _message(queued: _Queued, processes: list[dict[str, Any]]) -> str:
+    """Describes, in one line, the first process whose own loss is not finite."""
     rank, worst = next(
-        (found for found in enumerate(everyones) if isinstance(found[1]["loss"], str)),
-        (0, everyones[0]),
+        (found for found in enumerate(processes) if isinstance(found[1]["loss"], str)),
+        (0, processes[0]),
     )
     terms = ", ".join(
         f"{name} {_short(worst[name])}"
         for name in ("entropy", "cosine", "information", "probe_loss", "lr", "beta")
     )
     parts = ("pixels", "features", "embeddings")
-    counts = ", ".join(_told_counts(name, worst[name]) for name in parts)
+    counts = ", ".join(_format_counts(name, worst[name]) for name in parts)
     norms = worst["embedding_norms"][0]
     spread = " to ".join(_short(norms[name]) for name in ("min", "median", "max"))
-    where = f" on process {rank}" if len(everyones) > 1 else ""
+    where = f" on process {rank}" if len(processes) > 1 else ""
     return "; ".join(
         [
             f"the loss of step {queued.step}, epoch {queued.epoch}, is {_short(worst['loss'])}"
@@ -179,12 +177,12 @@ def _told(queued: _Queued, everyones: list[dict[str, Any]]) -> str:
             f"training images {_first(worst['images'], SHOWN_IMAGES)}",
             f"all of it in {FILE}",
             "no checkpoint was saved after it; where the options are to blame (--lr, --precision), "
-            "begin anew with others",
+            "start again with others",
         ]
     )
 
 
-def _told_counts(name: str, views: list[dict[str, int]]) -> str:
+def _format_counts(name: str, views: list[dict[str, int]]) -> str:
     counts = "/".join(str(view["not_finite"]) for view in views)
     return f"{counts} of {views[0]['entries']} {name}"
 

@@ -29,7 +29,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from vne_kernels.common.files import replacing, write_json
+from vne_kernels.common.files import atomic_write, write_json
 from vne_kernels.common.reading import first_sentence, read_tensors
 from vne_kernels.pretrain import environment
 from vne_kernels.pretrain.callbacks import Table
@@ -57,10 +57,10 @@ def evaluate(
     """Train and test the linear probe on the encoder of the run in the folder ``run``.
 
     Features are those of the plain view, computed once; with ``protocol.augment`` those of a random
-    crop, perhaps flipped, anew in each epoch. Test features are always those of the plain view.
+    crop, perhaps flipped, new in each epoch. Test features are always those of the plain view.
     Writes ``linear_eval.json`` (returned) and ``linear_eval.csv`` (a row per epoch) into the
-    folder; what a Ctrl-C interrupts is kept in ``linear_eval.ckpt``, from which the same call goes
-    on.
+    folder; after a Ctrl-C the state is in ``linear_eval.ckpt``, from which the same call
+    continues.
 
     Returns:
         ``accuracy`` (and ``top5_accuracy`` where there are more than five classes): test accuracy,
@@ -310,7 +310,7 @@ class Checkpoint:
             "optimizer": probe.optimizer.state_dict(),
             "schedule": probe.schedule.state_dict(),
         }
-        with replacing(self.path) as temporary:
+        with atomic_write(self.path) as temporary:
             torch.save(content, temporary)
 
     def restore(self, probe: Probe) -> None:
@@ -330,7 +330,7 @@ class Checkpoint:
             if value != begun[name]:
                 as_begun = (
                     f"{begun[name]!r}, as the unfinished evaluation in {self.path} was begun "
-                    "(delete that file to begin anew)"
+                    "(delete that file to start over)"
                 )
                 raise OptionError(name, as_begun, value)
         try:

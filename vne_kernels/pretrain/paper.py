@@ -1,4 +1,4 @@
-"""The paper's own numbers, to be shown beside what is measured here.
+"""The paper's own numbers, for comparison with what is measured here.
 
 Source: "Formulating A Non-contrastive Loss As A Difference Of Entropies Using A Von Neumann Entropy
 Bound", submitted to ICLR 2022. Accuracies are Top-1 of the linear evaluation, %, of a ResNet-50.
@@ -21,7 +21,7 @@ DATA = {
 #: Figure 2: CIFAR-10 after 100 epochs of batches of 128.
 FIGURE_2 = {"simclr": 85.0, "shannon-doe": 26.6, "vn-doe": 88.3}
 
-# "?" stands where the copy of the paper that was used cannot be read.
+# "?" marks numbers that the copy of the paper does not show legibly.
 _TABLE_1A = """
 epochs loss    cifar10              cifar100             imagenet10           imagenet100
 25     simclr  73.6 73.8 73.5 68.7  43.2 44.4 40.3 39.3  65.4 63.4 63.6 65.4  63.1 64.7 66.7 65.9

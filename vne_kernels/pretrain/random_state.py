@@ -14,7 +14,7 @@ import torch
 
 
 def seed(value: int) -> None:
-    """Begin all generators of this process anew."""
+    """Seed all random number generators of this process."""
     random.seed(value)
     np.random.seed(value % 2**32)  # noqa: NPY002
     torch.manual_seed(value)  # the devices' as well

@@ -32,7 +32,7 @@ from vne_kernels.pretrain.faults import Fault
 
 #: How long a survivor waits for word from the others.
 WORD_SECONDS = 10.0
-#: How long a process that was told of a death may take to end by itself.
+#: How long a process that knows of a death may take to end by itself.
 GRACE_SECONDS = 20.0
 LOST = "lost touch with the others"
 #: One of these is in the message of a collective that failed.
@@ -118,21 +118,21 @@ class _Watch(threading.Thread):
 def _dead_children(children: Sequence[subprocess.Popen[Any]]) -> str | None:
     """Those that did not end with 0, in words; None: none."""
     dead = [
-        f"rank {rank} {_told_end(code)}"
+        f"rank {rank} {_describe_end(code)}"
         for rank, child in enumerate(children, 1)
         if (code := child.poll())
     ]
     return ", ".join(dead) or None
 
 
-def _told_end(code: int) -> str:
+def _describe_end(code: int) -> str:
     if code >= 0:
         return f"has ended with exit code {code}"
     return f"was killed by signal {-code} ({signal.Signals(-code).name})"
 
 
 class Ranks(Callback):
-    """Keeps the way to the store open, through which survivors tell of each other."""
+    """Keeps the connection to the store through which the survivors report to each other."""
 
     def __init__(self) -> None:
         self.store: Store | None = None
@@ -166,10 +166,10 @@ class Ranks(Callback):
 
     @contextmanager
     def reported(self, trainer: pl.Trainer) -> Iterator[None]:
-        """A failure of one of several processes, told as a :class:`Fault` on each of the others.
+        """Raises a :class:`Fault` on each of the other processes when one of them fails.
 
-        What the processes agree on passes through. The process that started the others waits until
-        they have ended.
+        A fault that all processes agree on passes through. The process that started the others
+        waits until they have ended.
         """
         if trainer.world_size == 1:
             yield
@@ -222,12 +222,12 @@ class Ranks(Callback):
             # Its connections break while it dies: its end can be seen only a moment later.
             code = child.poll() if child else None
             if code is not None and code < 0:
-                return f"rank {other} {_told_end(code)}"
+                return f"rank {other} {_describe_end(code)}"
             if self.store.check([str(other)]):
                 word = self.store.get(str(other)).decode()
                 return None if word == LOST else f"rank {other} failed: {word}"
             if code is not None:  # word is left before the end, and so would be there
-                return f"rank {other} {_told_end(code)}"
+                return f"rank {other} {_describe_end(code)}"
             if time.monotonic() > deadline:
                 return f"rank {other} has died or hangs: no word from it"
             time.sleep(0.1)
@@ -254,6 +254,15 @@ def _end_children(trainer: pl.Trainer, deadline: float) -> None:
         except subprocess.TimeoutExpired:
             child.send_signal(signal.SIGKILL)
             child.wait()
+
+
+def gathered(trainer: pl.Trainer, own: Any) -> list[Any]:
+    """The object ``own`` of every process, by rank."""
+    if trainer.world_size == 1:
+        return [own]
+    objects: list[Any] = [None] * trainer.world_size
+    dist.all_gather_object(objects, own)
+    return objects
 
 
 def global_rank() -> int:

@@ -1,7 +1,7 @@
 """``report.html``: what came of a run, in one file that needs nothing else.
 
-Everything is read from the run's folder, so that an interrupted run can be told of too: what it has
-not reached yet is left out. The pictures are drawn anew from the tables.
+Everything is read from the run's folder, which works for an interrupted run too: what it has not
+reached yet is left out. The pictures are drawn from the tables each time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jinja2
 from typing_extensions import Required  # of typing from Python 3.11 on
 
 import vne_kernels
-from vne_kernels.common.files import replacing
+from vne_kernels.common.files import atomic_write
 from vne_kernels.common.reading import Kind, read_json, read_table
 from vne_kernels.pretrain import plots, recipes
 from vne_kernels.pretrain.config import (
@@ -185,7 +185,7 @@ def write(run: Path) -> Path:
     try:
         drawn = plots.draw_all(run, config.batch_size, config.projector_dim, config.loss)
         html = _template().render(_content(run, config, drawn))
-        with replacing(run / FILE) as temporary:
+        with atomic_write(run / FILE) as temporary:
             temporary.write_text(html, encoding="utf-8")
     except OptionError:
         raise

@@ -19,7 +19,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from vne_kernels.common.files import remove_temporaries, replacing, write_json
+from vne_kernels.common.files import atomic_write, remove_temporaries, write_json
 from vne_kernels.common.reading import printable, read_table
 from vne_kernels.common.stopping import Stopped, StopSignals
 from vne_kernels.pretrain import checkpoints, environment, evaluate, precision, ranks, report
@@ -137,7 +137,7 @@ def run(config: Config, data: ImageData, *, resume: bool, signals: StopSignals) 
             "steps_of_this_process": steps - resumed.step,
             "seconds_of_this_process": round(fit_seconds, 2),
         }
-        results["data"] = _told_data(config, data, out)
+        results["data"] = _describe_data(config, data, out)
         results |= {"config": dataclasses.asdict(config), "environment": described}
         results["seconds"] = round(time.monotonic() - start, 2)
         write_json(out / "results.json", results)
@@ -148,7 +148,7 @@ def run(config: Config, data: ImageData, *, resume: bool, signals: StopSignals) 
     )
 
 
-def _told_data(config: Config, data: ImageData, out: Path) -> dict[str, Any]:
+def _describe_data(config: Config, data: ImageData, out: Path) -> dict[str, Any]:
     return {
         "name": config.data,
         "train_images": len(data.train),
@@ -290,8 +290,8 @@ def _announce(config: Config, data: ImageData, steps: int, device: torch.device)
         f"data      {printable(config.data)}: {len(data.train)} training and {len(data.test)} test "
         f"images, {data.classes} classes, {size} x {size} pixels, augmentation {config.augment}\n"
         f"model     {config.backbone}, stem {config.stem}, projection to {config.projector_dim}\n"
-        f"loss      {_told_loss(config)}\n"
-        f"training  {config.epochs} epochs, {steps} steps of {_told_step(config)} images, "
+        f"loss      {_format_loss(config)}\n"
+        f"training  {config.epochs} epochs, {steps} steps of {_format_step(config)} images, "
         f"learning rate {config.lr * config.step_images / 256:g}, {config.precision} on "
         f"{device_name(device)}{', compiled' if config.compile else ''}\n"
         f"output    {config.out}",
@@ -299,12 +299,12 @@ def _announce(config: Config, data: ImageData, steps: int, device: torch.device)
     )
 
 
-def _told_step(config: Config) -> str:
+def _format_step(config: Config) -> str:
     accumulated = config.accumulate > 1
     return f"{config.accumulate} x {config.batch_size}" if accumulated else str(config.batch_size)
 
 
-def _told_loss(config: Config) -> str:
+def _format_loss(config: Config) -> str:
     if config.loss not in DIFFERENCES_OF_ENTROPIES:
         return config.loss
     if config.beta_schedule == "constant":
@@ -333,7 +333,7 @@ def _fixed_batch(config: Config, data: ImageData) -> Tensor:
 
 def _save_encoder(encoder: nn.Module, path: Path) -> None:
     state = {name: value.cpu().contiguous() for name, value in encoder.state_dict().items()}
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         torch.save(state, temporary)
 
 

@@ -1,4 +1,4 @@
-"""When a run saves a checkpoint, and what is in it beside what Lightning puts there."""
+"""Decides when a run saves a checkpoint, and adds to it what Lightning leaves out."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from vne_kernels.pretrain.config import Config, OptionError
 from vne_kernels.pretrain.disk import Disk
 from vne_kernels.pretrain.events import CHECKPOINT, Events
 from vne_kernels.pretrain.faults import Fault
+from vne_kernels.pretrain.ranks import gathered
 
 RANDOM, CONFIG = "random_states", "config"  # keys of a checkpoint
 
@@ -49,7 +50,7 @@ class CheckpointFolder(TorchCheckpointIO):
 class Checkpoints(Callback):
     """Saves at the end of training, every so many seconds, and when a signal asks to stop.
 
-    Only between two optimiser steps: gradients that are being accumulated are not kept. Must come
+    Only between two optimiser steps: gradients that are being accumulated are not saved. Must come
     after the callbacks whose ``before_saving`` are given, and whose rows have to be on the disk
     when the checkpoint is.
     """
@@ -74,7 +75,7 @@ class Checkpoints(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         checkpoint[CONFIG] = dataclasses.asdict(self.config)
-        checkpoint[RANDOM] = _of_all_processes(trainer, random_state.collect())
+        checkpoint[RANDOM] = gathered(trainer, random_state.collect())
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -92,7 +93,7 @@ class Checkpoints(Callback):
             raise ValueError(f"its parts are of the steps {trainer.global_step} and of its name")
         self.has_begun = True
         self.saved_at = time.monotonic()
-        self.signals.hold()
+        self.signals.defer()
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
@@ -116,12 +117,12 @@ class Checkpoints(Callback):
             random_state.seed(self.config.seed + rank)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.signals.release()
+        self.signals.restore()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        self.signals.release()
+        self.signals.restore()
 
     def on_train_batch_end(
         self,
@@ -162,11 +163,3 @@ class Checkpoints(Callback):
         if trainer.is_global_zero:
             checkpoints.keep_newest(self.out, self.config.keep_checkpoints)
         self.saved_at = time.monotonic()
-
-
-def _of_all_processes(trainer: pl.Trainer, own: dict[str, Any]) -> list[dict[str, Any]]:
-    if trainer.world_size == 1:
-        return [own]
-    everyones: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(everyones, own)
-    return everyones

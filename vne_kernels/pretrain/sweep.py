@@ -66,7 +66,7 @@ class Outcome:
 def sweep(out: Path, runs: Sequence[Run], jobs: int, after_each: Callable[[], None]) -> Outcome:
     """Train and evaluate what is not finished of ``runs``, ``jobs`` of them side by side.
 
-    A run that fails is told and left, the others go on. Ctrl-C, SIGTERM, SIGUSR1 and the end of
+    A run that fails is reported, and the others go on. Ctrl-C, SIGTERM, SIGUSR1 and the end of
     the terminal reach every process as Ctrl-C, and the sweep waits until they have saved.
 
     Args:
@@ -110,7 +110,7 @@ def sweep(out: Path, runs: Sequence[Run], jobs: int, after_each: Callable[[], No
                     bar.update()
                     after_each()
                 elif child.process.returncode == REQUEUE:
-                    signals.append(signal.SIGTERM)  # the cluster told the process, and not us yet
+                    signals.append(signal.SIGTERM)  # it reached the process, and not us yet
                 elif not signals:
                     outcome.failed.append(child.run)
                     bar.write(child.failure(), sys.stderr)

@@ -71,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--out",
         type=Path,
         metavar="DIR",
-        help="where results go (default: FILE-spectrum, beside the first FILE)",
+        help="where results go (default: FILE-spectrum, next to the first FILE)",
     )
     parser.add_argument(
         "--overwrite",
@@ -200,12 +200,12 @@ def _run(options: argparse.Namespace, signals: StopSignals) -> int:
         work.run(out, signals)
         eigenvalues, raw = work.spectra()
         scores = scoring.compute(eigenvalues, raw, work.rounding)
-        kept = work.sums["rows"].rows
+        rows = work.sums["rows"].rows
         of_files = f"from {len(data)} files" if len(data) > 1 else f"of {data[0].name}"
-        title = f"{kept:,} rows of {data[0].features:,} features {of_files}"
+        title = f"{rows:,} rows of {data[0].features:,} features {of_files}"
         about = {
             "files": [outputs.well_formed(embeddings.name) for embeddings in data],
-            "rows": kept,
+            "rows": rows,
             "rows_left_out": work.nonfinite,
             "features": data[0].features,
             "normalize": settings.normalize,

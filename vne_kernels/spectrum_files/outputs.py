@@ -13,7 +13,7 @@ TABLE, SCORES, PICTURE = "spectrum.csv", "scores.json", "spectrum.png"
 UNFINISHED = "unfinished.pt"  # while there is something to go on from
 ALL = (TABLE, SCORES, PICTURE, UNFINISHED)
 
-#: How `torch.save` begins a file that `replacing` has named: known even where it is damaged.
+#: How `torch.save` begins a file that `atomic_write` has named: known even where it is damaged.
 _SAVED = re.compile(rb"PK\x03\x04.{26}unfinished-[0-9a-f]{8}/", re.DOTALL)
 
 

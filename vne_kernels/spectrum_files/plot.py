@@ -1,4 +1,4 @@
-"""The picture of a spectrum: eigenvalues, their cumulative share, and the scores beside them."""
+"""The picture of a spectrum: eigenvalues, their cumulative share, and the scores."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def draw(
     Args:
         path: of the picture, a PNG file.
         title: of the whole.
-        eigenvalues: (m,), descending; 0 for those that cannot be told from rounding.
+        eigenvalues: (m,), descending; 0 for those that are no larger than rounding.
         cumulative: (m,), their cumulative shares.
         scores: all, as they are computed.
     """

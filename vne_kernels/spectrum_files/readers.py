@@ -47,7 +47,7 @@ _DTYPES = {
     "F64": torch.float64,
 }
 #: Rows of a file that is open, (file, start, size) -> tensors of `size` rows each, the last of
-#: fewer, from row `start` on. Each is overwritten by the next: memory taken anew for every one
+#: fewer, from row `start` on. Each is overwritten by the next: new memory for every one
 #: leaves holes between that add up.
 Read = Callable[[IO[bytes], int, int], Iterator[Tensor]]
 
@@ -60,7 +60,7 @@ class Matrix:
     features: int
     dtype: torch.dtype
     read: Read
-    ignored: str = ""  # columns beside the matrix
+    ignored: str = ""  # columns that are not in the matrix
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def _array_chunks(file: IO[bytes], header: Header, start: int, size: int) -> Ite
 
 
 def _rows(file: IO[bytes], header: Header, start: int, size: int) -> Iterator[Tensor]:
-    """The rows from ``start`` on, at whose begin the file stands."""
+    """Yields the rows from ``start`` on; the file is at the begin of that row."""
     rows, features = header.shape
     block = np.empty((min(size, rows), features), header.dtype)
     for first in range(start, rows, size):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 import vne_kernels
 from vne_kernels._core.ops import compute_dtype
 from vne_kernels.accumulator import DensityAccumulator
-from vne_kernels.common.files import replacing
+from vne_kernels.common.files import atomic_write
 from vne_kernels.common.reading import FileError, first_sentence, printable, read_tensors
 from vne_kernels.common.stopping import Stopped, StopSignals
 from vne_kernels.spectrum_files.outputs import UNFINISHED
@@ -69,13 +69,13 @@ def open_all(names: Sequence[str]) -> list[Embeddings]:
 def _check_memory(embeddings: Embeddings) -> None:
     d = embeddings.features
     needed = _MATRICES * 8 * d * d
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > there:
+    total_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > total_memory:
         shape = (embeddings.rows, d)
         raise FileError(
             embeddings.name,
             f"{shape} needs {needed / 1e9:,.0f} GB for its {d} x {d} matrices, this machine has "
-            f"{there / 1e9:,.0f} GB; are rows and features the wrong way round?",
+            f"{total_memory / 1e9:,.0f} GB; are rows and features the wrong way round?",
         )
 
 
@@ -144,7 +144,7 @@ class Work:
             FileError: a file cannot be read on, or rows are not finite.
         """
         begin = saved = time.monotonic()
-        signals.hold()
+        signals.defer()
         bar = tqdm(
             total=self.rows_in_all,
             initial=self.rows_read,
@@ -166,30 +166,30 @@ class Work:
                 if self.file == len(self.data) - 1:
                     break
                 self.file, self.row = self.file + 1, 0
-        signals.release()
+        signals.restore()
         if time.monotonic() - begin > SAVE_SECONDS:
             self._try_to_save(out, GOING_ON)  # the eigenvalues can take long too
         self._check_finite()
 
     def _add(self, chunk: Tensor) -> None:
         finite, largest = _finite_rows(chunk)
-        kept = chunk
+        rows = chunk
         if finite is not None:
             name, first = self.data[self.file].name, int(finite.logical_not().nonzero()[0])
             self.first_nonfinite = self.first_nonfinite or f"row {self.row + first} of {name}"
             self.nonfinite += int(finite.logical_not().sum())
-            kept = chunk[finite]
-            largest = float(kept.abs().max()) if len(kept) else 0.0
-        if len(kept) and (self.settings.skip_nonfinite or not self.nonfinite):
+            rows = chunk[finite]
+            largest = float(rows.abs().max()) if len(rows) else 0.0
+        if len(rows) and (self.settings.skip_nonfinite or not self.nonfinite):
             # else nothing can come of the sums: the others are counted
             if not all(accumulator.normalize for accumulator in self.sums.values()):
                 self._choose_exponent(chunk, largest)
-            kept = kept.to(self.settings.device)
-            scaled = _over_power_of_two(kept, self.exponent or 0)
+            rows = rows.to(self.settings.device)
+            scaled = _over_power_of_two(rows, self.exponent or 0)
             for accumulator in self.sums.values():
-                # Normalized, large rows come to the same, and small ones beside them are not lost.
+                # Normalized, large rows come to the same, and small ones among them are not lost.
                 as_is = accumulator.normalize and (self.exponent or 0) > 0
-                accumulator.update(kept if as_is else scaled)
+                accumulator.update(rows if as_is else scaled)
         self.row += len(chunk)
 
     def _choose_exponent(self, chunk: Tensor, largest: float) -> None:
@@ -240,7 +240,7 @@ class Work:
     def save(self, out: Path) -> None:
         content = {name: getattr(self, name) for name in _Progress.__struct_fields__}
         content["sums"] = {name: sums.state_dict() for name, sums in self.sums.items()}
-        with replacing(out / UNFINISHED) as temporary:
+        with atomic_write(out / UNFINISHED) as temporary:
             torch.save(content, temporary)
 
     def _stop(self, out: Path, signum: int) -> NoReturn:
@@ -269,14 +269,14 @@ class Work:
             sums = self._sums_of(saved)
         except (msgspec.MsgspecError, OSError, TypeError, ValueError) as error:
             why = error.why if isinstance(error, FileError) else error
-            return f"{path} is not used, this begins anew: {why}"
+            return f"{path} is not used, all rows are read again: {why}"
         self.sums = sums
         for name in ("file", "row", "nonfinite", "first_nonfinite", "exponent"):
             setattr(self, name, getattr(saved, name))
         return f"going on after {self.rows_read:,} rows"
 
     def _sums_of(self, saved: _Progress) -> dict[str, DensityAccumulator]:
-        """The sums that were saved, which have to agree with all that was saved beside them.
+        """The sums that were saved, which have to agree with all else that was saved.
 
         Raises:
             TypeError, ValueError: they do not.

@@ -21,13 +21,13 @@ if TYPE_CHECKING:  # it needs the extra, which help and bad options do without
 RECIPE = "cifar10-table1a"
 
 EPILOG = f"""\
-What stands after -- are options of vne-pretrain train, the same for every run; without --data and
+What follows -- are options of vne-pretrain train, the same for every run; without --data and
 --recipe among them the paper's protocol is taken: --recipe {RECIPE}.
 
 Each run has a folder of its own in --out, with the files of vne-pretrain train and linear-eval.
 Ctrl-C lets the running ones save what they have done; the same command then goes on, and skips what
-is finished; so do SIGTERM and SIGUSR1, with exit code 75. A run that fails is told, and tried again
-next time; exit code 1.
+is finished; so do SIGTERM and SIGUSR1, with exit code 75. A run that fails is reported, and tried
+again next time; exit code 1.
 """
 
 
@@ -58,7 +58,7 @@ def configure(parser: argparse.ArgumentParser, out: str) -> None:
 
 
 def make_run(folder: Path, varied: Mapping[str, Any], rest: Sequence[str]) -> Run:
-    """The run in ``folder``, by the options that are ``varied`` and those that stood after ``--``.
+    """The run in ``folder``, by the options that are ``varied`` and those after ``--``.
 
     Raises:
         OptionError: an option is wrong, or one that the sweep decides, or the folder holds a run of

@@ -19,11 +19,11 @@ every loss, batch size, number of epochs and seed. The peak learning rate grows 
 
 EPILOG = f"""\
 {_sweep.EPILOG}
-written to the output folder, anew whenever a run is finished:
+written to the output folder again whenever a run is finished:
   batch_size.csv   a row per run; accuracies 0 to 1: linear_accuracy of linear-eval, knn of the knn
                    command (called for a run's folder) or of the run's own evaluation, the online
                    ones of the last epoch; nan where not measured
-  batch_size.png   its picture, beside the paper's numbers where it has the same images
+  batch_size.png   its picture, with the paper's numbers where it has the same images
 """
 
 VARIED = ("loss", "batch_size", "epochs", "seed")

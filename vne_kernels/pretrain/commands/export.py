@@ -9,7 +9,7 @@ from typing import Any
 from vne_kernels.pretrain.protocol import FORMATS
 
 DESCRIPTION = """\
-Write the encoder of a run for another program, and beside it a .json with its backbone, its stem,
+Write the encoder of a run for another program, and next to it a .json with its backbone, its stem,
 the mean and deviation its input is normalised by, and the lines that load it.
 """
 

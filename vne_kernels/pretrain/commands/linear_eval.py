@@ -17,8 +17,8 @@ the last epoch is the result, whatever the epochs before it reached.
 """
 
 EPILOG = """\
-Features are computed once, of each image as it is: fast, and the same every time. They are kept in
-memory, 8 KB an image of a ResNet-50. With --augment they are computed anew in every epoch, of
+Features are computed once, of each image as it is: fast, and the same every time. They stay in
+memory, 8 KB an image of a ResNet-50. With --augment they are computed again in every epoch, of
 random crops; for large sets use a GPU and --workers.
 
 A momentum of 0.995 averages over hundreds of steps: it is made for sets such as CIFAR-10, with tens
@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add(
         "--augment",
         action="store_true",
-        help="random resized crop and flip of the training images, anew in every epoch",
+        help="random resized crop and flip of the training images, new in every epoch",
     )
     add("--seed", type=int, help=f"of the classifier, the order and the crops; {_default('seed')}")
 

@@ -9,7 +9,7 @@ from typing import Any
 DESCRIPTION = """\
 Write report.html into a run's folder: accuracies, plots, events, configuration and versions in one
 file that needs no other and no network, and can be printed. vne-pretrain train writes it at its
-end; write it anew after linear-eval or knn, or to look at a run that still trains or was stopped.
+end; write it again after linear-eval or knn, or to look at a run that still trains or was stopped.
 """
 
 EPILOG = ""

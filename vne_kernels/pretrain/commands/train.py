@@ -46,7 +46,7 @@ FILES = (
 DESCRIPTION = """\
 Pretrain a ResNet without labels by maximising the von Neumann mutual information of two views:
 loss = -S(U1) - beta * cos(U1, U2), beta rising linearly; or by another loss. With no options:
-ResNet-50 on scikit-learn's handwritten digits (1797 real images, a fifth of them kept for testing),
+ResNet-50 on scikit-learn's handwritten digits (1797 real images, a fifth of them left for testing),
 on two CPU cores in six to eight minutes.
 """
 
@@ -87,7 +87,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="WHAT",
         help="digits (default), cifar10, cifar100, an .npz (MedMNIST's keys: train_images, "
         "train_labels, test_images, test_labels), or an image folder (train/ and test/ or val/ of "
-        "class folders, or class folders alone, a fifth of which is kept for testing)",
+        "class folders, or class folders alone, a fifth of which is left for testing)",
     )
     add(
         "--classes",
@@ -238,9 +238,9 @@ def start(given: dict[str, Any]) -> int:
         with StopSignals() as signals, _alone_in(out, overwrite):
             _run(options, out, given, signals)
     except Stopped as stopped:
-        return _stopped(stopped, out)
+        return _report_stop(stopped, out)
     except Fault as fault:
-        return _told(fault, out)
+        return _report_fault(fault, out)
     except KeyboardInterrupt:
         if checkpoints.files(out):
             _say_how_to_resume(out)
@@ -267,20 +267,20 @@ def _run(options: Options | None, out: Path, given: dict[str, Any], signals: Sto
     run(config, data, resume=options is None, signals=signals)
 
 
-def _told(fault: Fault, out: Path) -> int:
-    """What to say, and the exit code."""
+def _report_fault(fault: Fault, out: Path) -> int:
+    """Prints the fault; returns the exit code."""
     from vne_kernels.pretrain.ranks import global_rank
 
     if global_rank() == 0 or not fault.agreed:
-        # on a line of its own: a progress bar stands on the one in hand
+        # The message starts a new line, since a progress bar may be on the current one.
         print(f"\nvne-pretrain: error: {printable(fault, 4000)}", file=sys.stderr)
         if checkpoints.files(out):
             _say_how_to_resume(out)
     return fault.exit_code
 
 
-def _stopped(stopped: Stopped, out: Path) -> int:
-    """What to say, and the exit code."""
+def _report_stop(stopped: Stopped, out: Path) -> int:
+    """Prints that the run has stopped, and how it continues; returns the exit code."""
     if stopped.signum == signal.SIGINT:
         print("stopped and saved; nothing is lost", file=sys.stderr)
         _say_how_to_resume(out)

@@ -18,7 +18,7 @@ shannon-doe, the von Neumann entropy for vn-doe. Three runs of one protocol.
 
 EPILOG = f"""\
 {_sweep.EPILOG}
-written to the output folder, anew whenever a run is finished:
+written to the output folder again whenever a run is finished:
   variance.csv   a row per loss and epoch: mean, standard deviation, least and greatest of the
                  information (bits) and of the loss over its steps; step_std: the standard
                  deviation without the trend, from the straight line that fits the epoch best
