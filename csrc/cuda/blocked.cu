@@ -28,8 +28,8 @@ namespace vne {
 namespace {
 
 constexpr int kPanel = 64;
-constexpr int kThreads = 128;
-constexpr int kNoise = 4;  // a pivot below 4 u |A^|_F is rounding
+constexpr int kRowsOfBlock = 128;  // that apply_panels repeats pivots on, a thread each
+constexpr int kNoise = 4;          // a pivot below 4 u |A^|_F is rounding
 
 // What a panel's pivots did, and for the product c and c / p of every row: [matrices, kPanel, m].
 template <typename T>
@@ -43,10 +43,10 @@ struct Panels {
 
 // matrices [batch, poles, ld, ld] <- A^ + t I.
 template <typename T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(kThreads)
     shift_poles(const T* a, int m, const Sample* samples, const __grid_constant__ PoleList<T> poles,
                 int64_t count, T* matrices) {
-  const int64_t index = blockIdx.x * int64_t{256} + threadIdx.x;
+  const int64_t index = blockIdx.x * int64_t{kThreads} + threadIdx.x;
   if (index >= count) return;
   const int64_t ld = leading(m), size = ld * ld, matrix = index / size, at = index % size;
   const int64_t sample = matrix / PoleList<T>::kCount;
@@ -138,20 +138,20 @@ struct PanelShared {
 };
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kRowsOfBlock)
     apply_panels(T* matrices, int m, int first, Panels<T> panels) {
   using Shared = PanelShared<T>;
   VNE_SHARED(Shared, s);
-  const int row_blocks = ceil_div(m, kThreads);
+  const int row_blocks = ceil_div(m, kRowsOfBlock);
   const int64_t matrix = blockIdx.x / row_blocks;
-  const int row = static_cast<int>(blockIdx.x % row_blocks) * kThreads + threadIdx.x;
+  const int row = static_cast<int>(blockIdx.x % row_blocks) * kRowsOfBlock + threadIdx.x;
   const int size = min(kPanel, m - first);
-  for (int i = threadIdx.x; i < kPanel; i += kThreads) {
+  for (int i = threadIdx.x; i < kPanel; i += kRowsOfBlock) {
     s.inverse[i] = panels.inverse[matrix * kPanel + i];
     s.order[i] = panels.order[matrix * kPanel + i];
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < kPanel * kPanel; i += kThreads) {
+  for (int i = threadIdx.x; i < kPanel * kPanel; i += kRowsOfBlock) {
     const int step = i / kPanel, place = s.order[(step + 1 + i % kPanel) % kPanel];
     const int64_t from = (matrix * kPanel + step) * kPanel + place;
     s.column[step][i % kPanel] = step < size && place < size ? panels.history[from] : T(0);
@@ -205,20 +205,18 @@ __global__ void __launch_bounds__(kThreads)
 
 // The lower triangles of `count` matrices <- -(matrix)^-1.
 template <typename T>
-void sweep_matrices(const Context& context, int m, int64_t count, const Sample* samples,
+void sweep_matrices(const Call& call, int m, int64_t count, const Sample* samples,
                     const Panels<T>& panels, T* matrices) {
   const int64_t ld = leading(m), panel_size = int64_t{kPanel} * m;
   // The product is done on rectangles that cover the lower triangle.
   const int64_t width = std::max<int64_t>(512, ceil_div(m, 8 * kPanel) * kPanel);
   for (int first = 0; first < m; first += kPanel) {
-    launch("sweep_panels", sweep_panels<T>, dim3(static_cast<unsigned>(count)),
-           dim3(SweepShape<kPanel, 4>::kThreads), context.stream, matrices, m, first, samples,
-           pole_list<T>(), panels);
-    launch("apply_panels", apply_panels<T>,
-           dim3(static_cast<unsigned>(count * ceil_div(m, kThreads))), dim3(kThreads),
-           context.stream, matrices, m, first, panels);
+    call.launch("sweep_panels", sweep_panels<T>, count, SweepShape<kPanel, 4>::kThreads, matrices,
+                m, first, samples, pole_list<T>(), panels);
+    call.launch("apply_panels", apply_panels<T>, count * ceil_div(m, kRowsOfBlock), kRowsOfBlock,
+                matrices, m, first, panels);
     for (int64_t col = 0; col < m; col += width) {
-      gemm<T>(context, m - col, std::min<int64_t>(width, m - col), kPanel, T(-1),
+      gemm<T>(call.context, m - col, std::min<int64_t>(width, m - col), kPanel, T(-1),
               {panels.c + col, m, panel_size, true}, {panels.y + col, m, panel_size, false}, T(1),
               matrices + col * ld + col, ld, ld * ld, count);
     }
@@ -228,46 +226,46 @@ void sweep_matrices(const Context& context, int m, int64_t count, const Sample* 
 }  // namespace
 
 template <typename T>
-MatrixFunction<T> log_by_blocked_poles(const Context& context, const Problem& problem,
-                                       const Tensor& like, const Normalized<T>& normalized,
+MatrixFunction<T> log_by_blocked_poles(const Call& call, const Normalized<T>& normalized,
                                        double shift) {
   constexpr int kCount = PoleList<T>::kCount;
   constexpr int64_t kWorkspaceBytes = int64_t{1} << 30;
-  const int m = static_cast<int>(problem.m());
-  const int64_t ld = leading(m), size = ld * ld, batch = problem.batch;
+  const int m = static_cast<int>(call.problem.m());
+  const int64_t ld = leading(m), size = ld * ld, batch = call.problem.batch;
   const int64_t sample_bytes = kCount * size * static_cast<int64_t>(sizeof(T));
   const int64_t wave = std::clamp<int64_t>(kWorkspaceBytes / sample_bytes, 1, batch);
 
   MatrixFunction<T> w;
   w.count = 1;
   w.identity = pole_constant<T>() + shift;  // W contains it; <A, W> is counted without
-  w.terms = Workspace<T>(like, batch * size);
+  w.terms = call.workspace<T>(batch * size);
   w.parts = inner_parts(m);
-  w.inner = Workspace<double>(like, batch * w.parts);
-  w.samples = measure_matrices(context, problem, like, normalized);
+  w.inner = call.workspace<double>(batch * w.parts);
+  w.samples = measure_matrices(call, normalized);
 
   const int64_t most = wave * kCount;
-  const Workspace<T> matrices(like, most * size), history(like, most * kPanel * kPanel),
-      inverse(like, most * kPanel), c(like, most * kPanel * m), y(like, most * kPanel * m);
-  const Workspace<int> order(like, most * kPanel);
+  const Workspace<T> matrices = call.workspace<T>(most * size),
+                     history = call.workspace<T>(most * kPanel * kPanel),
+                     inverse = call.workspace<T>(most * kPanel),
+                     c = call.workspace<T>(most * kPanel * m),
+                     y = call.workspace<T>(most * kPanel * m);
+  const Workspace<int> order = call.workspace<int>(most * kPanel);
   const Panels<T> panels{history.data, inverse.data, order.data, c.data, y.data};
   for (int64_t first = 0; first < batch; first += wave) {
     const int64_t samples = std::min(wave, batch - first), count = samples * kCount;
     const T* a = normalized.a.data + first * size;
     const Sample* known = w.samples.data + first;
-    launch("shift_poles", shift_poles<T>,
-           dim3(static_cast<unsigned>(ceil_div(count * size, int64_t{256}))), dim3(256),
-           context.stream, a, m, known, pole_list<T>(), count * size, matrices.data);
-    sweep_matrices(context, m, count, known, panels, matrices.data);
-    sum_terms_of(context, samples, m, a, matrices.data, kCount, w.identity, true, known,
+    call.launch("shift_poles", shift_poles<T>, grid_for(count * size), kThreads, a, m, known,
+                pole_list<T>(), count * size, matrices.data);
+    sweep_matrices(call, m, count, known, panels, matrices.data);
+    sum_terms_of(call, samples, m, a, matrices.data, kCount, w.identity, true, known,
                  w.terms.data + first * size, w.inner.data + first * w.parts);
   }
   return w;
 }
 
-template MatrixFunction<float> log_by_blocked_poles(const Context&, const Problem&, const Tensor&,
-                                                    const Normalized<float>&, double);
-template MatrixFunction<double> log_by_blocked_poles(const Context&, const Problem&, const Tensor&,
-                                                     const Normalized<double>&, double);
+template MatrixFunction<float> log_by_blocked_poles(const Call&, const Normalized<float>&, double);
+template MatrixFunction<double> log_by_blocked_poles(const Call&, const Normalized<double>&,
+                                                     double);
 
 }  // namespace vne

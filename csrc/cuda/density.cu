@@ -17,9 +17,6 @@
 namespace vne {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
-
 // ---- kernels ----------------------------------------------------------------------------------
 
 // rho [batch, m, m] <- tau A^; `trace` as in Normalized. Of a sample that is not finite, A is NaN
@@ -114,51 +111,45 @@ __global__ void __launch_bounds__(kThreads)
 
 // ---- launchers --------------------------------------------------------------------------------
 
-dim3 blocks_of(int64_t count) {
-  return dim3(static_cast<unsigned>(ceil_div(count, int64_t{kThreads})));
-}
-
 template <typename T>
-Workspace<double> diagonal_of(const Context& context, const Problem& problem, const Tensor& like,
-                              const T* matrices) {
+Workspace<double> diagonal_of(const Call& call, const T* matrices) {
+  const Problem& problem = call.problem;
   const int64_t m = problem.m(), rows = problem.batch * m;
-  Workspace<double> diagonal(like, rows);
-  launch("take_diagonal", take_diagonal<T>,
-         dim3(static_cast<unsigned>(ceil_div(rows, int64_t{kWarps}))), dim3(kThreads),
-         context.stream, matrices, static_cast<int>(m), rows, diagonal.data);
+  Workspace<double> diagonal = call.workspace<double>(rows);
+  call.launch("take_diagonal", take_diagonal<T>, grid_for(rows, kWarps), kThreads, matrices,
+              static_cast<int>(m), rows, diagonal.data);
   return diagonal;
 }
 
 // A^ of matrices rho [batch, m, m].
 template <typename T>
-Normalized<T> divide(const Context& context, const Problem& problem, const Tensor& rho) {
+Normalized<T> divide(const Call& call, const Tensor& rho) {
+  const Problem& problem = call.problem;
   check_side(problem);
   const int64_t m = problem.m(), ld = leading(m);
   const T* data = static_cast<const T*>(rho.const_data_ptr());
-  const Workspace<double> diagonal = diagonal_of(context, problem, rho, data);
+  const Workspace<double> diagonal = diagonal_of(call, data);
   Normalized<T> result;
-  result.trace = Workspace<double>(rho, problem.batch);
-  result.a = Workspace<T>(rho, problem.batch * ld * ld);
-  launch("divide_matrices", divide_matrices<T>, dim3(static_cast<unsigned>(problem.batch * ld)),
-         dim3(kThreads), context.stream, data, diagonal.data, static_cast<int>(m), result.a.data,
-         result.trace.data);
+  result.trace = call.workspace<double>(problem.batch);
+  result.a = call.workspace<T>(problem.batch * ld * ld);
+  call.launch("divide_matrices", divide_matrices<T>, problem.batch * ld, kThreads, data,
+              diagonal.data, static_cast<int>(m), result.a.data, result.trace.data);
   return result;
 }
 
 // W = (G + G^T) / 2 of matrices G [batch, m, m].
 template <typename T>
-MatrixFunction<T> symmetric_part(const Context& context, const Problem& problem,
-                                 const Tensor& grad_rho, const Normalized<T>& normalized) {
-  const int64_t m = problem.m(), ld = leading(m);
+MatrixFunction<T> symmetric_part(const Call& call, const Tensor& grad_rho,
+                                 const Normalized<T>& normalized) {
+  const int64_t m = call.problem.m(), ld = leading(m);
   const T* data = static_cast<const T*>(grad_rho.const_data_ptr());
-  const Workspace<double> diagonal = diagonal_of(context, problem, grad_rho, data);
+  const Workspace<double> diagonal = diagonal_of(call, data);
   MatrixFunction<T> w;
   w.count = 1;
-  w.terms = Workspace<T>(grad_rho, problem.batch * ld * ld);
-  w.samples = Workspace<Sample>(grad_rho, problem.batch);
-  launch("symmetrize", symmetrize<T>, dim3(static_cast<unsigned>(problem.batch * m)),
-         dim3(kThreads), context.stream, data, diagonal.data, normalized.trace.data,
-         static_cast<int>(m), w.terms.data, w.samples.data);
+  w.terms = call.workspace<T>(call.problem.batch * ld * ld);
+  w.samples = call.workspace<Sample>(call.problem.batch);
+  call.launch("symmetrize", symmetrize<T>, call.problem.batch * m, kThreads, data, diagonal.data,
+              normalized.trace.data, static_cast<int>(m), w.terms.data, w.samples.data);
   return w;
 }
 
@@ -173,12 +164,13 @@ Tensor density(const Tensor& z, const std::optional<Tensor>& weights, bool norma
   if (problem.batch == 0) return rho;
   const Input input(z);
   const std::optional<Tensor> p = contiguous(weights);
+  const Call call{context, problem, input.tensor};
   dispatch_compute(z.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    const Normalized<T> normalized = vne::normalize<T>(context, problem, input, data_or_null<T>(p));
-    launch("write_density", write_density<T>, blocks_of(count), dim3(kThreads), context.stream,
-           normalized.a.data, normalized.trace.data, static_cast<int>(d), count,
-           static_cast<T*>(rho.mutable_data_ptr()));
+    const Normalized<T> normalized = vne::normalize<T>(call, input, data_or_null<T>(p));
+    call.launch("write_density", write_density<T>, grid_for(count), kThreads, normalized.a.data,
+                normalized.trace.data, static_cast<int>(d), count,
+                static_cast<T*>(rho.mutable_data_ptr()));
   });
   return rho;
 }
@@ -202,14 +194,15 @@ std::tuple<Tensor, Tensor> density_backward(const Tensor& grad_rho, const Tensor
   const Input input(z);
   const std::optional<Tensor> p = contiguous(weights);
   const Tensor g = torch::stable::contiguous(grad_rho);
+  const Call call{context, problem, input.tensor};
   dispatch_compute(z.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    const Normalized<T> rows = normalize_rows<T>(context, problem, input, data_or_null<T>(p));
-    MatrixFunction<T> w = symmetric_part(context, problem, g, rows);
+    const Normalized<T> rows = normalize_rows<T>(call, input, data_or_null<T>(p));
+    MatrixFunction<T> w = symmetric_part(call, g, rows);
     Outputs<T> out;
     out.grad_z = static_cast<T*>(grad_z.mutable_data_ptr());
     if (weights) out.grad_weights = static_cast<T*>(grad_weights.mutable_data_ptr());
-    gradient<T>(context, problem, input, rows, w, 2, out);
+    gradient<T>(call, input, rows, w, 2, out);
   });
   return {grad_z, grad_weights};
 }
@@ -218,13 +211,12 @@ std::tuple<Tensor, Tensor> density_backward(const Tensor& grad_rho, const Tensor
 
 // W = log A^ + shift I as one term, written out as dS/drho = -(log rho + I).
 template <typename T>
-void gradient_from_log(const Context& context, const Problem& problem, const Tensor& like,
-                       const Normalized<T>& normalized, MatrixFunction<T>& w, double shift,
-                       T* grad) {
-  const int64_t m = problem.m(), count = problem.batch * m * m;
-  if (w.count > 1) combine(context, problem, like, normalized, w);
-  launch("write_gradient", write_gradient<T>, blocks_of(count), dim3(kThreads), context.stream,
-         w.terms.data, w.samples.data, 1 - shift, static_cast<int>(m), count, grad);
+void gradient_from_log(const Call& call, const Normalized<T>& normalized, MatrixFunction<T>& w,
+                       double shift, T* grad) {
+  const int64_t m = call.problem.m(), count = call.problem.batch * m * m;
+  if (w.count > 1) combine(call, normalized, w);
+  call.launch("write_gradient", write_gradient<T>, grid_for(count), kThreads, w.terms.data,
+              w.samples.data, 1 - shift, static_cast<int>(m), count, grad);
 }
 
 std::tuple<Tensor, Tensor> forward(const Tensor& rho, const std::string& method, bool with_grad) {
@@ -237,17 +229,17 @@ std::tuple<Tensor, Tensor> forward(const Tensor& rho, const std::string& method,
       empty(rho, with_grad ? problem.sizes({m, m}) : std::vector<int64_t>{0}, rho.scalar_type());
   if (problem.batch == 0) return {entropy, grad_rho};
   const Tensor matrices = torch::stable::contiguous(rho);
+  const Call call{context, problem, matrices};
   dispatch_compute(rho.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const double shift = centring_shift(m);
-    const Normalized<T> normalized = divide<T>(context, problem, matrices);
-    MatrixFunction<T> w = log_by(context, problem, matrices, normalized, chosen, shift);
+    const Normalized<T> normalized = divide<T>(call, matrices);
+    MatrixFunction<T> w = log_by(call, normalized, chosen, shift);
     Outputs<T> out;
     out.entropy = static_cast<T*>(entropy.mutable_data_ptr());
     if (with_grad)
-      gradient_from_log(context, problem, matrices, normalized, w, shift,
-                        static_cast<T*>(grad_rho.mutable_data_ptr()));
-    write_samples(context, problem, w, shift, {}, out);
+      gradient_from_log(call, normalized, w, shift, static_cast<T*>(grad_rho.mutable_data_ptr()));
+    write_samples(call, w, shift, {}, out);
   });
   return {entropy, grad_rho};
 }

@@ -11,8 +11,6 @@
 namespace vne {
 namespace {
 
-constexpr int kThreads = 256;
-
 template <typename T, typename In>
 __global__ void __launch_bounds__(kThreads)
     backward(const T* grad_entropy, const T* grad_cosine, const In* z1, const In* z2,
@@ -60,6 +58,7 @@ Forward forward(const Tensor& z1, const Tensor& z2, const std::string& method, d
                        empty(z1, with_grad ? problem.sizes({kRowStats, problem.n}) : none, dtype)};
   if (problem.batch == 0) return result;
   const Input input1(z1), input2(z2);
+  const Call call{context, problem, input1.tensor};
   dispatch_compute(z1.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const Workspace<double> cosines(input1.tensor, problem.batch * problem.n);
@@ -71,8 +70,8 @@ Forward forward(const Tensor& z1, const Tensor& z2, const std::string& method, d
       out.grad_z = static_cast<T*>(result.entropy_grad.mutable_data_ptr());
       second.row_stats = static_cast<T*>(result.row_stats.mutable_data_ptr());
     }
-    const Normalized<T> normalized = normalize<T>(context, problem, input1, nullptr, second);
-    entropy<T>(context, problem, input1, normalized, chosen, second, out);
+    const Normalized<T> normalized = normalize<T>(call, input1, nullptr, second);
+    entropy<T>(call, input1, normalized, chosen, second, out);
   });
   return result;
 }
@@ -99,6 +98,7 @@ std::tuple<Tensor, Tensor> cosine(const Tensor& z1, const Tensor& z2, double eps
                row_stats = empty(z1, problem.sizes({kRowStats, problem.n}), dtype);
   if (problem.batch == 0) return {mean, row_stats};
   const Input input1(z1), input2(z2);
+  const Call call{context, problem, input1.tensor};
   dispatch_compute(z1.scalar_type(), [&](auto type) {
     using T = decltype(type);
     const Workspace<double> cosines(input1.tensor, problem.batch * problem.n);
@@ -106,8 +106,8 @@ std::tuple<Tensor, Tensor> cosine(const Tensor& z1, const Tensor& z2, double eps
                                static_cast<T*>(row_stats.mutable_data_ptr())};
     Outputs<T> out;
     out.cosine = static_cast<T*>(mean.mutable_data_ptr());
-    normalize_rows<T>(context, problem, input1, nullptr, second);
-    write_samples(context, problem, MatrixFunction<T>{}, 0, second, out);
+    normalize_rows<T>(call, input1, nullptr, second);
+    write_samples(call, MatrixFunction<T>{}, 0, second, out);
   });
   return {mean, row_stats};
 }
@@ -134,18 +134,20 @@ std::tuple<Tensor, Tensor> doe_loss_backward(const Tensor& grad_entropy, const T
                g_cosine = torch::stable::contiguous(grad_cosine);
   const Tensor s_grad = torch::stable::contiguous(entropy_grad),
                stats = torch::stable::contiguous(row_stats);
+  const Call call{context, problem, input1.tensor};
   dispatch_input(z1.scalar_type(), [&](auto element) {
     using In = decltype(element);
     using T = std::conditional_t<std::is_same_v<In, double>, double, float>;
     const In *data1 = static_cast<const In*>(input1.data),
              *data2 = static_cast<const In*>(input2.data);
-    launch("doe_loss_backward", backward<T, In>, dim3(static_cast<unsigned>(problem.batch * n)),
-           dim3(kThreads), context.stream, static_cast<const T*>(g_entropy.const_data_ptr()),
-           static_cast<const T*>(g_cosine.const_data_ptr()), data1, data2,
-           static_cast<const T*>(s_grad.const_data_ptr()),
-           static_cast<const T*>(stats.const_data_ptr()), n, d,
-           is_vector(data1, d) && is_vector(data2, d), static_cast<T*>(grad_z1.mutable_data_ptr()),
-           static_cast<T*>(grad_z2.mutable_data_ptr()));
+    call.launch("doe_loss_backward", backward<T, In>, problem.batch * n, kThreads,
+                static_cast<const T*>(g_entropy.const_data_ptr()),
+                static_cast<const T*>(g_cosine.const_data_ptr()), data1, data2,
+                static_cast<const T*>(s_grad.const_data_ptr()),
+                static_cast<const T*>(stats.const_data_ptr()), n, d,
+                is_vector(data1, d) && is_vector(data2, d),
+                static_cast<T*>(grad_z1.mutable_data_ptr()),
+                static_cast<T*>(grad_z2.mutable_data_ptr()));
   });
   return {grad_z1, grad_z2};
 }

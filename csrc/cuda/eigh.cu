@@ -12,9 +12,6 @@
 namespace vne {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
-
 // squares [batch, ld] <- of each row of A, a warp each.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
@@ -85,81 +82,69 @@ __global__ void __launch_bounds__(kThreads)
   to[index] = vectors[index] * f[as_rows ? row : sample * m + index % m];
 }
 
-dim3 blocks_of(int64_t count) {
-  return dim3(static_cast<unsigned>(ceil_div(count, int64_t{kThreads})));
-}
-
 }  // namespace
 
 template <typename T>
-Workspace<Sample> measure_matrices(const Context& context, const Problem& problem,
-                                   const Tensor& like, const Normalized<T>& normalized) {
-  const int m = static_cast<int>(problem.m());
+Workspace<Sample> measure_matrices(const Call& call, const Normalized<T>& normalized) {
+  const int m = static_cast<int>(call.problem.m());
   const int64_t ld = leading(m);
-  const Workspace<double> squares(like, problem.batch * ld);
-  Workspace<Sample> samples(like, problem.batch);
-  launch("square_rows", square_rows<T>,
-         dim3(static_cast<unsigned>(ceil_div(problem.batch * ld, int64_t{kWarps}))), dim3(kThreads),
-         context.stream, normalized.a.data, ld, problem.batch * ld, squares.data);
-  launch("measure_samples", measure_samples<T>, dim3(static_cast<unsigned>(problem.batch)),
-         dim3(kThreads), context.stream, normalized.a.data, squares.data, normalized.trace.data, m,
-         samples.data);
+  const Workspace<double> squares = call.workspace<double>(call.problem.batch * ld);
+  Workspace<Sample> samples = call.workspace<Sample>(call.problem.batch);
+  call.launch("square_rows", square_rows<T>, grid_for(call.problem.batch * ld, kWarps), kThreads,
+              normalized.a.data, ld, call.problem.batch * ld, squares.data);
+  call.launch("measure_samples", measure_samples<T>, call.problem.batch, kThreads,
+              normalized.a.data, squares.data, normalized.trace.data, m, samples.data);
   return samples;
 }
 
 template <typename T>
-Eigen<T> eigh(const Context& context, const Problem& problem, const Tensor& like,
-              const Normalized<T>& normalized) {
-  const int64_t m = problem.m(), count = problem.batch * m * m;
+Eigen<T> eigh(const Call& call, const Normalized<T>& normalized) {
+  const int64_t m = call.problem.m(), count = call.problem.batch * m * m;
   Eigen<T> eigen;
-  eigen.samples = measure_matrices(context, problem, like, normalized);
-  eigen.values = Workspace<T>(like, problem.batch * m);
-  eigen.vectors = Workspace<T>(like, count);
-  launch("copy_regular", copy_regular<T>, blocks_of(count), dim3(kThreads), context.stream,
-         normalized.a.data, static_cast<int>(m), count, eigen.samples.data, eigen.vectors.data);
-  symmetric_eigen(context, like, eigen.vectors.data, eigen.values.data, problem.batch, m);
+  eigen.samples = measure_matrices(call, normalized);
+  eigen.values = call.workspace<T>(call.problem.batch * m);
+  eigen.vectors = call.workspace<T>(count);
+  call.launch("copy_regular", copy_regular<T>, grid_for(count), kThreads, normalized.a.data,
+              static_cast<int>(m), count, eigen.samples.data, eigen.vectors.data);
+  symmetric_eigen(call.context, call.like, eigen.vectors.data, eigen.values.data,
+                  call.problem.batch, m);
   return eigen;
 }
 
 template <typename T>
-Workspace<T> spectral_function(const Context& context, const Problem& problem, const Tensor& like,
-                               const T* vectors, bool as_rows, const T* f) {
-  const int64_t m = problem.m(), size = m * m, count = problem.batch * size;
-  const Workspace<T> scaled(like, count);
-  launch("scale_vectors", scale_vectors<T>, blocks_of(count), dim3(kThreads), context.stream,
-         vectors, as_rows, f, static_cast<int>(m), count, scaled.data);
+Workspace<T> spectral_function(const Call& call, const T* vectors, bool as_rows, const T* f) {
+  const int64_t m = call.problem.m(), size = m * m, count = call.problem.batch * size;
+  const Workspace<T> scaled = call.workspace<T>(count);
+  call.launch("scale_vectors", scale_vectors<T>, grid_for(count), kThreads, vectors, as_rows, f,
+              static_cast<int>(m), count, scaled.data);
   const int64_t ld = leading(m);
-  Workspace<T> result(like, problem.batch * ld * ld);
-  gemm<T>(context, m, m, m, T(1), {scaled.data, m, size, as_rows}, {vectors, m, size, !as_rows},
-          T(0), result.data, ld, ld * ld, problem.batch);
+  Workspace<T> result = call.workspace<T>(call.problem.batch * ld * ld);
+  gemm<T>(call.context, m, m, m, T(1), {scaled.data, m, size, as_rows},
+          {vectors, m, size, !as_rows}, T(0), result.data, ld, ld * ld, call.problem.batch);
   return result;
 }
 
 template <typename T>
-MatrixFunction<T> log_by_eigh(const Context& context, const Problem& problem, const Tensor& like,
-                              const Normalized<T>& normalized, double shift) {
-  const int64_t m = problem.m();
-  Eigen<T> eigen = eigh(context, problem, like, normalized);
-  const Workspace<T> logs(like, problem.batch * m);
-  launch("log_values", log_values<T>, blocks_of(problem.batch * m), dim3(kThreads), context.stream,
-         eigen.values.data, static_cast<int>(m), problem.batch * m, static_cast<T>(shift),
-         logs.data);
+MatrixFunction<T> log_by_eigh(const Call& call, const Normalized<T>& normalized, double shift) {
+  const int64_t m = call.problem.m();
+  Eigen<T> eigen = eigh(call, normalized);
+  const Workspace<T> logs = call.workspace<T>(call.problem.batch * m);
+  call.launch("log_values", log_values<T>, grid_for(call.problem.batch * m), kThreads,
+              eigen.values.data, static_cast<int>(m), call.problem.batch * m, static_cast<T>(shift),
+              logs.data);
   MatrixFunction<T> w;
-  w.terms = spectral_function(context, problem, like, eigen.vectors.data, true, logs.data);
+  w.terms = spectral_function(call, eigen.vectors.data, true, logs.data);
   w.count = 1;
   w.samples = std::move(eigen.samples);
-  combine(context, problem, like, normalized, w);  // for <A, W>
+  combine(call, normalized, w);  // for <A, W>
   return w;
 }
 
-#define VNE_INSTANTIATE(T)                                                                         \
-  template Workspace<Sample> measure_matrices(const Context&, const Problem&, const Tensor&,       \
-                                              const Normalized<T>&);                               \
-  template Eigen<T> eigh(const Context&, const Problem&, const Tensor&, const Normalized<T>&);     \
-  template Workspace<T> spectral_function(const Context&, const Problem&, const Tensor&, const T*, \
-                                          bool, const T*);                                         \
-  template MatrixFunction<T> log_by_eigh(const Context&, const Problem&, const Tensor&,            \
-                                         const Normalized<T>&, double);
+#define VNE_INSTANTIATE(T)                                                        \
+  template Workspace<Sample> measure_matrices(const Call&, const Normalized<T>&); \
+  template Eigen<T> eigh(const Call&, const Normalized<T>&);                      \
+  template Workspace<T> spectral_function(const Call&, const T*, bool, const T*); \
+  template MatrixFunction<T> log_by_eigh(const Call&, const Normalized<T>&, double);
 VNE_INSTANTIATE(float)
 VNE_INSTANTIATE(double)
 #undef VNE_INSTANTIATE

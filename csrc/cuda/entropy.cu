@@ -26,26 +26,24 @@ Method fastest_method(const Context& context, const Problem& problem, ScalarType
 }
 
 template <typename T>
-MatrixFunction<T> log_by(const Context& context, const Problem& problem, const Tensor& like,
-                         const Normalized<T>& normalized, Method method, double shift) {
-  return method == Method::kPoles ? log_by_poles(context, problem, like, normalized, shift)
-                                  : log_by_eigh(context, problem, like, normalized, shift);
+MatrixFunction<T> log_by(const Call& call, const Normalized<T>& normalized, Method method,
+                         double shift) {
+  return method == Method::kPoles ? log_by_poles(call, normalized, shift)
+                                  : log_by_eigh(call, normalized, shift);
 }
 
 template <typename T>
-void entropy(const Context& context, const Problem& problem, const Input& z,
-             const Normalized<T>& normalized, Method method, const SecondView<T>& second,
-             const Outputs<T>& out) {
-  const double shift = centring_shift(problem.m());
-  MatrixFunction<T> w = log_by(context, problem, z.tensor, normalized, method, shift);
-  entropy_from_log(context, problem, z, normalized, w, shift, second, out);
+void entropy(const Call& call, const Input& z, const Normalized<T>& normalized, Method method,
+             const SecondView<T>& second, const Outputs<T>& out) {
+  const double shift = centring_shift(call.problem.m());
+  MatrixFunction<T> w = log_by(call, normalized, method, shift);
+  entropy_from_log(call, z, normalized, w, shift, second, out);
 }
 
-#define VNE_INSTANTIATE(T)                                                                  \
-  template MatrixFunction<T> log_by(const Context&, const Problem&, const Tensor&,          \
-                                    const Normalized<T>&, Method, double);                  \
-  template void entropy(const Context&, const Problem&, const Input&, const Normalized<T>&, \
-                        Method, const SecondView<T>&, const Outputs<T>&);
+#define VNE_INSTANTIATE(T)                                                              \
+  template MatrixFunction<T> log_by(const Call&, const Normalized<T>&, Method, double); \
+  template void entropy(const Call&, const Input&, const Normalized<T>&, Method,        \
+                        const SecondView<T>&, const Outputs<T>&);
 VNE_INSTANTIATE(float)
 VNE_INSTANTIATE(double)
 #undef VNE_INSTANTIATE
@@ -70,6 +68,7 @@ Forward forward(const Tensor& z, const std::optional<Tensor>& weights, bool norm
   if (problem.batch == 0) return result;
   const Input input(z);
   const std::optional<Tensor> p = contiguous(weights);
+  const Call call{context, problem, input.tensor};
   dispatch_compute(z.scalar_type(), [&](auto type) {
     using T = decltype(type);
     Outputs<T> out;
@@ -77,8 +76,8 @@ Forward forward(const Tensor& z, const std::optional<Tensor>& weights, bool norm
     if (with_grad) out.grad_z = static_cast<T*>(result.grad_z.mutable_data_ptr());
     if (with_grad && weights)
       out.grad_weights = static_cast<T*>(result.grad_weights.mutable_data_ptr());
-    const Normalized<T> normalized = vne::normalize<T>(context, problem, input, data_or_null<T>(p));
-    entropy<T>(context, problem, input, normalized, chosen, {}, out);
+    const Normalized<T> normalized = vne::normalize<T>(call, input, data_or_null<T>(p));
+    entropy<T>(call, input, normalized, chosen, {}, out);
   });
   return result;
 }

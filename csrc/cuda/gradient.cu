@@ -26,9 +26,6 @@
 namespace vne {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
-
 // ---- results of a sample ----------------------------------------------------------------------
 
 template <typename T>
@@ -431,7 +428,7 @@ __global__ void __launch_bounds__(kThreads)
     finish_rows(GradientArgs<T, In> args, int64_t batch, FinishArgs<T> finish) {
   using Scratch = double[32];
   VNE_SHARED(Scratch, scratch);
-  const int64_t row_blocks = ceil_div(batch * args.n, int64_t{kWarps}), d = args.d;
+  const int64_t row_blocks = grid_for(batch * args.n, kWarps), d = args.d;
   if (blockIdx.x >= row_blocks) return finish_sample(finish, blockIdx.x - row_blocks, scratch);
   const int64_t index = blockIdx.x * static_cast<int64_t>(kWarps) + threadIdx.x / 32;
   if (index >= batch * args.n) return;
@@ -460,21 +457,21 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <typename T>
-FinishArgs<T> finish_args(const Problem& problem, const MatrixFunction<T>& w, double shift,
+FinishArgs<T> finish_args(const Call& call, const MatrixFunction<T>& w, double shift,
                           const SecondView<T>& second, const Outputs<T>& out) {
-  return {w.samples.data, w.inner.data, w.parts,          shift,    w.identity, out.entropy,
-          second.cosines, out.cosine,   second.row_stats, problem.n};
+  return {w.samples.data, w.inner.data, w.parts,          shift,         w.identity, out.entropy,
+          second.cosines, out.cosine,   second.row_stats, call.problem.n};
 }
 
 template <typename T>
-void run_gradient(const Context& context, const Problem& problem, const Input& z,
-                  const Normalized<T>& normalized, MatrixFunction<T>& w, double factor,
-                  double identity, bool adds_log_trace, const FinishArgs<T>& finish_before,
-                  const Outputs<T>& out) {
+void run_gradient(const Call& call, const Input& z, const Normalized<T>& normalized,
+                  MatrixFunction<T>& w, double factor, double identity, bool adds_log_trace,
+                  const FinishArgs<T>& finish_before, const Outputs<T>& out) {
+  const Problem& problem = call.problem;
   const bool fused = problem.gram_side() && problem.m() <= kLargestSweep<T>;
   FinishArgs<T> finish = finish_before;
   if (w.count > 1 && !fused) {
-    combine(context, problem, z.tensor, normalized, w);
+    combine(call, normalized, w);
     finish.inner = w.inner.data;
     finish.parts = w.parts;
   }
@@ -499,23 +496,20 @@ void run_gradient(const Context& context, const Problem& problem, const Input& z
                                      adds_log_trace,
                                      out.grad_z,
                                      out.grad_weights};
-      const auto blocks = [](int64_t count) { return dim3(static_cast<unsigned>(count)); };
       if (fused) {
         const int64_t threads = ceil_div(problem.d, int64_t{64}) * 32;  // of two columns each
-        launch("fused_gradient", fused_gradient<T, In>,
-               blocks(problem.batch * ceil_div(problem.m(), int64_t{kRows})),
-               dim3(static_cast<unsigned>(std::min<int64_t>(threads, kThreads))), context.stream,
-               args, finish);
+        call.launch("fused_gradient", fused_gradient<T, In>,
+                    problem.batch * grid_for(problem.m(), kRows),
+                    std::min<int64_t>(threads, kThreads), args, finish);
       } else {
         const int64_t tiles =
             ceil_div(problem.n, int64_t{kTile}) * ceil_div(problem.d, int64_t{kTile});
-        launch("product", product<T, In>, blocks(problem.batch * tiles), dim3(kThreads),
-               context.stream, args, problem.gram_side());
+        call.launch("product", product<T, In>, problem.batch * tiles, kThreads, args,
+                    problem.gram_side());
         const bool finishes = finish.entropy || finish.cosine;
-        launch("finish_rows", finish_rows<T, In>,
-               blocks(ceil_div(problem.batch * problem.n, int64_t{kWarps}) +
-                      (finishes ? problem.batch : 0)),
-               dim3(kThreads), context.stream, args, problem.batch, finish);
+        call.launch("finish_rows", finish_rows<T, In>,
+                    grid_for(problem.batch * problem.n, kWarps) + (finishes ? problem.batch : 0),
+                    kThreads, args, problem.batch, finish);
       }
     }
   });
@@ -529,21 +523,19 @@ int64_t inner_parts(int64_t m) {
 }
 
 template <typename T>
-void sum_terms_of(const Context& context, int64_t batch, int64_t m, const T* a, const T* terms,
-                  int count, double identity, bool weighted, const Sample* samples, T* w,
-                  double* inner) {
-  launch("sum_terms", sum_terms<T>, dim3(static_cast<unsigned>(batch * inner_parts(m))),
-         dim3(kThreads), context.stream, a, terms, count, static_cast<T>(identity), pole_list<T>(),
-         weighted, static_cast<int>(m), samples, w, inner);
+void sum_terms_of(const Call& call, int64_t batch, int64_t m, const T* a, const T* terms, int count,
+                  double identity, bool weighted, const Sample* samples, T* w, double* inner) {
+  call.launch("sum_terms", sum_terms<T>, batch * inner_parts(m), kThreads, a, terms, count,
+              static_cast<T>(identity), pole_list<T>(), weighted, static_cast<int>(m), samples, w,
+              inner);
 }
 
 template <typename T>
-void combine(const Context& context, const Problem& problem, const Tensor& like,
-             const Normalized<T>& normalized, MatrixFunction<T>& w) {
-  const int64_t m = problem.m();
-  Workspace<T> sum(like, problem.batch * leading(m) * leading(m));
-  Workspace<double> inner(like, problem.batch * inner_parts(m));
-  sum_terms_of(context, problem.batch, m, normalized.a.data, w.terms.data, w.count,
+void combine(const Call& call, const Normalized<T>& normalized, MatrixFunction<T>& w) {
+  const int64_t m = call.problem.m();
+  Workspace<T> sum = call.workspace<T>(call.problem.batch * leading(m) * leading(m));
+  Workspace<double> inner = call.workspace<double>(call.problem.batch * inner_parts(m));
+  sum_terms_of(call, call.problem.batch, m, normalized.a.data, w.terms.data, w.count,
                w.terms_identity, false, w.samples.data, sum.data, inner.data);
   w.terms = std::move(sum);
   w.inner = std::move(inner);
@@ -553,41 +545,39 @@ void combine(const Context& context, const Problem& problem, const Tensor& like,
 }
 
 template <typename T>
-void write_samples(const Context& context, const Problem& problem, const MatrixFunction<T>& w,
-                   double shift, const SecondView<T>& second, const Outputs<T>& out) {
-  launch("finish_samples", finish_samples<T>, dim3(static_cast<unsigned>(problem.batch)),
-         dim3(kThreads), context.stream, finish_args(problem, w, shift, second, out));
+void write_samples(const Call& call, const MatrixFunction<T>& w, double shift,
+                   const SecondView<T>& second, const Outputs<T>& out) {
+  call.launch("finish_samples", finish_samples<T>, call.problem.batch, kThreads,
+              finish_args(call, w, shift, second, out));
 }
 
 template <typename T>
-void entropy_from_log(const Context& context, const Problem& problem, const Input& z,
-                      const Normalized<T>& normalized, MatrixFunction<T>& w, double shift,
-                      const SecondView<T>& second, const Outputs<T>& out) {
-  if (!out.grad_z) return write_samples(context, problem, w, shift, second, out);
+void entropy_from_log(const Call& call, const Input& z, const Normalized<T>& normalized,
+                      MatrixFunction<T>& w, double shift, const SecondView<T>& second,
+                      const Outputs<T>& out) {
+  if (!out.grad_z) return write_samples(call, w, shift, second, out);
   // (3): dS/dX = -2 (log A + I) X with log A = W - shift I + log(tau) I
-  run_gradient(context, problem, z, normalized, w, -2, 1 - shift, true,
-               finish_args(problem, w, shift, second, out), out);
+  run_gradient(call, z, normalized, w, -2, 1 - shift, true,
+               finish_args(call, w, shift, second, out), out);
 }
 
 template <typename T>
-void gradient(const Context& context, const Problem& problem, const Input& z,
-              const Normalized<T>& normalized, MatrixFunction<T>& w, double factor,
-              const Outputs<T>& out) {
-  run_gradient(context, problem, z, normalized, w, factor, 0, false, FinishArgs<T>{}, out);
+void gradient(const Call& call, const Input& z, const Normalized<T>& normalized,
+              MatrixFunction<T>& w, double factor, const Outputs<T>& out) {
+  run_gradient(call, z, normalized, w, factor, 0, false, FinishArgs<T>{}, out);
 }
 
-#define VNE_INSTANTIATE(T)                                                                      \
-  template void sum_terms_of(const Context&, int64_t, int64_t, const T*, const T*, int, double, \
-                             bool, const Sample*, T*, double*);                                 \
-  template void combine(const Context&, const Problem&, const Tensor&, const Normalized<T>&,    \
-                        MatrixFunction<T>&);                                                    \
-  template void write_samples(const Context&, const Problem&, const MatrixFunction<T>&, double, \
-                              const SecondView<T>&, const Outputs<T>&);                         \
-  template void entropy_from_log(const Context&, const Problem&, const Input&,                  \
-                                 const Normalized<T>&, MatrixFunction<T>&, double,              \
-                                 const SecondView<T>&, const Outputs<T>&);                      \
-  template void gradient(const Context&, const Problem&, const Input&, const Normalized<T>&,    \
-                         MatrixFunction<T>&, double, const Outputs<T>&);
+#define VNE_INSTANTIATE(T)                                                                         \
+  template void sum_terms_of(const Call&, int64_t, int64_t, const T*, const T*, int, double, bool, \
+                             const Sample*, T*, double*);                                          \
+  template void combine(const Call&, const Normalized<T>&, MatrixFunction<T>&);                    \
+  template void write_samples(const Call&, const MatrixFunction<T>&, double, const SecondView<T>&, \
+                              const Outputs<T>&);                                                  \
+  template void entropy_from_log(const Call&, const Input&, const Normalized<T>&,                  \
+                                 MatrixFunction<T>&, double, const SecondView<T>&,                 \
+                                 const Outputs<T>&);                                               \
+  template void gradient(const Call&, const Input&, const Normalized<T>&, MatrixFunction<T>&,      \
+                         double, const Outputs<T>&);
 VNE_INSTANTIATE(float)
 VNE_INSTANTIATE(double)
 #undef VNE_INSTANTIATE

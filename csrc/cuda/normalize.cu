@@ -29,9 +29,6 @@
 namespace vne {
 namespace {
 
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
-
 // ---- rows -----------------------------------------------------------------------------------
 
 template <typename T, typename In>
@@ -382,8 +379,7 @@ __global__ void __launch_bounds__(kThreads)
 // ---- launchers ------------------------------------------------------------------------------
 
 template <typename T, typename In, Side kSide, int kTile>
-void launch_gram(const Context& context, const Tensor& like, GramArgs<T> args,
-                 const MeasureArgs<T, In>& measure) {
+void launch_gram(const Call& call, GramArgs<T> args, const MeasureArgs<T, In>& measure) {
   constexpr int64_t kChunk = GramShape<kTile>::kChunk;
   const int64_t side = ceil_div(args.m, kTile), batch = measure.batch;
   const int64_t k_total = kSide == Side::kRows ? args.d : args.n;
@@ -392,7 +388,7 @@ void launch_gram(const Context& context, const Tensor& like, GramArgs<T> args,
   args.split_size = k_total;
   if (args.scales) {  // with its own norms a tile needs the whole of K
     constexpr int64_t kLeast = 1024;
-    const int64_t wanted = ceil_div(int64_t{2} * context.multiprocessors, args.tiles * batch);
+    const int64_t wanted = ceil_div(int64_t{2} * call.context.multiprocessors, args.tiles * batch);
     const int64_t splits = std::clamp<int64_t>(k_total / kLeast, 1, wanted);
     args.split_size = ceil_div(ceil_div(k_total, splits), kChunk) * kChunk;
     args.splits = static_cast<int>(ceil_div(k_total, args.split_size));
@@ -401,23 +397,22 @@ void launch_gram(const Context& context, const Tensor& like, GramArgs<T> args,
   const int64_t ld = leading(args.m), size = batch * ld * ld;
   Workspace<T> parts;
   if (args.splits > 1) {
-    parts = Workspace<T>(like, args.splits * size);
+    parts = call.workspace<T>(args.splits * size);
     args.a = parts.data;
   }
-  const int64_t blocks = args.tiles * args.splits * batch +
-                         (args.scales ? 0 : ceil_div(batch * args.n, int64_t{kWarps}));
-  launch("gram", gram<T, In, kSide, kTile>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads),
-         context.stream, args, measure);
+  const int64_t blocks =
+      args.tiles * args.splits * batch + (args.scales ? 0 : grid_for(batch * args.n, kWarps));
+  call.launch("gram", gram<T, In, kSide, kTile>, blocks, kThreads, args, measure);
   if (args.splits > 1) {
-    launch("add_splits", add_splits<T>,
-           dim3(static_cast<unsigned>(ceil_div(size, int64_t{kThreads}))), dim3(kThreads),
-           context.stream, parts.data, args.splits, size, a);
+    call.launch("add_splits", add_splits<T>, grid_for(size), kThreads, parts.data, args.splits,
+                size, a);
   }
 }
 
 template <typename T, typename In>
-MeasureArgs<T, In> measure_args(const Problem& problem, const Input& z, const T* weights,
+MeasureArgs<T, In> measure_args(const Call& call, const Input& z, const T* weights,
                                 const SecondView<T>& second, const Normalized<T>& result) {
+  const Problem& problem = call.problem;
   const In* z1 = static_cast<const In*>(z.data);
   const In* z2 = second.z ? static_cast<const In*>(second.z->data) : nullptr;
   return {z1,
@@ -437,30 +432,28 @@ MeasureArgs<T, In> measure_args(const Problem& problem, const Input& z, const T*
 }
 
 template <typename T, typename In>
-void launch_measure(const Context& context, const MeasureArgs<T, In>& measure) {
-  launch("measure_rows", measure_rows<T, In>,
-         dim3(static_cast<unsigned>(ceil_div(measure.batch * measure.n, int64_t{kWarps}))),
-         dim3(kThreads), context.stream, measure);
+void launch_measure(const Call& call, const MeasureArgs<T, In>& measure) {
+  call.launch("measure_rows", measure_rows<T, In>, grid_for(measure.batch * measure.n, kWarps),
+              kThreads, measure);
 }
 
 template <typename T>
-void launch_divide(const Context& context, const Problem& problem, const Tensor& like,
-                   Normalized<T>& result) {
-  result.trace = Workspace<double>(like, problem.batch);
-  launch("divide_by_trace", divide_by_trace<T>, dim3(static_cast<unsigned>(problem.batch)),
-         dim3(kThreads), context.stream, result.rows.data, problem.n, result.scales.data,
-         result.trace.data);
+void launch_divide(const Call& call, Normalized<T>& result) {
+  result.trace = call.workspace<double>(call.problem.batch);
+  call.launch("divide_by_trace", divide_by_trace<T>, call.problem.batch, kThreads, result.rows.data,
+              call.problem.n, result.scales.data, result.trace.data);
 }
 
 template <typename T, typename In>
-void normalize_as(const Context& context, const Problem& problem, const Input& z, const T* weights,
-                  const SecondView<T>& second, Normalized<T>& result) {
-  const MeasureArgs<T, In> measure = measure_args<T, In>(problem, z, weights, second, result);
+void normalize_as(const Call& call, const Input& z, const T* weights, const SecondView<T>& second,
+                  Normalized<T>& result) {
+  const Problem& problem = call.problem;
+  const MeasureArgs<T, In> measure = measure_args<T, In>(call, z, weights, second, result);
   const bool divide = weights || !problem.normalize;
   constexpr int64_t kLongRow = 4096;  // from here on K is better shared out among blocks
   const bool fused = problem.gram_side() && !divide && problem.d < kLongRow;
-  if (!fused) launch_measure(context, measure);
-  if (divide) launch_divide(context, problem, z.tensor, result);
+  if (!fused) launch_measure(call, measure);
+  if (divide) launch_divide(call, result);
   GramArgs<T> args{};
   args.n = problem.n;
   args.d = problem.d;
@@ -470,13 +463,13 @@ void normalize_as(const Context& context, const Problem& problem, const Input& z
   args.vector = measure.vector;
   args.a = result.a.data;
   const int64_t side = ceil_div(problem.m(), int64_t{64});
-  const bool large = side * (side + 1) / 2 * problem.batch >= 2 * context.multiprocessors;
+  const bool large = side * (side + 1) / 2 * problem.batch >= 2 * call.context.multiprocessors;
   const auto run = [&](auto tile) {
     constexpr int kTile = decltype(tile)::value;
     if (problem.gram_side()) {
-      launch_gram<T, In, Side::kRows, kTile>(context, z.tensor, args, measure);
+      launch_gram<T, In, Side::kRows, kTile>(call, args, measure);
     } else {
-      launch_gram<T, In, Side::kColumns, kTile>(context, z.tensor, args, measure);
+      launch_gram<T, In, Side::kColumns, kTile>(call, args, measure);
     }
   };
   if constexpr (std::is_same_v<T, float>) {  // float64 is slow by itself on most GPUs
@@ -495,47 +488,44 @@ void dispatch_input_of(const Input& z, F f) {
 }
 
 template <typename T>
-Normalized<T> make_rows(const Problem& problem, const Input& z) {
+Normalized<T> make_rows(const Call& call) {
   Normalized<T> result;
-  result.rows = Workspace<Row>(z.tensor, problem.batch * problem.n);
-  result.scales = Workspace<Scale<T>>(z.tensor, problem.batch * problem.n);
+  result.rows = call.workspace<Row>(call.problem.batch * call.problem.n);
+  result.scales = call.workspace<Scale<T>>(call.problem.batch * call.problem.n);
   return result;
 }
 
 }  // namespace
 
 template <typename T>
-Normalized<T> normalize(const Context& context, const Problem& problem, const Input& z,
-                        const T* weights, const SecondView<T>& second) {
-  check_side(problem);
-  const int64_t ld = leading(problem.m());
-  Normalized<T> result = make_rows<T>(problem, z);
-  result.a = Workspace<T>(z.tensor, problem.batch * ld * ld);
-  if (problem.batch == 0) return result;
+Normalized<T> normalize(const Call& call, const Input& z, const T* weights,
+                        const SecondView<T>& second) {
+  check_side(call.problem);
+  const int64_t ld = leading(call.problem.m());
+  Normalized<T> result = make_rows<T>(call);
+  result.a = call.workspace<T>(call.problem.batch * ld * ld);
+  if (call.problem.batch == 0) return result;
   dispatch_input_of<T>(z, [&](auto element) {
-    normalize_as<T, decltype(element)>(context, problem, z, weights, second, result);
+    normalize_as<T, decltype(element)>(call, z, weights, second, result);
   });
   return result;
 }
 
 template <typename T>
-Normalized<T> normalize_rows(const Context& context, const Problem& problem, const Input& z,
-                             const T* weights, const SecondView<T>& second) {
-  Normalized<T> result = make_rows<T>(problem, z);
-  if (problem.batch == 0) return result;
+Normalized<T> normalize_rows(const Call& call, const Input& z, const T* weights,
+                             const SecondView<T>& second) {
+  Normalized<T> result = make_rows<T>(call);
+  if (call.problem.batch == 0) return result;
   dispatch_input_of<T>(z, [&](auto element) {
-    launch_measure(context,
-                   measure_args<T, decltype(element)>(problem, z, weights, second, result));
+    launch_measure(call, measure_args<T, decltype(element)>(call, z, weights, second, result));
   });
-  launch_divide(context, problem, z.tensor, result);
+  launch_divide(call, result);
   return result;
 }
 
-#define VNE_INSTANTIATE(T)                                                                      \
-  template Normalized<T> normalize(const Context&, const Problem&, const Input&, const T*,      \
-                                   const SecondView<T>&);                                       \
-  template Normalized<T> normalize_rows(const Context&, const Problem&, const Input&, const T*, \
-                                        const SecondView<T>&);
+#define VNE_INSTANTIATE(T)                                                                     \
+  template Normalized<T> normalize(const Call&, const Input&, const T*, const SecondView<T>&); \
+  template Normalized<T> normalize_rows(const Call&, const Input&, const T*, const SecondView<T>&);
 VNE_INSTANTIATE(float)
 VNE_INSTANTIATE(double)
 #undef VNE_INSTANTIATE

@@ -128,47 +128,42 @@ __global__ void __launch_bounds__(SweepShape<kSize, kTile>::kThreads,
 }
 
 template <typename T, int kSize, int kTile>
-void launch_sweep(const Context& context, const Problem& problem, const Normalized<T>& normalized,
-                  const MatrixFunction<T>& w) {
-  launch("sweep_poles", sweep_poles<T, kSize, kTile>,
-         dim3(static_cast<unsigned>(problem.batch * PoleList<T>::kCount)),
-         dim3(SweepShape<kSize, kTile>::kThreads), context.stream, normalized.a.data,
-         static_cast<int>(problem.m()), normalized.trace.data, pole_list<T>(), w.terms.data,
-         w.inner.data, w.samples.data);
+void launch_sweep(const Call& call, const Normalized<T>& normalized, const MatrixFunction<T>& w) {
+  call.launch("sweep_poles", sweep_poles<T, kSize, kTile>, call.problem.batch * PoleList<T>::kCount,
+              SweepShape<kSize, kTile>::kThreads, normalized.a.data,
+              static_cast<int>(call.problem.m()), normalized.trace.data, pole_list<T>(),
+              w.terms.data, w.inner.data, w.samples.data);
 }
 
 }  // namespace
 
 template <typename T>
-MatrixFunction<T> log_by_poles(const Context& context, const Problem& problem, const Tensor& like,
-                               const Normalized<T>& normalized, double shift) {
+MatrixFunction<T> log_by_poles(const Call& call, const Normalized<T>& normalized, double shift) {
   constexpr int kCount = PoleList<T>::kCount;
-  const int64_t m = problem.m(), batch = problem.batch;
+  const int64_t m = call.problem.m(), batch = call.problem.batch;
   if (m > kLargestSweep<T>) {
-    return log_by_blocked_poles(context, problem, like, normalized, shift);
+    return log_by_blocked_poles(call, normalized, shift);
   }
   MatrixFunction<T> w;
   w.count = kCount;
   w.identity = w.terms_identity = pole_constant<T>() + shift;
-  w.terms = Workspace<T>(like, batch * kCount * leading(m) * leading(m));
-  w.inner = Workspace<double>(like, batch * kCount);
+  w.terms = call.workspace<T>(batch * kCount * leading(m) * leading(m));
+  w.inner = call.workspace<double>(batch * kCount);
   w.parts = kCount;
-  w.samples = Workspace<Sample>(like, batch);
+  w.samples = call.workspace<Sample>(batch);
   if (m <= 32) {
-    launch_sweep<T, 32, 4>(context, problem, normalized, w);
+    launch_sweep<T, 32, 4>(call, normalized, w);
   } else if (m <= 64) {
-    launch_sweep<T, 64, 4>(context, problem, normalized, w);
+    launch_sweep<T, 64, 4>(call, normalized, w);
   } else if (m <= 128) {
-    launch_sweep<T, 128, 8>(context, problem, normalized, w);
+    launch_sweep<T, 128, 8>(call, normalized, w);
   } else if constexpr (kLargestSweep<T> > 128) {
-    launch_sweep<T, 256, 8>(context, problem, normalized, w);
+    launch_sweep<T, 256, 8>(call, normalized, w);
   }
   return w;
 }
 
-template MatrixFunction<float> log_by_poles(const Context&, const Problem&, const Tensor&,
-                                            const Normalized<float>&, double);
-template MatrixFunction<double> log_by_poles(const Context&, const Problem&, const Tensor&,
-                                             const Normalized<double>&, double);
+template MatrixFunction<float> log_by_poles(const Call&, const Normalized<float>&, double);
+template MatrixFunction<double> log_by_poles(const Call&, const Normalized<double>&, double);
 
 }  // namespace vne

@@ -12,12 +12,6 @@
 namespace vne {
 namespace {
 
-constexpr int kThreads = 256;
-
-dim3 blocks_of(int64_t count) {
-  return dim3(static_cast<unsigned>(ceil_div(count, int64_t{kThreads})));
-}
-
 __device__ __forceinline__ double purity_of(const Sample& sample) {
   return sample.norm * sample.norm;
 }
@@ -64,24 +58,25 @@ std::tuple<Tensor, Tensor, Tensor> compute(const Tensor& z, const std::optional<
   if (problem.batch == 0) return {purity, grad_z, grad_weights};
   const Input input(z);
   const std::optional<Tensor> p = contiguous(weights);
+  const Call call{context, problem, input.tensor};
   dispatch_compute(z.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    const Normalized<T> normalized = vne::normalize<T>(context, problem, input, data_or_null<T>(p));
+    const Normalized<T> normalized = vne::normalize<T>(call, input, data_or_null<T>(p));
     MatrixFunction<T> w;
-    w.samples = measure_matrices(context, problem, z, normalized);
-    launch("write_purity", write_purity<T>, blocks_of(problem.batch), dim3(kThreads),
-           context.stream, w.samples.data, static_cast<int>(problem.m()), problem.batch,
-           static_cast<T*>(purity.mutable_data_ptr()));
+    w.samples = measure_matrices(call, normalized);
+    call.launch("write_purity", write_purity<T>, grid_for(problem.batch), kThreads, w.samples.data,
+                static_cast<int>(problem.m()), problem.batch,
+                static_cast<T*>(purity.mutable_data_ptr()));
     if (!with_grad) return;
     const int64_t count = problem.batch * ld * ld;
     w.count = 1;
-    w.terms = Workspace<T>(z, count);
-    launch("centre_matrices", centre_matrices<T>, blocks_of(count), dim3(kThreads), context.stream,
-           normalized.a.data, w.samples.data, static_cast<int>(problem.m()), count, w.terms.data);
+    w.terms = call.workspace<T>(count);
+    call.launch("centre_matrices", centre_matrices<T>, grid_for(count), kThreads, normalized.a.data,
+                w.samples.data, static_cast<int>(problem.m()), count, w.terms.data);
     Outputs<T> out;
     out.grad_z = static_cast<T*>(grad_z.mutable_data_ptr());
     if (weights) out.grad_weights = static_cast<T*>(grad_weights.mutable_data_ptr());
-    gradient<T>(context, problem, input, normalized, w, 4, out);
+    gradient<T>(call, input, normalized, w, 4, out);
   });
   return {purity, grad_z, grad_weights};
 }

@@ -35,6 +35,14 @@ __host__ __device__ constexpr T ceil_div(T a, T b) {
   return (a + b - 1) / b;
 }
 
+constexpr int kThreads = 256;  // of a block, where a kernel does not say otherwise
+constexpr int kWarps = kThreads / kWarpSize;
+
+// The blocks for `count` threads, or for `count` of whatever a block has `per_block` of.
+constexpr int64_t grid_for(int64_t count, int per_block = kThreads) {
+  return ceil_div<int64_t>(count, per_block);
+}
+
 // Runs kernel<<<grid, block, 0, stream>>>(arguments...), the arguments converted to the kernel's
 // parameters. A grid with a zero dimension launches nothing.
 template <typename... Parameters, typename... Arguments>

@@ -8,8 +8,6 @@
 namespace vne {
 namespace {
 
-constexpr int kThreads = 256;
-
 // [batch, m] and, if not null, [batch, m, m] with the eigenvectors as columns, both descending.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
@@ -45,16 +43,16 @@ std::tuple<Tensor, Tensor> compute(const Tensor& z, const std::optional<Tensor>&
   if (problem.batch == 0) return {eigenvalues, eigenvectors};
   const Input input(z);
   const std::optional<Tensor> p = contiguous(weights);
+  const Call call{context, problem, input.tensor};
   dispatch_compute(z.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    const Normalized<T> normalized = vne::normalize<T>(context, problem, input, data_or_null<T>(p));
-    const Eigen<T> eigen = eigh(context, problem, input.tensor, normalized);
+    const Normalized<T> normalized = vne::normalize<T>(call, input, data_or_null<T>(p));
+    const Eigen<T> eigen = eigh(call, normalized);
     const int64_t count = problem.batch * m * m;
-    launch("write_spectrum", write_spectrum<T>,
-           dim3(static_cast<unsigned>(ceil_div(count, int64_t{kThreads}))), dim3(kThreads),
-           context.stream, eigen.values.data, eigen.vectors.data, eigen.samples.data,
-           static_cast<int>(m), count, static_cast<T*>(eigenvalues.mutable_data_ptr()),
-           want_vectors ? static_cast<T*>(eigenvectors.mutable_data_ptr()) : nullptr);
+    call.launch("write_spectrum", write_spectrum<T>, grid_for(count), kThreads, eigen.values.data,
+                eigen.vectors.data, eigen.samples.data, static_cast<int>(m), count,
+                static_cast<T*>(eigenvalues.mutable_data_ptr()),
+                want_vectors ? static_cast<T*>(eigenvectors.mutable_data_ptr()) : nullptr);
   });
   return {eigenvalues, eigenvectors};
 }
@@ -88,19 +86,19 @@ std::tuple<Tensor, Tensor> spectrum_backward(const Tensor& grad, const Tensor& z
   const Input input(z);
   const std::optional<Tensor> p = contiguous(weights);
   const Tensor g = torch::stable::contiguous(grad), v = torch::stable::contiguous(eigenvectors);
+  const Call call{context, problem, input.tensor};
   dispatch_compute(z.scalar_type(), [&](auto type) {
     using T = decltype(type);
-    const Normalized<T> normalized = vne::normalize<T>(context, problem, input, data_or_null<T>(p));
+    const Normalized<T> normalized = vne::normalize<T>(call, input, data_or_null<T>(p));
     MatrixFunction<T> w;
-    w.terms = spectral_function<T>(context, problem, input.tensor,
-                                   static_cast<const T*>(v.const_data_ptr()), false,
+    w.terms = spectral_function<T>(call, static_cast<const T*>(v.const_data_ptr()), false,
                                    static_cast<const T*>(g.const_data_ptr()));
     w.count = 1;
-    w.samples = measure_matrices(context, problem, input.tensor, normalized);
+    w.samples = measure_matrices(call, normalized);
     Outputs<T> out;
     out.grad_z = static_cast<T*>(grad_z.mutable_data_ptr());
     if (weights) out.grad_weights = static_cast<T*>(grad_weights.mutable_data_ptr());
-    gradient<T>(context, problem, input, normalized, w, 2, out);
+    gradient<T>(call, input, normalized, w, 2, out);
   });
   return {grad_z, grad_weights};
 }

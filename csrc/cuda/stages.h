@@ -50,6 +50,27 @@ struct Workspace {
   Element* data = nullptr;
 };
 
+// What the stages of one call of an operator have in common.
+struct Call {
+  const Context& context;
+  const Problem& problem;
+  Tensor like;  // on the device of the call: workspaces are allocated like it
+
+  template <typename Element>
+  Workspace<Element> workspace(int64_t count) const {
+    return Workspace<Element>(like, count);
+  }
+
+  // Runs a kernel on the call's stream, in `blocks` blocks of `threads` threads.
+  template <typename... Parameters, typename... Arguments>
+  void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int threads,
+              Arguments&&... arguments) const {
+    vne::launch(name, kernel, dim3(static_cast<unsigned>(blocks)),
+                dim3(static_cast<unsigned>(threads)), context.stream,
+                std::forward<Arguments>(arguments)...);
+  }
+};
+
 // What is remembered of row i: u_i = inverse_norm z_i.
 struct Row {
   double inverse_norm;  // 1 / max(|z_i|, eps); 1 without normalisation; 0 for a zero row
@@ -121,18 +142,17 @@ struct Normalized {
 
 // Equations (1), (2). `weights` [batch, n] may be null: 1/n each.
 template <typename T>
-Normalized<T> normalize(const Context& context, const Problem& problem, const Input& z,
-                        const T* weights, const SecondView<T>& second = {});
+Normalized<T> normalize(const Call& call, const Input& z, const T* weights,
+                        const SecondView<T>& second = {});
 
 // X^ alone, and the cosines to a second view: the same without `a`, its trace divided out.
 template <typename T>
-Normalized<T> normalize_rows(const Context& context, const Problem& problem, const Input& z,
-                             const T* weights, const SecondView<T>& second = {});
+Normalized<T> normalize_rows(const Call& call, const Input& z, const T* weights,
+                             const SecondView<T>& second = {});
 
 // Trace and norm of each A. The register sweeps compute them themselves.
 template <typename T>
-Workspace<Sample> measure_matrices(const Context& context, const Problem& problem,
-                                   const Tensor& like, const Normalized<T>& normalized);
+Workspace<Sample> measure_matrices(const Call& call, const Normalized<T>& normalized);
 
 // A symmetric W = identity I + sum of terms, for each sample, and <A, sum of terms>.
 template <typename T>
@@ -148,15 +168,12 @@ struct MatrixFunction {
 
 // Equation (6): log A^ + shift I.
 template <typename T>
-MatrixFunction<T> log_by_poles(const Context& context, const Problem& problem, const Tensor& like,
-                               const Normalized<T>& normalized, double shift);
+MatrixFunction<T> log_by_poles(const Call& call, const Normalized<T>& normalized, double shift);
 template <typename T>
-MatrixFunction<T> log_by_blocked_poles(const Context& context, const Problem& problem,
-                                       const Tensor& like, const Normalized<T>& normalized,
+MatrixFunction<T> log_by_blocked_poles(const Call& call, const Normalized<T>& normalized,
                                        double shift);
 template <typename T>
-MatrixFunction<T> log_by_eigh(const Context& context, const Problem& problem, const Tensor& like,
-                              const Normalized<T>& normalized, double shift);
+MatrixFunction<T> log_by_eigh(const Call& call, const Normalized<T>& normalized, double shift);
 
 template <typename T>
 struct Eigen {
@@ -165,26 +182,22 @@ struct Eigen {
   Workspace<Sample> samples;
 };
 template <typename T>
-Eigen<T> eigh(const Context& context, const Problem& problem, const Tensor& like,
-              const Normalized<T>& normalized);
+Eigen<T> eigh(const Call& call, const Normalized<T>& normalized);
 
 // V diag(f) V^T [batch, ld, ld], for f [batch, m] and eigenvectors as rows or as columns.
 template <typename T>
-Workspace<T> spectral_function(const Context& context, const Problem& problem, const Tensor& like,
-                               const T* vectors, bool as_rows, const T* f);
+Workspace<T> spectral_function(const Call& call, const T* vectors, bool as_rows, const T* f);
 
 // w [batch, m, m] <- identity I + sum of terms [batch, count, m, m], each times its pole's weight
 // if `weighted`; of the terms only the lower triangle is read. inner [batch, inner_parts(m)].
 template <typename T>
-void sum_terms_of(const Context& context, int64_t batch, int64_t m, const T* a, const T* terms,
-                  int count, double identity, bool weighted, const Sample* samples, T* w,
-                  double* inner);
+void sum_terms_of(const Call& call, int64_t batch, int64_t m, const T* a, const T* terms, int count,
+                  double identity, bool weighted, const Sample* samples, T* w, double* inner);
 int64_t inner_parts(int64_t m);
 
 // One term, the sum of all with the identity, instead of many.
 template <typename T>
-void combine(const Context& context, const Problem& problem, const Tensor& like,
-             const Normalized<T>& normalized, MatrixFunction<T>& w);
+void combine(const Call& call, const Normalized<T>& normalized, MatrixFunction<T>& w);
 
 // Where results go; any of them may be null.
 template <typename T>
@@ -197,34 +210,32 @@ struct Outputs {
 
 // S of W = log A^ + shift I, and the mean cosine to a second view, as far as asked for.
 template <typename T>
-void write_samples(const Context& context, const Problem& problem, const MatrixFunction<T>& w,
-                   double shift, const SecondView<T>& second, const Outputs<T>& out);
+void write_samples(const Call& call, const MatrixFunction<T>& w, double shift,
+                   const SecondView<T>& second, const Outputs<T>& out);
 
 // S and, unless grad_z is null, its gradients: W = log A^ + shift I.
 template <typename T>
-void entropy_from_log(const Context& context, const Problem& problem, const Input& z,
-                      const Normalized<T>& normalized, MatrixFunction<T>& w, double shift,
-                      const SecondView<T>& second, const Outputs<T>& out);
+void entropy_from_log(const Call& call, const Input& z, const Normalized<T>& normalized,
+                      MatrixFunction<T>& w, double shift, const SecondView<T>& second,
+                      const Outputs<T>& out);
 
 // Equation (4) and its like: the gradients of a scalar whose gradient in X is factor W X.
 template <typename T>
-void gradient(const Context& context, const Problem& problem, const Input& z,
-              const Normalized<T>& normalized, MatrixFunction<T>& w, double factor,
-              const Outputs<T>& out);
+void gradient(const Call& call, const Input& z, const Normalized<T>& normalized,
+              MatrixFunction<T>& w, double factor, const Outputs<T>& out);
 
 // log A^ + shift I by the method.
 template <typename T>
-MatrixFunction<T> log_by(const Context& context, const Problem& problem, const Tensor& like,
-                         const Normalized<T>& normalized, Method method, double shift);
+MatrixFunction<T> log_by(const Call& call, const Normalized<T>& normalized, Method method,
+                         double shift);
 
 // log A of a flat spectrum is -log m I: with this added it is 0, and little is left to cancel.
 inline double centring_shift(int64_t m) { return std::log(static_cast<double>(m)); }
 
 // S and its gradients by the method, from a normalised z.
 template <typename T>
-void entropy(const Context& context, const Problem& problem, const Input& z,
-             const Normalized<T>& normalized, Method method, const SecondView<T>& second,
-             const Outputs<T>& out);
+void entropy(const Call& call, const Input& z, const Normalized<T>& normalized, Method method,
+             const SecondView<T>& second, const Outputs<T>& out);
 
 // What method="auto" means on this device.
 Method fastest_method(const Context& context, const Problem& problem, ScalarType dtype);
