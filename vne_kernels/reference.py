@@ -19,6 +19,7 @@ Equation numbers are those of csrc/README.md:
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -38,9 +39,7 @@ __all__ = [
 ]
 
 
-# ---------------------------------------------------------------------------------------------
-# What people write today
-# ---------------------------------------------------------------------------------------------
+# ---- what people write today ---------------------------------------------------------------------
 
 
 def algorithm1(z: Tensor) -> Tensor:
@@ -118,9 +117,7 @@ def gram(z: Tensor, *, eigvalsh: Callable[[Tensor], Tensor] = torch.linalg.eigva
     return entropy
 
 
-# ---------------------------------------------------------------------------------------------
-# What is correct
-# ---------------------------------------------------------------------------------------------
+# ---- what is correct -----------------------------------------------------------------------------
 
 
 def oracle(
@@ -157,27 +154,15 @@ def oracle(
     return torch.where(valid, torch.special.entr(eig_val).sum(dim=-1), torch.nan)
 
 
-def oracle_grad(
-    z: Tensor,
-    *,
-    normalize: bool = True,
-    weights: Tensor | None = None,
-    eps: float = 1e-12,
-    relative: bool | None = None,
-) -> Tensor:
-    """dS/dz in float64, in closed form by equations (3) and (4) on the smaller side.
-
-    Finite on every finite input, whatever the rank. A row of norm <= eps is divided by a constant,
-    so (4) does not project it; a zero row, and a row of weight 0, has the gradient 0. A sample of
-    the batch that holds a NaN or an infinity, or has a negative weight, is NaN throughout.
+def oracle_grad(z: Tensor, **options: Any) -> Tensor:
+    """dS/dz in float64: `eigh_grad` of z in float64.
 
     Args: as `oracle`.
 
     Returns:
         (..., n, d), float64: of each sample's own S, as for a grad_output of ones.
     """
-    relative = normalize if relative is None else relative
-    return _closed_form_grad(z.double(), normalize, weights, eps, relative)
+    return eigh_grad(z.double(), **options)
 
 
 def eigh_grad(
@@ -188,9 +173,12 @@ def eigh_grad(
     eps: float = 1e-12,
     relative: bool | None = None,
 ) -> Tensor:
-    """`oracle_grad` in the precision of z: the accuracy a careful ``eigh`` backward reaches.
+    """dS/dz in the precision of z, in closed form by equations (3) and (4) on the smaller side.
 
-    Half precisions are computed in float32.
+    It has the accuracy of a careful backward of ``eigh``. Half precisions are computed in float32.
+    Finite on every finite input, whatever the rank. A row of norm <= eps is divided by a constant,
+    so (4) does not project it; a zero row, and a row of weight 0, has the gradient 0. A sample of
+    the batch that holds a NaN or an infinity, or has a negative weight, is NaN throughout.
 
     Args: as `oracle`.
 
@@ -198,8 +186,22 @@ def eigh_grad(
         (..., n, d), in the dtype of z.
     """
     compute = z.double() if z.dtype == torch.float64 else z.float()
-    relative = normalize if relative is None else relative
-    return _closed_form_grad(compute, normalize, weights, eps, relative).to(z.dtype)
+    p, _ = _weights(compute, weights, normalize if relative is None else relative)
+    u, norm = _rows(_present(compute, p), normalize, eps)
+    a, valid, log_a = _log_smaller_side(u, p)
+    if a.shape[-1] == z.shape[-2]:
+        root_p = p.sqrt().unsqueeze(-1)
+        g_log = -2 * root_p * (log_a @ (root_p * u))
+    else:
+        g_log = -2 * p.unsqueeze(-1) * (u @ log_a)
+    g = g_log - 2 * p.unsqueeze(-1) * u  # the "+ I" of (3)
+    if normalize:
+        # "+ I" is radial: left out of the projected rows, where it would only add rounding.
+        radial = (g_log * u).sum(dim=-1, keepdim=True) * u
+        g = torch.where(norm > eps, (g_log - radial) / norm, g / eps)
+    absent = (norm == 0) | (p == 0).unsqueeze(-1)
+    g = torch.where(absent, 0.0, g)
+    return torch.where(valid[..., None, None], g, torch.nan).to(z.dtype)
 
 
 def oracle_weights_grad(
@@ -234,7 +236,7 @@ def oracle_weights_grad(
 
 
 def oracle_cosine(z1: Tensor, z2: Tensor, *, eps: float = 1e-12) -> Tensor:
-    """Mean over i of cos(z1_i, z2_i) in float64, the rows normalised as in equation (1).
+    """Mean over i of cos(z1_i, z2_i) in float64, the rows normalized as in equation (1).
 
     Args:
         z1, z2: (..., n, d), any floating dtype.
@@ -260,9 +262,7 @@ def oracle_doe(z1: Tensor, z2: Tensor, beta: float, *, eps: float = 1e-12) -> Te
     return -oracle(z1, eps=eps) - beta * oracle_cosine(z1, z2, eps=eps)
 
 
-# ---------------------------------------------------------------------------------------------
-# The steps, in the precision of their arguments
-# ---------------------------------------------------------------------------------------------
+# ---- the steps, in the precision of their arguments ----------------------------------------------
 
 
 def _rows(z: Tensor, normalize: bool, eps: float) -> tuple[Tensor, Tensor]:
@@ -319,25 +319,3 @@ def _log_smaller_side(u: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     floor = (info.eps * eig_val[..., -1:]).clamp_min(info.tiny)
     log_eig_val = torch.maximum(eig_val, floor).log()
     return a, valid, (eig_vec * log_eig_val.unsqueeze(-2)) @ eig_vec.mT
-
-
-def _closed_form_grad(
-    z: Tensor, normalize: bool, weights: Tensor | None, eps: float, relative: bool
-) -> Tensor:
-    """Equations (3) and (4) in the precision of z, (..., n, d)."""
-    p, _ = _weights(z, weights, relative)
-    u, norm = _rows(_present(z, p), normalize, eps)
-    a, valid, log_a = _log_smaller_side(u, p)
-    if a.shape[-1] == z.shape[-2]:
-        root_p = p.sqrt().unsqueeze(-1)
-        g_log = -2 * root_p * (log_a @ (root_p * u))
-    else:
-        g_log = -2 * p.unsqueeze(-1) * (u @ log_a)
-    g = g_log - 2 * p.unsqueeze(-1) * u  # the "+ I" of (3)
-    if normalize:
-        # "+ I" is radial: left out of the projected rows, where it would only add rounding.
-        radial = (g_log * u).sum(dim=-1, keepdim=True) * u
-        g = torch.where(norm > eps, (g_log - radial) / norm, g / eps)
-    absent = (norm == 0) | (p == 0).unsqueeze(-1)
-    g = torch.where(absent, 0.0, g)
-    return torch.where(valid[..., None, None], g, torch.nan)
