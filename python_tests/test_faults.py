@@ -25,10 +25,9 @@ import torch
 from naming import last_error, naming
 from tiny_run import write_noise
 
-from vne_kernels.common.files import append_rows
 from vne_kernels.pretrain import checkpoints, run
 from vne_kernels.pretrain.cli import main
-from vne_kernels.pretrain.disk import Disk
+from vne_kernels.pretrain.disk import Disk, append_rows
 from vne_kernels.pretrain.events import read_events
 from vne_kernels.pretrain.model import Pretraining
 

@@ -11,10 +11,7 @@ import io
 import math
 import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -25,10 +22,8 @@ from vne_kernels.common.reading import (
     bounded_memory,
     decoding,
     first_sentence,
-    open_regular,
     printable,
     size_of,
-    unchanged,
 )
 
 PIECE = 1 << 20  # bytes read or unpacked at once
@@ -177,17 +172,6 @@ class Npz:
 
     def _name(self, key: str) -> str:
         return f"{self.name}:{printable(key, 60)}"
-
-
-@contextmanager
-def open_npz(path: Path, times: int = MOST_TIMES) -> Iterator[Npz]:
-    """
-    Raises:
-        FileError: it is no regular file or no archive; it changed while it was read.
-        OSError: it cannot be opened.
-    """
-    with open_regular(path) as file, unchanged(path, file):
-        yield Npz(path, file, times)
 
 
 def fill(file: IO[bytes], array: npt.NDArray[Any]) -> None:

@@ -14,16 +14,6 @@ INK, MUTED, ACCENT = "#1f4e79", "#9db7d1", "#c0504d"
 DPI = 150
 
 
-def new_axes(title: str, ylabel: str, xlabel: str = "step") -> tuple[Figure, Axes]:
-    """A figure of this program's looks, with one panel."""
-    # A Figure of its own, without pyplot: no window system, no global state.
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set(title=literal(title), xlabel=xlabel, ylabel=ylabel)
-    tidy(axes)
-    return figure, axes
-
-
 def literal(text: str) -> str:
     """``text`` for a picture as it is: no sign of it is mathematics, and none begins a line."""
     return printable(text, 120).replace("$", r"\$")
@@ -33,11 +23,6 @@ def tidy(axes: Axes) -> None:
     """A faint grid, and no frame where there is no axis."""
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def legend_below(figure: Figure, columns: int = 3) -> None:
-    """One legend for all panels under the figure, where it can hide no curve."""
-    figure.legend(loc="outside lower center", ncols=columns, frameon=False)
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -195,15 +195,3 @@ def write_table(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
-
-
-def append_rows(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Appends all of the rows or, where that fails, none of them."""
-    size = path.stat().st_size if path.exists() else 0
-    try:
-        with path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows(rows)
-    except OSError:
-        if path.exists():
-            os.truncate(path, size)
-        raise

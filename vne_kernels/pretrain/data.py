@@ -26,14 +26,16 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from vne_kernels.common.arrays import Npz, open_npz
+from vne_kernels.common.arrays import Npz
 from vne_kernels.common.reading import (
     FileError,
     bounded_memory,
     decoding,
+    open_regular,
     printable,
     read_bytes,
     read_text,
+    unchanged,
 )
 from vne_kernels.pretrain.config import DOWNLOADS, Config, OptionError
 
@@ -315,8 +317,9 @@ def _cifar(name: str, download_dir: str) -> tuple[ImageSet, ImageSet]:
 def _npz(path: Path) -> tuple[ImageSet, ImageSet]:
     """MedMNIST's keys. ``val_*``, where present, is left aside: nothing is tuned on it here."""
     try:
-        with open_npz(path, MOST_TIMES) as file:
-            return _npz_part(file, "train", path), _npz_part(file, "test", path)
+        with open_regular(path) as file, unchanged(path, file):
+            npz = Npz(path, file, MOST_TIMES)
+            return _npz_part(npz, "train", path), _npz_part(npz, "test", path)
     except (OSError, FileError) as error:
         raise OptionError("data", "a readable .npz file", str(error)) from error
 

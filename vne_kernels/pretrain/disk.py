@@ -6,15 +6,16 @@ until there is room. The results of a run must be written: a failure to do so en
 
 from __future__ import annotations
 
+import csv
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from vne_kernels.common.files import append_rows, locked, synchronize
+from vne_kernels.common.files import locked, synchronize
 from vne_kernels.common.reading import FileError
 from vne_kernels.pretrain.config import OptionError
 from vne_kernels.pretrain.faults import Fault
@@ -80,6 +81,18 @@ class Disk:
             if path in self.failing:
                 self.failing.remove(path)
                 self.report(f"{path} is written again")
+
+
+def append_rows(path: Path, rows: Iterable[Sequence[Any]]) -> None:
+    """Appends all of the rows or, where that fails, none of them."""
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows(rows)
+    except OSError:
+        if path.exists():
+            os.truncate(path, size)
+        raise
 
 
 class Rows:

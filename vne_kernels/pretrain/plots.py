@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vne_kernels.common.figures import ACCENT, INK, MUTED, legend_below, new_axes, save
+from vne_kernels.common.figures import ACCENT, INK, MUTED, literal, save, tidy
 from vne_kernels.common.reading import read_table
 from vne_kernels.pretrain.config import DIFFERENCES_OF_ENTROPIES
 from vne_kernels.pretrain.events import COLLAPSE, RECOVERED, read_events
@@ -41,6 +41,21 @@ INFORMATION = {
 
 #: A table's columns by their names.
 Series = dict[str, npt.NDArray[np.float64]]
+
+
+def new_axes(title: str, ylabel: str, xlabel: str = "step") -> tuple[Figure, Axes]:
+    """A figure with one panel."""
+    # Created without pyplot, which would need a window system and global state.
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(title=literal(title), xlabel=xlabel, ylabel=ylabel)
+    tidy(axes)
+    return figure, axes
+
+
+def legend_below(figure: Figure, columns: int = 3) -> None:
+    """One legend for all panels under the figure, where it can hide no curve."""
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False)
 
 
 def draw_all(out: Path, n: int, d: int, loss: str = "vn-doe") -> list[Path]:
