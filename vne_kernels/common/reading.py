@@ -167,7 +167,7 @@ def read_bytes(path: Path, most: int = MOST_TEXT) -> bytes:
     """
     with open_regular(path, most) as file:
         # Memory for all that is asked for is taken at once.
-        return file.read(min(most, os.fstat(file.fileno()).st_size))
+        return file.read(min(most, size_of(file)))
 
 
 def read_text(path: Path, most: int = MOST_TEXT) -> str:
@@ -220,28 +220,18 @@ def read_rows(path: Path) -> tuple[list[str], list[list[str]]]:
         FileError: it is no table.
         OSError: it cannot be read.
     """
+    text = read_text(path, MOST_TABLE)
     try:
-        with open_regular(path, MOST_TABLE) as file:
-            whole = _last_byte(file) == b"\n"
-            file.seek(0)
-            header, *rows = csv.reader(io.TextIOWrapper(file, "utf-8", newline=""))
+        header, *rows = csv.reader(io.StringIO(text, newline=""))
     except (csv.Error, ValueError) as error:
-        if isinstance(error, FileError):
-            raise
         raise FileError(path, f"must be a table: {printable(error, 200)}") from error
-    if rows and not whole:
+    if rows and not text.endswith("\n"):
         del rows[-1]
     for number, row in enumerate(rows, 1):
         if len(row) != len(header):
             wanted = f"must have {len(header)} columns in every row"
             raise FileError(path, f"{wanted}, got {len(row)} in row {number}")
     return header, rows
-
-
-def _last_byte(file: IO[bytes]) -> bytes:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - 1))
-    return file.read(1)
 
 
 def read_tensors(path: Path) -> Any:
@@ -256,16 +246,14 @@ def read_tensors(path: Path) -> Any:
     """
     import torch
 
-    with open_regular(path) as file:
+    with open_regular(path) as file, decoding(path):
+        _check_archive(file)
+        file.seek(0)
         try:
-            _check_archive(file)
-            file.seek(0)
             return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
             reason = first_sentence(error)
             raise FileError(path, f"holds other things than tensors ({reason})") from error
-        except Exception as error:  # whatever the first wrong byte leads a reader to
-            raise FileError(path, f"cannot be read ({first_sentence(error)})") from error
 
 
 def _check_archive(file: IO[bytes]) -> None:
@@ -277,7 +265,7 @@ def _check_archive(file: IO[bytes]) -> None:
         # The mark of a folder (MS-DOS's 0x10), at which torch.load leaves a tensor's memory unset.
         if any(member.external_attr & 0x10 for member in members):
             raise ValueError("a part of it is a folder")
-        if sum(member.file_size for member in members) > os.fstat(file.fileno()).st_size:
+        if sum(member.file_size for member in members) > size_of(file):
             raise ValueError("its parts are larger than itself")
         if (damaged := archive.testzip()) is not None:
             raise ValueError(f"the checksum of {damaged} is wrong")

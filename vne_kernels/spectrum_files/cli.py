@@ -20,6 +20,7 @@ import torch
 import vne_kernels
 from vne_kernels import available_backends
 from vne_kernels._core import spectra
+from vne_kernels.common.extras import needed_by
 from vne_kernels.common.files import locked, spare, write_json, write_table
 from vne_kernels.common.reading import FileError, printable
 from vne_kernels.common.stopping import REQUEUE, Stopped, StopSignals
@@ -85,7 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--precision",
-        type=_precision,
+        choices=("float32", "float64"),
         default="float64",
         metavar="DTYPE",
         help="of the sums: float64, or float32, which is faster and leaves out RankMe, the rank "
@@ -113,12 +114,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _precision(text: str) -> str:
-    if text not in ("float32", "float64"):
-        raise argparse.ArgumentTypeError(f"must be float32 or float64, got {text!r}")
-    return text
-
-
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
@@ -139,44 +134,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show_any_text()
     options = make_parser().parse_args(arguments)
     try:
-        with StopSignals() as signals:
-            try:
-                return _run(options, signals)
-            except FileError as error:
-                return _fail(str(error))
-            except Exception as error:
-                if (why := reason(error)) is None:
-                    raise
-                return _fail(why)
-    except ModuleNotFoundError as error:
-        module = (error.name or str(error)).split(".")[0]
-        return _fail(
-            f"{module} is not installed; this program needs: pip install 'vne_kernels[spectrum]'"
-        )
+        with StopSignals() as signals, needed_by("this program", "spectrum"):
+            return _run(options, signals)
+    except (FileError, ModuleNotFoundError) as error:
+        message, code = f"error: {error}", 1
     except Stopped as stop:
-        _tell(f"stopped by {signal.Signals(stop.signum).name}")
-        return 130 if stop.signum == signal.SIGINT else REQUEUE
+        message = f"stopped by {stop}"
+        code = 130 if stop.signum == signal.SIGINT else REQUEUE
     except KeyboardInterrupt:
-        _tell("interrupted")
-        return 130
-
-
-def _fail(message: str) -> int:
-    _tell(f"error: {message}")
-    return 1
+        message, code = "interrupted", 130
+    except Exception as error:
+        if (why := reason(error)) is None:
+            raise
+        message, code = f"error: {why}", 1
+    _print_message(message)
+    return code
 
 
 def _run(options: argparse.Namespace, signals: StopSignals) -> int:
     from vne_kernels.spectrum_files import outputs
     from vne_kernels.spectrum_files import scores as scoring
-    from vne_kernels.spectrum_files.work import (
-        Settings,
-        Work,
-        default_chunk_rows,
-        open_all,
-    )
+    from vne_kernels.spectrum_files.work import Settings, Work, default_chunk_rows, open_all
 
-    if not options.no_plot:  # tells that matplotlib is missing before the work rather than after
+    if not options.no_plot:  # imported now: without matplotlib the program ends before the work
         from vne_kernels.spectrum_files import plot
     begin = time.monotonic()
     data = open_all(options.files)
@@ -189,14 +169,14 @@ def _run(options: argparse.Namespace, signals: StopSignals) -> int:
     )
     for embeddings in data:
         if ignored := embeddings.matrix.ignored:
-            _tell(f"{embeddings.name}: leaves out {ignored}")
+            _print_message(f"{embeddings.name}: leaves out {ignored}")
     out: Path = options.out or _default_out(data)
     with locked(out, "spectrum"):
         if not options.overwrite and not outputs.is_ours(out):
             spare(out, outputs.ALL, "give another --out, or --overwrite")
         work = Work(data, settings)
         if message := work.resume(out):
-            _tell(message)
+            _print_message(message)
         work.run(out, signals)
         eigenvalues, raw = work.spectra()
         scores = scoring.compute(eigenvalues, raw, work.rounding)
@@ -235,7 +215,7 @@ def _run(options: argparse.Namespace, signals: StopSignals) -> int:
     return 0
 
 
-def _tell(message: str) -> None:
+def _print_message(message: str) -> None:
     print(f"{PROGRAM}: {printable(message)}", file=sys.stderr)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import TypedDict
 
@@ -29,24 +30,13 @@ class _Scores(TypedDict):
 
 
 def is_ours(folder: Path) -> bool:
-    """Whether this program has written into the folder before."""
-    return _is_scores(folder / SCORES) or _is_saved_work(folder / UNFINISHED)
-
-
-def _is_scores(path: Path) -> bool:
-    try:
-        read_json(path, _Scores)
-    except (FileError, OSError):
-        return False
-    return True
-
-
-def _is_saved_work(path: Path) -> bool:
-    try:
-        with open_regular(path) as file:
-            return _SAVED.match(file.read(100)) is not None
-    except (FileError, OSError):
-        return False
+    """Whether this program has written scores or unfinished work into the folder before."""
+    with suppress(FileError, OSError):
+        read_json(folder / SCORES, _Scores)
+        return True
+    with suppress(FileError, OSError), open_regular(folder / UNFINISHED) as file:
+        return _SAVED.match(file.read(100)) is not None
+    return False
 
 
 def well_formed(name: str) -> str:

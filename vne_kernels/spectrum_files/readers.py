@@ -135,35 +135,24 @@ def _path_and_key(text: str) -> tuple[Path, str | None]:
 
 def _matrix(name: str, shape: Sequence[int], dtype: str) -> tuple[int, int, torch.dtype]:
     """(rows, features, dtype) of an array that has to be a matrix of floating-point numbers."""
-    wanted = "must be a matrix (rows, features)"
+    wrong_shape = f"must be a matrix (rows, features >= 1), got shape {tuple(shape)}"
     if dtype == "object":
-        raise FileError(
-            name,
-            "holds Python objects (a pickle), which are never loaded; save it as "
-            "an array of numbers, such as x.astype(numpy.float32)",
-        )
-    if dtype not in _DTYPES:
-        raise FileError(
-            name,
-            f"must hold float16, bfloat16, float32 or float64, got {dtype}; "
-            "convert it, as by x.astype(numpy.float32)",
-        )
-    if len(shape) == 1:
-        raise FileError(
-            name,
-            f"{wanted}, got shape {tuple(shape)}: one vector; reshape it to "
-            f"{(1, *shape)} if it is one row, or to {(*shape, 1)}",
-        )
-    if len(shape) != 2:
+        why = "holds Python objects (a pickle), which are never loaded; save it as an array of "
+        why += "numbers, such as x.astype(numpy.float32)"
+    elif dtype not in _DTYPES:
+        why = f"must hold float16, bfloat16, float32 or float64, got {dtype}; convert it, as by "
+        why += "x.astype(numpy.float32)"
+    elif len(shape) == 1:
+        why = f"{wrong_shape}: one vector; reshape it to {(1, *shape)} if it is one row, or to "
+        why += f"{(*shape, 1)}"
+    elif len(shape) != 2:
         rows = int(np.prod(shape[:-1], dtype=np.int64))
-        raise FileError(
-            name,
-            f"{wanted}, got shape {tuple(shape)}; choose one vector a sample, or "
-            f"reshape it to {(rows, *shape[-1:])}",
-        )
-    if shape[1] == 0:
-        raise FileError(name, f"{wanted} with at least one feature, got shape {tuple(shape)}")
-    return shape[0], shape[1], _DTYPES[dtype]
+        why = f"{wrong_shape}; choose one vector a sample, or reshape it to {(rows, *shape[-1:])}"
+    elif shape[1] == 0:
+        why = wrong_shape
+    else:
+        return shape[0], shape[1], _DTYPES[dtype]
+    raise FileError(name, why)
 
 
 def _choose(
@@ -226,45 +215,37 @@ def _open_npz(name: str, path: Path, key: str | None, file: IO[bytes]) -> Matrix
             if header.by_columns:  # which are read side by side: not possible while unpacking
                 copyfileobj(member, unpacked, PIECE)
                 yield from _array_chunks(unpacked, header, start, size)
-                return
-            # Read rather than skipped, which would leave the checksum out.
-            before = header.offset + start * features * header.dtype.itemsize
-            while before:
-                before -= len(member.read(min(before, PIECE))) or before
-            yield from _rows(member, header, start, size)
+            else:
+                # Read rather than skipped, which would leave the checksum out.
+                before = header.offset + start * features * header.dtype.itemsize
+                while before:
+                    before -= len(member.read(min(before, PIECE))) or before
+                yield from _next_chunks(member, header, start, size)
 
     return Matrix(rows, features, dtype, read)
 
 
 def _array_chunks(file: IO[bytes], header: Header, start: int, size: int) -> Iterator[Tensor]:
-    (rows, features), item = header.shape, header.dtype.itemsize
     if not header.by_columns:
-        file.seek(header.offset + start * features * item)
-        yield from _rows(file, header, start, size)
-        return
+        file.seek(header.offset + start * header.shape[1] * header.dtype.itemsize)
+    yield from _next_chunks(file, header, start, size)
+
+
+def _next_chunks(file: IO[bytes], header: Header, start: int, size: int) -> Iterator[Tensor]:
+    """Yields the rows from ``start`` on; a file that is stored by rows is at that row."""
+    rows, features = header.shape
     block = np.empty((min(size, rows), features), header.dtype)
     column = np.empty(len(block), header.dtype)
     for first in range(start, rows, size):
-        block = block[: rows - first]
-        for j in range(features):
-            file.seek(header.offset + (j * rows + first) * item)
-            fill(file, column[: len(block)])
-            block[:, j] = column[: len(block)]
-        yield _native(block)
-
-
-def _rows(file: IO[bytes], header: Header, start: int, size: int) -> Iterator[Tensor]:
-    """Yields the rows from ``start`` on; the file is at the begin of that row."""
-    rows, features = header.shape
-    block = np.empty((min(size, rows), features), header.dtype)
-    for first in range(start, rows, size):
-        block = block[: rows - first]
-        fill(file, block)
-        yield _native(block)
-
-
-def _native(block: npt.NDArray[Any]) -> Tensor:
-    return torch.from_numpy(block.astype(block.dtype.newbyteorder("="), copy=False))
+        block, column = block[: rows - first], column[: rows - first]
+        if header.by_columns:
+            for j in range(features):
+                file.seek(header.offset + (j * rows + first) * header.dtype.itemsize)
+                fill(file, column)
+                block[:, j] = column
+        else:
+            fill(file, block)
+        yield torch.from_numpy(block.astype(block.dtype.newbyteorder("="), copy=False))
 
 
 # ---- safetensors -------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -116,21 +116,14 @@ class Work:
     def _new_sums(self) -> dict[str, DensityAccumulator]:
         s = self.settings
         double = s.precision == "float64"
-
-        def new(normalize: bool) -> DensityAccumulator:
-            # eps = 0: a row of 1e-200 has a direction as any other.
-            return DensityAccumulator(
-                self.data[0].features,
-                normalize=normalize,
-                eps=0.0,
-                double=double,
-                device=torch.device(s.device),
-            )
-
-        sums = {"rows": new(s.normalize)}
+        kinds = {"rows": s.normalize}
         if double and s.normalize:
-            sums[RAW] = new(False)  # RankMe and the rank are those of the rows as they are
-        return sums
+            kinds[RAW] = False  # RankMe and the rank are those of the rows as they are
+        features, device = self.data[0].features, torch.device(s.device)
+        return {  # eps = 0: a row of 1e-200 has a direction as any other
+            name: DensityAccumulator(features, normalize=x, eps=0.0, double=double, device=device)
+            for name, x in kinds.items()
+        }
 
     @property
     def rows_read(self) -> int:
@@ -145,14 +138,9 @@ class Work:
         """
         begin = saved = time.monotonic()
         signals.defer()
-        bar = tqdm(
-            total=self.rows_in_all,
-            initial=self.rows_read,
-            unit=" rows",
-            unit_scale=True,
-            disable=None,  # where stderr is no terminal
-        )
-        with bar:
+        total, done = self.rows_in_all, self.rows_read
+        # disable=None: no bar where stderr is no terminal
+        with tqdm(total=total, initial=done, unit=" rows", unit_scale=True, disable=None) as bar:
             while True:
                 for chunk in self.data[self.file].chunks(self.row, self.settings.chunk_rows):
                     self._add(chunk)
@@ -246,14 +234,16 @@ class Work:
     def _stop(self, out: Path, signum: int) -> NoReturn:
         if self._try_to_save(out, "what was read is lost"):
             progress = f"{self.rows_read:,} of {self.rows_in_all:,} rows are summed up"
-            _tell(f"{progress}, saved in {out}; the same command goes on from there")
+            _print_message(f"{progress}, saved in {out}; the same command goes on from there")
         raise Stopped(signum)
 
     def _try_to_save(self, out: Path, otherwise: str) -> bool:
         try:
             self.save(out)
         except (OSError, RuntimeError) as error:  # the latter is what torch makes of a full disk
-            _tell(f"cannot write {out / UNFINISHED} ({first_sentence(error)}); {otherwise}")
+            _print_message(
+                f"cannot write {out / UNFINISHED} ({first_sentence(error)}); {otherwise}"
+            )
             return False
         return True
 
@@ -306,16 +296,9 @@ class Work:
 
     def _identity(self) -> dict[str, dict[str, Any]]:
         """What has to be the same for the sums to be the same, part by part."""
-        s = self.settings
         identity: dict[str, dict[str, Any]] = {
             "files": {"number": len(self.data), "names": [x.name for x in self.data]},
-            "options": {
-                "normalize": s.normalize,
-                "precision": s.precision,
-                "device": s.device,
-                "chunk rows": s.chunk_rows,
-                "skip nonfinite": s.skip_nonfinite,
-            },
+            "options": asdict(self.settings),
             "versions": {"vne_kernels": vne_kernels.__version__, "torch": str(torch.__version__)},
         }
         for embeddings in self.data:
@@ -327,7 +310,7 @@ class Work:
         return identity
 
 
-def _tell(message: str) -> None:
+def _print_message(message: str) -> None:
     tqdm.write(printable(message), file=sys.stderr)  # above the bar, where there is one
 
 
