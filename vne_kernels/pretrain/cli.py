@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+from vne_kernels.common.extras import needed_by
 from vne_kernels.common.reading import FileError, printable
 from vne_kernels.common.terminal import reason, show_any_text
 from vne_kernels.pretrain.commands import COMMANDS, DEFAULT, make_parser
@@ -27,21 +28,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser(name, command)
     given = vars(parser.parse_args(rest))
     try:
-        code: int = command.start(given)
-        return code
+        with needed_by("this program", "pretrain"):
+            code: int = command.start(given)
+            return code
     except OptionError as error:
         print(f"{parser.prog}: error: {error}", file=sys.stderr)
         return 2
-    except FileError as error:
+    except (FileError, ModuleNotFoundError) as error:
         print(f"{parser.prog}: error: {printable(error)}", file=sys.stderr)
-        return 1
-    except ModuleNotFoundError as error:
-        module = (error.name or str(error)).split(".")[0]
-        print(
-            f"{parser.prog}: error: {module} is not installed; "
-            "this program needs: pip install 'vne_kernels[pretrain]'",
-            file=sys.stderr,
-        )
         return 1
     except KeyboardInterrupt:
         print(f"\n{parser.prog}: interrupted", file=sys.stderr)

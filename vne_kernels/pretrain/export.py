@@ -29,7 +29,7 @@ TINY_STEM = (
 
 
 class Description(TypedDict):
-    """What tells an export's ``.json`` from another file of that name."""
+    """Distinguishes the ``.json`` of an export from another file of that name."""
 
     file: str
     format: str

@@ -12,7 +12,7 @@ class Fault(Exception):
     """Training cannot go on; the message is one line."""
 
     exit_code = 1
-    agreed = False  # raised on every process, so that one of them tells it
+    agreed = False  # raised on every process, so that one of them prints it
 
 
 class NonFiniteLoss(Fault):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 PROGRAM = "vne-spectrum"
 
 DESCRIPTION = """\
-The spectrum of embeddings in files, and what it tells: von Neumann entropy, effective rank, Vendi
+The spectrum of embeddings in files, and its scores: von Neumann entropy, effective rank, Vendi
 scores, RankMe, participation ratio, rank. The rows of all files are one data set; they are read in
 one pass, a chunk at a time, so that files may be larger than memory.
 

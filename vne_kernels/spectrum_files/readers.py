@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from shutil import copyfileobj
 from typing import IO, Annotated, Any
@@ -190,11 +191,8 @@ def _open_npy(name: str, path: Path, key: str | None, file: IO[bytes]) -> Matrix
     if key is not None:
         raise FileError(name, f"a .npy file holds one array and no {key!r}; leave out :{key}")
     header = Header.read(name, file, size_of(file))
-
-    def read(file: IO[bytes], start: int, size: int) -> Iterator[Tensor]:
-        return _array_chunks(file, header, start, size)
-
-    return Matrix(*_matrix(name, header.shape, header.type_name), read)
+    rows, features, dtype = _matrix(name, header.shape, header.type_name)
+    return Matrix(rows, features, dtype, partial(_array_chunks, header))
 
 
 def _open_npz(name: str, path: Path, key: str | None, file: IO[bytes]) -> Matrix:
@@ -214,24 +212,24 @@ def _open_npz(name: str, path: Path, key: str | None, file: IO[bytes]) -> Matrix
         with Npz(path, file).open(chosen) as member, tempfile.TemporaryFile() as unpacked:
             if header.by_columns:  # which are read side by side: not possible while unpacking
                 copyfileobj(member, unpacked, PIECE)
-                yield from _array_chunks(unpacked, header, start, size)
+                yield from _array_chunks(header, unpacked, start, size)
             else:
                 # Read rather than skipped, which would leave the checksum out.
                 before = header.offset + start * features * header.dtype.itemsize
                 while before:
                     before -= len(member.read(min(before, PIECE))) or before
-                yield from _next_chunks(member, header, start, size)
+                yield from _next_chunks(header, member, start, size)
 
     return Matrix(rows, features, dtype, read)
 
 
-def _array_chunks(file: IO[bytes], header: Header, start: int, size: int) -> Iterator[Tensor]:
+def _array_chunks(header: Header, file: IO[bytes], start: int, size: int) -> Iterator[Tensor]:
     if not header.by_columns:
         file.seek(header.offset + start * header.shape[1] * header.dtype.itemsize)
-    yield from _next_chunks(file, header, start, size)
+    return _next_chunks(header, file, start, size)
 
 
-def _next_chunks(file: IO[bytes], header: Header, start: int, size: int) -> Iterator[Tensor]:
+def _next_chunks(header: Header, file: IO[bytes], start: int, size: int) -> Iterator[Tensor]:
     """Yields the rows from ``start`` on; a file that is stored by rows is at that row."""
     rows, features = header.shape
     block = np.empty((min(size, rows), features), header.dtype)
@@ -278,7 +276,7 @@ def _open_safetensors(name: str, path: Path, key: str | None, file: IO[bytes]) -
     header = Header((rows, features), False, numbers, begin + first)
 
     def read(file: IO[bytes], start: int, size: int) -> Iterator[Tensor]:
-        return (chunk.view(dtype) for chunk in _array_chunks(file, header, start, size))
+        return (chunk.view(dtype) for chunk in _array_chunks(header, file, start, size))
 
     return Matrix(rows, features, dtype, read)
 
