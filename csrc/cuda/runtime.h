@@ -39,7 +39,7 @@ constexpr int kThreads = 256;  // of a block, where a kernel does not say otherw
 constexpr int kWarps = kThreads / kWarpSize;
 
 // The blocks for `count` threads, or for `count` of whatever a block has `per_block` of.
-constexpr int64_t grid_for(int64_t count, int per_block = kThreads) {
+__host__ __device__ constexpr int64_t grid_for(int64_t count, int per_block = kThreads) {
   return ceil_div<int64_t>(count, per_block);
 }
 
