@@ -66,9 +66,30 @@ void gradient(const Problem& problem, const Rows<T>& rows, const T* w, double fa
   });
 }
 
-template void gradient(const Problem&, const Rows<float>&, const float*, double, double, float*,
-                       float*);
-template void gradient(const Problem&, const Rows<double>&, const double*, double, double, double*,
-                       double*);
+template <typename T>
+bool add_transpose(const T* from, int64_t m, double divisor, T* to) {
+  constexpr int64_t kBlock = 32;  // both of a pair stay in the cache
+  T residue = 0;                  // stays 0; x - x is NaN for a NaN and for an infinity
+  for (int64_t row = 0; row < m; row += kBlock) {
+    for (int64_t col = 0; col <= row; col += kBlock) {
+      for (int64_t i = row; i < std::min(row + kBlock, m); ++i) {
+        for (int64_t j = col; j < std::min(col + kBlock, i + 1); ++j) {
+          const double sum = static_cast<double>(from[i * m + j]) + from[j * m + i];
+          const T entry = static_cast<T>(sum / divisor);
+          to[i * m + j] = to[j * m + i] = entry;
+          residue += entry - entry;
+        }
+      }
+    }
+  }
+  return residue == 0;
+}
+
+#define VNE_INSTANTIATE(T)                                                                  \
+  template void gradient(const Problem&, const Rows<T>&, const T*, double, double, T*, T*); \
+  template bool add_transpose(const T*, int64_t, double, T*);
+VNE_INSTANTIATE(float)
+VNE_INSTANTIATE(double)
+#undef VNE_INSTANTIATE
 
 }  // namespace vne

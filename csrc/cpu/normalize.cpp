@@ -55,13 +55,13 @@ void scale_row(const T* from, double inverse_norm, double root, T* to, int64_t s
 }  // namespace
 
 template <typename T>
-const T* Input::row(int64_t sample, int64_t i, T* buffer) const {
-  const int64_t offset = (sample * problem_.n + i) * problem_.d;
-  if (dtype_ == ScalarType::Half)
-    return convert<torch::headeronly::Half>(data_, offset, problem_.d, buffer);
-  if (dtype_ == ScalarType::BFloat16)
-    return convert<torch::headeronly::BFloat16>(data_, offset, problem_.d, buffer);
-  return static_cast<const T*>(data_) + offset;
+const T* row_of(const Problem& problem, const Input& z, int64_t sample, int64_t i, T* buffer) {
+  const int64_t offset = (sample * problem.n + i) * problem.d;
+  if (z.dtype == ScalarType::Half)
+    return convert<torch::headeronly::Half>(z.data, offset, problem.d, buffer);
+  if (z.dtype == ScalarType::BFloat16)
+    return convert<torch::headeronly::BFloat16>(z.data, offset, problem.d, buffer);
+  return static_cast<const T*>(z.data) + offset;
 }
 
 template <typename T>
@@ -79,15 +79,17 @@ Row measure(const Problem& problem, const T* z, double weight) {
 }
 
 template <typename T>
-Rows<T> normalize(const Problem& problem, const Input& z, int64_t sample, const T* weights) {
+Rows<T> normalize(const Batch<T>& batch, int64_t sample) {
+  const Problem& problem = batch.problem;
   const int64_t n = problem.n, d = problem.d;
+  const T* weights = at(batch.weights, sample * n);
   Rows<T> rows(n, d);
   const int64_t grain = std::max<int64_t>(1, kGrainElements / d);
   torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const double weight =
           weights ? static_cast<double>(weights[i]) : 1.0 / static_cast<double>(n);
-      rows.row[i] = measure(problem, z.row(sample, i, &rows.x[i * d]), weight);
+      rows.row[i] = measure(problem, row_of(problem, batch.z, sample, i, &rows.x[i * d]), weight);
     }
   });
 
@@ -96,7 +98,7 @@ Rows<T> normalize(const Problem& problem, const Input& z, int64_t sample, const 
     rows.valid = rows.valid && row.weight >= 0;
   }
   rows.valid = rows.valid && std::isfinite(rows.trace);
-  if (!rows.valid || rows.empty()) return rows;
+  if (!rows.has_matrix()) return rows;
 
   torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -107,8 +109,8 @@ Rows<T> normalize(const Problem& problem, const Input& z, int64_t sample, const 
         continue;
       }
       // A half-precision row was already converted into x.
-      scale_row(z.is_half() ? x : z.row(sample, i, x), row.inverse_norm,
-                std::sqrt(row.weight / rows.trace), x, d);
+      const T* z_i = batch.z.is_half() ? x : row_of(problem, batch.z, sample, i, x);
+      scale_row(z_i, row.inverse_norm, std::sqrt(row.weight / rows.trace), x, d);
     }
   });
   return rows;
@@ -124,39 +126,13 @@ void gram(const Problem& problem, const Rows<T>& rows, T* a) {
   }
 }
 
-namespace {
-
-// From here on the products within one sample fill the threads.
-constexpr int64_t kThreadedSize = 512;
-
-bool one_by_one(const Problem& problem, Method method) {
-  return method == Method::kEigh || problem.batch == 1 ||
-         (problem.batch < torch::stable::get_num_threads() && problem.m() > kThreadedSize);
-}
-
-}  // namespace
-
-void for_each_sample(const Problem& problem, Method method, const std::function<void(int64_t)>& f) {
-  if (one_by_one(problem, method)) {
-    for (int64_t sample = 0; sample < problem.batch; ++sample) f(sample);
-    return;
-  }
-  torch::stable::parallel_for(0, problem.batch, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t sample = begin; sample < end; ++sample) f(sample);
-  });
-}
-
-int64_t threads_of_sample(const Problem& problem, Method method) {
-  return one_by_one(problem, method) ? torch::stable::get_num_threads() : 1;
-}
-
-template const float* Input::row(int64_t, int64_t, float*) const;
-template const double* Input::row(int64_t, int64_t, double*) const;
-template Row measure(const Problem&, const float*, double);
-template Row measure(const Problem&, const double*, double);
-template Rows<float> normalize(const Problem&, const Input&, int64_t, const float*);
-template Rows<double> normalize(const Problem&, const Input&, int64_t, const double*);
-template void gram(const Problem&, const Rows<float>&, float*);
-template void gram(const Problem&, const Rows<double>&, double*);
+#define VNE_INSTANTIATE(T)                                                      \
+  template const T* row_of(const Problem&, const Input&, int64_t, int64_t, T*); \
+  template Row measure(const Problem&, const T*, double);                       \
+  template Rows<T> normalize(const Batch<T>&, int64_t);                         \
+  template void gram(const Problem&, const Rows<T>&, T*);
+VNE_INSTANTIATE(float)
+VNE_INSTANTIATE(double)
+#undef VNE_INSTANTIATE
 
 }  // namespace vne

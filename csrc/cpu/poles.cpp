@@ -257,6 +257,11 @@ Tensor pole_table(const Tensor& like) {
 }  // namespace
 }  // namespace vne
 
+// What backends outside of this library share with those of it: (1 + poles, 2)
+STABLE_TORCH_LIBRARY_FRAGMENT(vne_kernels, library) {
+  library.def("pole_table(Tensor like) -> Tensor");
+}
+
 STABLE_TORCH_LIBRARY_IMPL(vne_kernels, CPU, library) {
   library.impl("pole_table", TORCH_BOX(&vne::pole_table));
 }

@@ -1,9 +1,10 @@
-// The eigenvalues of rho and their gradient: the operators spectrum, spectrum_eigh,
-// spectrum_backward.
+// The eigenvalues of rho and their gradient.
+
+#include "ops/spectrum.h"
 
 #include <algorithm>
-#include <limits>
 
+#include "cpu/policy.h"
 #include "cpu/stages.h"
 
 namespace vne {
@@ -14,10 +15,9 @@ template <typename T>
 void spectrum_of_sample(const Problem& problem, const Rows<T>& rows, T* eigenvalues,
                         T* eigenvectors) {
   const int64_t m = problem.m();
-  if (!rows.valid || rows.empty()) {
-    const double value = rows.valid ? 0 : std::numeric_limits<double>::quiet_NaN();
-    fill(eigenvalues, m, value);
-    if (eigenvectors) fill(eigenvectors, m * m, value);
+  if (!rows.has_matrix()) {
+    fill(eigenvalues, m, rows.without_matrix());
+    fill(eigenvectors, m * m, rows.without_matrix());
     return;
   }
   Buffer<T> a(m * m);
@@ -42,90 +42,40 @@ void spectrum_of_sample(const Problem& problem, const Rows<T>& rows, T* eigenval
   }
 }
 
-std::tuple<Tensor, Tensor> compute(const Tensor& z, const std::optional<Tensor>& weights,
-                                   bool normalize, double eps, bool want_vectors) {
-  const Problem problem = make_problem(z, weights, normalize, eps);
-  const int64_t m = problem.m();
-  const ScalarType dtype = compute_dtype(z.scalar_type());
-  const Tensor eigenvalues = empty(z, problem.sizes({m}), dtype);
-  const Tensor eigenvectors =
-      empty(z, want_vectors ? problem.sizes({m, m}) : std::vector<int64_t>{0}, dtype);
-  const Input input(z, problem);
-  const std::optional<Tensor> p = contiguous(weights);
-  dispatch_compute(z.scalar_type(), [&](auto type) {
-    using T = decltype(type);
-    T* values = static_cast<T*>(eigenvalues.mutable_data_ptr());
-    T* vectors = want_vectors ? static_cast<T*>(eigenvectors.mutable_data_ptr()) : nullptr;
-    const T* p_data = data_or_null<T>(p);
-    // Eigenvectors are LAPACK's.
-    const Method method = want_vectors ? Method::kEigh : Method::kPoles;
-    for_each_sample(problem, method, [&](int64_t sample) {
-      const Rows<T> rows =
-          vne::normalize<T>(problem, input, sample, p_data ? p_data + sample * problem.n : nullptr);
-      spectrum_of_sample(problem, rows, values + sample * m,
-                         vectors ? vectors + sample * m * m : nullptr);
-    });
+}  // namespace
+
+template <typename T>
+void compute_spectrum(const Batch<T>& batch, T* eigenvalues, T* eigenvectors) {
+  const int64_t m = batch.problem.m();
+  // Eigenvectors are LAPACK's.
+  const Method method = eigenvectors ? Method::kEigh : Method::kPoles;
+  for_each_sample(batch.problem, method, [&](int64_t sample) {
+    spectrum_of_sample(batch.problem, normalize(batch, sample), eigenvalues + sample * m,
+                       at(eigenvectors, sample * m * m));
   });
-  return {eigenvalues, eigenvectors};
-}
-
-Tensor spectrum(const Tensor& z, const std::optional<Tensor>& weights, bool normalize, double eps) {
-  return std::get<0>(compute(z, weights, normalize, eps, false));
-}
-
-std::tuple<Tensor, Tensor> spectrum_eigh(const Tensor& z, const std::optional<Tensor>& weights,
-                                         bool normalize, double eps) {
-  return compute(z, weights, normalize, eps, true);
 }
 
 // d lambda_k = v_k^T dA v_k, so W = V diag(grad) V^T takes the place of -(log A + I).
-std::tuple<Tensor, Tensor> spectrum_backward(const Tensor& grad, const Tensor& z,
-                                             const Tensor& eigenvectors,
-                                             const std::optional<Tensor>& weights, bool normalize,
-                                             double eps) {
-  const Problem problem = make_problem(z, weights, normalize, eps);
+template <typename T>
+void compute_spectrum_backward(const Batch<T>& batch, const T* grad, const T* eigenvectors,
+                               T* grad_z, T* grad_weights) {
+  const Problem& problem = batch.problem;
   const int64_t m = problem.m();
-  const ScalarType dtype = compute_dtype(z.scalar_type());
-  check_spectrum_gradient(problem, dtype, grad, eigenvectors);
-  const Tensor grad_z = empty(z, problem.sizes({problem.n, problem.d}), dtype);
-  const Tensor grad_weights =
-      empty(z, weights ? problem.sizes({problem.n}) : std::vector<int64_t>{0}, dtype);
-  const Input input(z, problem);
-  const std::optional<Tensor> p = contiguous(weights);
-  const Tensor g = torch::stable::contiguous(grad), v = torch::stable::contiguous(eigenvectors);
-  dispatch_compute(z.scalar_type(), [&](auto type) {
-    using T = decltype(type);
-    const T* g_data = static_cast<const T*>(g.const_data_ptr());
-    const T* v_data = static_cast<const T*>(v.const_data_ptr());
-    const T* p_data = data_or_null<T>(p);
-    T* z_grads = static_cast<T*>(grad_z.mutable_data_ptr());
-    T* p_grads = static_cast<T*>(grad_weights.mutable_data_ptr());
-    for_each_sample(problem, Method::kEigh, [&](int64_t sample) {
-      T* sample_grad = z_grads + sample * problem.n * problem.d;
-      T* sample_p_grad = p_data ? p_grads + sample * problem.n : nullptr;
-      const Rows<T> rows =
-          vne::normalize<T>(problem, input, sample, p_data ? p_data + sample * problem.n : nullptr);
-      if (!rows.valid || rows.empty()) {
-        const double value = rows.valid ? 0 : std::numeric_limits<double>::quiet_NaN();
-        fill(sample_grad, problem.n * problem.d, value);
-        if (sample_p_grad) fill(sample_p_grad, problem.n, value);
-        return;
-      }
-      Buffer<T> w(m * m);
-      const MatrixView<T> vectors = row_major<T>(v_data + sample * m * m, m);
-      multiply<T>(m, m, m, vectors, g_data + sample * m, transposed(vectors), w.get(),
-                  Result::kSymmetric);
-      gradient<T>(problem, rows, w.get(), 2, 0, sample_grad, sample_p_grad);
-    });
+  for_each_sample(problem, Method::kEigh, [&](int64_t sample) {
+    T* sample_grad = grad_z + sample * problem.n * problem.d;
+    T* sample_p_grad = at(grad_weights, sample * problem.n);
+    const Rows<T> rows = normalize(batch, sample);
+    if (!rows.has_matrix()) {
+      fill(sample_grad, problem.n * problem.d, rows.without_matrix());
+      fill(sample_p_grad, problem.n, rows.without_matrix());
+      return;
+    }
+    Buffer<T> w(m * m);
+    const MatrixView<T> vectors = row_major<T>(eigenvectors + sample * m * m, m);
+    multiply<T>(m, m, m, vectors, grad + sample * m, transposed(vectors), w.get(),
+                Result::kSymmetric);
+    gradient<T>(problem, rows, w.get(), 2, 0, sample_grad, sample_p_grad);
   });
-  return {grad_z, grad_weights};
 }
 
-}  // namespace
 }  // namespace vne
-
-STABLE_TORCH_LIBRARY_IMPL(vne_kernels, CPU, library) {
-  library.impl("spectrum", TORCH_BOX(&vne::spectrum));
-  library.impl("spectrum_eigh", TORCH_BOX(&vne::spectrum_eigh));
-  library.impl("spectrum_backward", TORCH_BOX(&vne::spectrum_backward));
-}

@@ -7,8 +7,7 @@
 //   poles       A -> log A as a sum of inverses                poles.cpp, tridiagonal.cpp
 //   gradient    (log A) X^ -> dS/dz, dS/dp                     gradient.cpp
 //
-// and the operators: entropy.cpp, spectrum.cpp, doe_loss.cpp, density.cpp. Equation numbers:
-// csrc/README.md.
+// Equation numbers: csrc/README.md.
 //
 // Every stage works on one sample, in T = float or double. X^ = X / sqrt(tau) with tau = tr A makes
 // the trace one whatever the norms and weights are, so that nothing overflows and the poles, fitted
@@ -16,35 +15,17 @@
 
 #pragma once
 
-#include <cmath>
-#include <functional>
 #include <limits>
+#include <vector>
 
 #include "common/problem.h"
 #include "cpu/gemm.h"
 
 namespace vne {
 
-// A contiguous z, (batch, n, d), in the dtype it came in.
-class Input {
- public:
-  Input(const Tensor& z, const Problem& problem)
-      : z_(torch::stable::contiguous(z)),
-        data_(z_.const_data_ptr()),
-        dtype_(z_.scalar_type()),
-        problem_(problem) {}
-
-  // Row i of a sample as T: in place, or converted into `buffer` [d].
-  template <typename T>
-  const T* row(int64_t sample, int64_t i, T* buffer) const;
-  bool is_half() const { return dtype_ == ScalarType::Half || dtype_ == ScalarType::BFloat16; }
-
- private:
-  Tensor z_;
-  const void* data_;
-  ScalarType dtype_;
-  const Problem& problem_;
-};
+// Row i of a sample of z as T: in place, or converted into `buffer` [d].
+template <typename T>
+const T* row_of(const Problem& problem, const Input& z, int64_t sample, int64_t i, T* buffer);
 
 // What is remembered of row i: u_i = inverse_norm z_i.
 struct Row {
@@ -61,16 +42,19 @@ struct Rows {
   std::vector<Row> row;
   double trace = 0;   // tau; 0 if every row is zero: then x is not set
   bool valid = true;  // every entry finite, no weight negative; otherwise x is not set
-  bool empty() const { return trace == 0; }
+
+  bool has_matrix() const { return valid && trace != 0; }
+  // What takes the place of its functions where it has none.
+  double without_matrix() const { return valid ? 0 : std::numeric_limits<double>::quiet_NaN(); }
 };
 
 // The norm of one row z [d], and what follows from it. A row of weight 0 counts as a zero row.
 template <typename T>
 Row measure(const Problem& problem, const T* z, double weight);
 
-// Equation (1). `weights` [n] may be null: 1/n each.
+// Equation (1), of one sample.
 template <typename T>
-Rows<T> normalize(const Problem& problem, const Input& z, int64_t sample, const T* weights);
+Rows<T> normalize(const Batch<T>& batch, int64_t sample);
 
 // Equation (2): A^ [m, m], of the smaller side unless the problem wants rho.
 template <typename T>
@@ -114,70 +98,17 @@ void log_by_sweeps(const T* a, int64_t m, double shift, T* result);
 bool log_by_tridiagonal(const float* a, int64_t m, double shift, float* result);
 bool entropy_by_tridiagonal(const float* a, int64_t m, double* entropy);
 
+// to [m, m] <- (from + from^T) / divisor. A sum over processes is symmetric only but for rounding:
+// they add different entries in different orders. Whether all entries are finite.
+template <typename T>
+bool add_transpose(const T* from, int64_t m, double divisor, T* to);
+
 // Equation (4) and its like. With W a matrix function on the smaller side and product = W X^, the
 // gradient of a scalar whose gradient in X is factor (W + identity I) X.
 //   grad_z [n, d], grad_weights [n] or null.
 template <typename T>
 void gradient(const Problem& problem, const Rows<T>& rows, const T* w, double factor,
               double identity, T* grad_z, T* grad_weights);
-
-// What method="auto" means here.
-Method fastest_method(const Problem& problem, ScalarType dtype, bool with_grad);
-
-// log A of a flat spectrum is -log m I: with this added it is 0, and little is left to cancel.
-inline double centring_shift(int64_t m) { return std::log(static_cast<double>(m)); }
-
-// The middle stages of one sample: S of A^ [m, m] and log A^ + shift I.
-template <typename T>
-double entropy_and_log(Method method, const T* a, int64_t m, double shift, T* log_a);
-
-// S of A = trace A^ from that of A^, which rounding may have left outside of [0, log m].
-template <typename T>
-double with_trace(double value, double trace, int64_t m);
-
-// S of a sample that has no A^, given its trace.
-inline double entropy_without_matrix(double trace) {
-  return trace == 0 ? 0 : std::numeric_limits<double>::quiet_NaN();
-}
-
-// Computes a sample's A^ [m, m] and returns tau. A sample that has none, which leaves `a`
-// undefined, has a trace of 0 if there are but zeros in it, otherwise NaN or a negative one.
-template <typename T>
-using UnitTrace = std::function<double(int64_t sample, T* a)>;
-
-// S [batch] alone, which costs less than with log A^. `chosen` is what `method` means.
-template <typename T>
-void entropies(const Problem& problem, const std::string& method, Method chosen,
-               const UnitTrace<T>& unit_trace, T* values);
-
-// S, and unless grad_z is null its gradients: all stages of one sample.
-template <typename T>
-double entropy(const Problem& problem, const Rows<T>& rows, Method method, T* grad_z,
-               T* grad_weights);
-
-// Calls f(sample) for each sample of the batch. With kPoles in parallel, where that uses the
-// threads better than the products within one sample do. With kEigh one by one: LAPACK must not be
-// called from within a parallel region. MKL's syevd, from m = 768 on, shares its work out over
-// threads that it does not get there, and its result is wrong, or it says that it did not converge.
-void for_each_sample(const Problem& problem, Method method, const std::function<void(int64_t)>& f);
-
-// How many threads the work on one sample has then.
-int64_t threads_of_sample(const Problem& problem, Method method);
-
-// Runs f(T{}) with the type that `dtype` is computed in.
-template <typename F>
-auto dispatch_compute(ScalarType dtype, F f) {
-  return dtype == ScalarType::Double ? f(double{}) : f(float{});
-}
-
-template <typename T>
-const T* data_or_null(const std::optional<Tensor>& tensor) {
-  return tensor ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
-}
-
-inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
-}
 
 template <typename T>
 double trace(const T* a, int64_t m) {
@@ -186,8 +117,15 @@ double trace(const T* a, int64_t m) {
   return sum;
 }
 
+// A pointer to a result that is not wanted is null, and stays it.
+template <typename T>
+T* at(T* data, int64_t offset) {
+  return data ? data + offset : nullptr;
+}
+
 template <typename T>
 void fill(T* data, int64_t size, double value) {
+  if (!data) return;
   for (int64_t i = 0; i < size; ++i) data[i] = static_cast<T>(value);
 }
 

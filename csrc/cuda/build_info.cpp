@@ -1,7 +1,5 @@
 // What the CUDA module was compiled with: the CUDA release and the GPU architectures.
-//
-// A fragment of the library that csrc/library.cpp defines: the operator exists where this module is
-// loaded.
+// The operator exists where this module is loaded.
 
 #include <torch/csrc/stable/library.h>
 

@@ -44,10 +44,6 @@ struct Context {
   Context(const Context&) = delete;
   Context& operator=(const Context&) = delete;
 
-  bool holds(const Tensor& tensor) const {
-    return tensor.is_cuda() && tensor.get_device_index() == device;
-  }
-
   cudaStream_t stream = nullptr;
   int device;
   int multiprocessors;

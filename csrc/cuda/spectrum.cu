@@ -1,9 +1,9 @@
-// The eigenvalues of rho and their gradient: the operators spectrum, spectrum_eigh,
-// spectrum_backward.
+// The eigenvalues of rho and their gradient.
 
 #include <cmath>
 
 #include "cuda/stages.h"
+#include "ops/spectrum.h"
 
 namespace vne {
 namespace {
@@ -30,84 +30,27 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-std::tuple<Tensor, Tensor> compute(const Tensor& z, const std::optional<Tensor>& weights,
-                                   bool normalize, double eps, bool want_vectors) {
-  const Problem problem = make_problem(z, weights, normalize, eps);
-  const Context context(z);
-  check_device(context, "weights", weights);
-  const int64_t m = problem.m();
-  const ScalarType dtype = compute_dtype(z.scalar_type());
-  const Tensor eigenvalues = empty(z, problem.sizes({m}), dtype);
-  const Tensor eigenvectors =
-      empty(z, want_vectors ? problem.sizes({m, m}) : std::vector<int64_t>{0}, dtype);
-  if (problem.batch == 0) return {eigenvalues, eigenvectors};
-  const Input input(z);
-  const std::optional<Tensor> p = contiguous(weights);
-  const Call call{context, problem, input.tensor};
-  dispatch_compute(z.scalar_type(), [&](auto type) {
-    using T = decltype(type);
-    const Normalized<T> normalized = vne::normalize<T>(call, input, data_or_null<T>(p));
-    const Eigen<T> eigen = eigh(call, normalized);
-    const int64_t count = problem.batch * m * m;
-    call.launch("write_spectrum", write_spectrum<T>, grid_for(count), kThreads, eigen.values.data,
-                eigen.vectors.data, eigen.samples.data, static_cast<int>(m), count,
-                static_cast<T*>(eigenvalues.mutable_data_ptr()),
-                want_vectors ? static_cast<T*>(eigenvectors.mutable_data_ptr()) : nullptr);
-  });
-  return {eigenvalues, eigenvectors};
-}
+}  // namespace
 
-Tensor spectrum(const Tensor& z, const std::optional<Tensor>& weights, bool normalize, double eps) {
-  return std::get<0>(compute(z, weights, normalize, eps, false));
-}
-
-std::tuple<Tensor, Tensor> spectrum_eigh(const Tensor& z, const std::optional<Tensor>& weights,
-                                         bool normalize, double eps) {
-  return compute(z, weights, normalize, eps, true);
+template <typename T>
+void compute_spectrum(const Batch<T>& batch, T* eigenvalues, T* eigenvectors) {
+  const Call call(batch);
+  const int64_t m = batch.problem.m(), count = batch.problem.batch * m * m;
+  const Eigen<T> eigen = eigh(call, normalize(call, batch.z, batch.weights));
+  call.launch("write_spectrum", write_spectrum<T>, grid_for(count), kThreads, eigen.values.data,
+              eigen.vectors.data, eigen.samples.data, static_cast<int>(m), count, eigenvalues,
+              eigenvectors);
 }
 
 // d lambda_k = v_k^T dA v_k, so W = V diag(grad) V^T takes the place of -(log A + I).
-std::tuple<Tensor, Tensor> spectrum_backward(const Tensor& grad, const Tensor& z,
-                                             const Tensor& eigenvectors,
-                                             const std::optional<Tensor>& weights, bool normalize,
-                                             double eps) {
-  const Problem problem = make_problem(z, weights, normalize, eps);
-  const Context context(z);
-  check_device(context, "weights", weights);
-  const int64_t m = problem.m();
-  const ScalarType dtype = compute_dtype(z.scalar_type());
-  check_spectrum_gradient(problem, dtype, grad, eigenvectors);
-  check_device(context, "grad", grad);
-  check_device(context, "eigenvectors", eigenvectors);
-  const Tensor grad_z = empty(z, problem.sizes({problem.n, problem.d}), dtype);
-  const Tensor grad_weights =
-      empty(z, weights ? problem.sizes({problem.n}) : std::vector<int64_t>{0}, dtype);
-  if (problem.batch == 0) return {grad_z, grad_weights};
-  const Input input(z);
-  const std::optional<Tensor> p = contiguous(weights);
-  const Tensor g = torch::stable::contiguous(grad), v = torch::stable::contiguous(eigenvectors);
-  const Call call{context, problem, input.tensor};
-  dispatch_compute(z.scalar_type(), [&](auto type) {
-    using T = decltype(type);
-    const Normalized<T> normalized = vne::normalize<T>(call, input, data_or_null<T>(p));
-    MatrixFunction<T> w;
-    w.terms = spectral_function<T>(call, static_cast<const T*>(v.const_data_ptr()), false,
-                                   static_cast<const T*>(g.const_data_ptr()));
-    w.count = 1;
-    w.samples = measure_matrices(call, normalized);
-    Outputs<T> out;
-    out.grad_z = static_cast<T*>(grad_z.mutable_data_ptr());
-    if (weights) out.grad_weights = static_cast<T*>(grad_weights.mutable_data_ptr());
-    gradient<T>(call, input, normalized, w, 2, out);
-  });
-  return {grad_z, grad_weights};
+template <typename T>
+void compute_spectrum_backward(const Batch<T>& batch, const T* grad, const T* eigenvectors,
+                               T* grad_z, T* grad_weights) {
+  const Call call(batch);
+  const Normalized<T> normalized = normalize(call, batch.z, batch.weights);
+  MatrixFunction<T> w{.terms = spectral_function(call, eigenvectors, false, grad), .count = 1};
+  w.samples = measure_matrices(call, normalized);
+  gradient<T>(call, batch.z, normalized, w, 2, {.grad_z = grad_z, .grad_weights = grad_weights});
 }
 
-}  // namespace
 }  // namespace vne
-
-STABLE_TORCH_LIBRARY_IMPL(vne_kernels, CUDA, library) {
-  library.impl("spectrum", TORCH_BOX(&vne::spectrum));
-  library.impl("spectrum_eigh", TORCH_BOX(&vne::spectrum_eigh));
-  library.impl("spectrum_backward", TORCH_BOX(&vne::spectrum_backward));
-}

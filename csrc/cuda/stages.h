@@ -5,9 +5,9 @@
 //               the same in panels, beyond                                     blocked.cu
 //   eigh        A^ -> eigenvalues, eigenvectors, V f(L) V^T                    eigh.cu
 //   gradient    S; (log A^) X^ -> dS/dz, dS/dp                                 gradient.cu
+//   matrices    rho -> A^, and W -> dF/drho                                    matrices.cu
 //
-// and the operators: entropy.cu, spectrum.cu, doe_loss.cu, density.cu. Equation numbers:
-// csrc/README.md.
+// Equation numbers: csrc/README.md.
 //
 // Every stage works on a whole batch, in T = float or double. X^ = X / sqrt(tau), tau = tr A, as on
 // the CPU: A = tau A^, log A = log A^ + log(tau) I. Nothing is read back to the host: what depends
@@ -26,17 +26,6 @@
 
 namespace vne {
 
-// A contiguous z, (batch, n, d), in the dtype it came in.
-struct Input {
-  explicit Input(const Tensor& z)
-      : tensor(torch::stable::contiguous(z)),
-        data(tensor.const_data_ptr()),
-        dtype(tensor.scalar_type()) {}
-  Tensor tensor;
-  const void* data;
-  ScalarType dtype;
-};
-
 // Device memory for `count` elements, from torch's allocator. It is given back with the tensor,
 // which is safe while kernels still run: the allocator reuses it on the same stream only.
 template <typename Element>
@@ -52,7 +41,11 @@ struct Workspace {
 
 // What the stages of one call of an operator have in common.
 struct Call {
-  const Context& context;
+  template <typename T>
+  explicit Call(const Batch<T>& batch)
+      : context(batch.z.tensor), problem(batch.problem), like(batch.z.tensor) {}
+
+  const Context context;
   const Problem& problem;
   Tensor like;  // on the device of the call: workspaces are allocated like it
 
@@ -176,6 +169,13 @@ template <typename T>
 MatrixFunction<T> log_by_eigh(const Call& call, const Normalized<T>& normalized, double shift);
 
 template <typename T>
+MatrixFunction<T> log_by(const Call& call, const Normalized<T>& normalized, Method method,
+                         double shift) {
+  return method == Method::kPoles ? log_by_poles(call, normalized, shift)
+                                  : log_by_eigh(call, normalized, shift);
+}
+
+template <typename T>
 struct Eigen {
   Workspace<T> values;   // [batch, m], ascending, of A^
   Workspace<T> vectors;  // [batch, m, m], as rows
@@ -224,39 +224,6 @@ template <typename T>
 void gradient(const Call& call, const Input& z, const Normalized<T>& normalized,
               MatrixFunction<T>& w, double factor, const Outputs<T>& out);
 
-// log A^ + shift I by the method.
-template <typename T>
-MatrixFunction<T> log_by(const Call& call, const Normalized<T>& normalized, Method method,
-                         double shift);
-
-// log A of a flat spectrum is -log m I: with this added it is 0, and little is left to cancel.
-inline double centring_shift(int64_t m) { return std::log(static_cast<double>(m)); }
-
-// S and its gradients by the method, from a normalised z.
-template <typename T>
-void entropy(const Call& call, const Input& z, const Normalized<T>& normalized, Method method,
-             const SecondView<T>& second, const Outputs<T>& out);
-
-// What method="auto" means on this device.
-Method fastest_method(const Context& context, const Problem& problem, ScalarType dtype);
-
-template <typename T>
-const T* data_or_null(const std::optional<Tensor>& tensor) {
-  return tensor ? static_cast<const T*>(tensor->const_data_ptr()) : nullptr;
-}
-
-inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
-  return tensor ? std::optional<Tensor>(torch::stable::contiguous(*tensor)) : std::nullopt;
-}
-
-inline void check_device(const Context& context, const char* name, const Tensor& tensor) {
-  check_held(context.holds(tensor), name);
-}
-inline void check_device(const Context& context, const char* name,
-                         const std::optional<Tensor>& tensor) {
-  if (tensor) check_device(context, name, *tensor);
-}
-
 // Runs f(In{}) with the type of the elements of z.
 template <typename F>
 void dispatch_input(ScalarType dtype, F f) {
@@ -272,11 +239,18 @@ void dispatch_input(ScalarType dtype, F f) {
   }
 }
 
-// Runs f(T{}) with the type that z is computed in.
-template <typename F>
-auto dispatch_compute(ScalarType dtype, F f) {
-  return dtype == ScalarType::Double ? f(double{}) : f(float{});
-}
+// A^ of matrices rho [batch, m, m].
+template <typename T>
+Normalized<T> divide(const Call& call, const T* rho);
+
+// W = (G + G^T) / 2 of matrices G [batch, m, m], whose samples have the traces of the rows.
+template <typename T>
+MatrixFunction<T> symmetric_part(const Call& call, const T* matrices, const Normalized<T>& rows);
+
+// S of matrices and, unless out.grad_z is null, dS/drho = -(log rho + I): W = log A^ + shift I.
+template <typename T>
+void matrix_entropy_from_log(const Call& call, const Normalized<T>& normalized,
+                             MatrixFunction<T>& w, double shift, const Outputs<T>& out);
 
 // Row and column of the t-th tile of a lower triangle, counted row by row.
 __host__ __device__ __forceinline__ int triangle_row(int t) {

@@ -17,8 +17,6 @@ struct Context {
   cudaStream_t stream = nullptr;
   int device = 0;
   int multiprocessors = emulation::settings().multiprocessors;
-
-  bool holds(const Tensor&) const { return true; }
 };
 
 }  // namespace vne

@@ -65,6 +65,8 @@ class Tensor {
   const std::vector<int64_t>& sizes() const { return sizes_; }
   const std::vector<int64_t>& strides() const { return strides_; }
   ScalarType scalar_type() const { return dtype_; }
+  bool is_cuda() const { return true; }
+  int get_device_index() const { return 0; }
   int64_t numel() const {
     int64_t count = 1;
     for (const int64_t size : sizes_) count *= size;
@@ -173,11 +175,14 @@ struct Registration {
 }  // namespace vne
 
 #define TORCH_BOX(function) (function)
-#define STABLE_TORCH_LIBRARY_IMPL(name, device, library)                    \
-  static void name##_##device##_register(vne::emulation::Library&);         \
-  static const vne::emulation::Registration name##_##device##_registration( \
-      name##_##device##_register);                                          \
-  static void name##_##device##_register(vne::emulation::Library& library)
+#define VNE_CONCATENATE(a, b) a##b
+#define VNE_REGISTER(function, library)                                                 \
+  static void function(vne::emulation::Library&);                                       \
+  static const vne::emulation::Registration VNE_CONCATENATE(function, _done)(function); \
+  static void function(vne::emulation::Library& library)
+#define VNE_UNIQUE(name, number) VNE_CONCATENATE(name, number)
+#define STABLE_TORCH_LIBRARY_IMPL(name, device, library) \
+  VNE_REGISTER(VNE_UNIQUE(name##_##device##_, __COUNTER__), library)
 
 namespace torch::stable {
 

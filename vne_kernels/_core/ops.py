@@ -1,6 +1,6 @@
 """The operators as torch sees them: fake kernels, autograd formulas and vmap rules, a block each.
 
-Schemas are in csrc/library.cpp, kernels in csrc/<backend>/. The operators take every argument and
+Schemas are in csrc/ops/, kernels in csrc/<backend>/. The operators take every argument and
 validate little: `vne_kernels.functional` is the public face.
 Equation numbers: csrc/README.md.
 """

@@ -1,4 +1,4 @@
-"""The operators of csrc/library.cpp out of the stages: what serves CUDA tensors without nvcc.
+"""The operators of csrc/ops/ out of the stages: what serves CUDA tensors without nvcc.
 
 They get tensors as torch hands them over, in any layout, and their arguments have been checked:
 register.py asks the native module to, so that no check stands twice.

@@ -24,16 +24,12 @@ _ops = torch.ops.vne_kernels
 def implementation(name: str) -> Callable[..., Any]:
     """The operator `name`, on tensors with data."""
     function: Callable[..., Any] = getattr(operators, name)
-    schema = getattr(_ops, name).default._schema
+    check = getattr(_ops, f"check_{name}")
 
     def call(*args: Any) -> Any:
-        given = {argument.name: arg for argument, arg in zip(schema.arguments, args, strict=True)}
-        weights = given.pop("weights", None)
-        tensors = [arg for arg in given.values() if isinstance(arg, Tensor)]
-        method, eps = given.get("method", "auto"), given.get("eps", 0.0)
-        _ops.check_arguments(name, tensors, weights, method, eps)
+        check(*args)
         # Triton launches on the current device.
-        with nullcontext() if is_interpreted else torch.cuda.device_of(tensors[0]):
+        with nullcontext() if is_interpreted else torch.cuda.device_of(args[0]):
             return function(*args)
 
     return call
