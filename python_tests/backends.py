@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import vne_kernels
-from vne_kernels._core.ops import OPERATORS_WITH_KERNELS
+from vne_kernels._core.backends import names_with_kernels
 
 
 def _map_tensors(function: Callable[[Any], Any], values: Any) -> Any:
@@ -71,6 +71,6 @@ def install(backend: str) -> object:
         raise pytest.UsageError("--backend cuda: torch.cuda.is_available() finds no usable GPU")
     implement = {"emulated": emulated, "cuda": on_cuda}[backend]
     library = torch.library.Library("vne_kernels", "IMPL")
-    for name in OPERATORS_WITH_KERNELS:
+    for name in names_with_kernels():
         library.impl(name, implement(name), "CPU")
     return library

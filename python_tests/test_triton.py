@@ -268,7 +268,7 @@ def test_an_install_without_nvcc_has_the_operators(tmp_path: Path) -> None:
     assert [path.name for path in (packages / "vne_kernels").glob("_C*")] == ["_C.abi3.so"]
     (tmp_path / "serves.py").write_text(
         textwrap.dedent(SERVES) + "assert available_backends()['cuda'] is not None\n"
-        "for name in vne_kernels._core.ops.OPERATORS_WITH_KERNELS:\n"
+        "for name in vne_kernels._core.backends.names_with_kernels():\n"
         "    assert torch._C._dispatch_has_kernel_for_dispatch_key("
         "f'vne_kernels::{name}', 'CUDA')\n"
         "    assert 'backends.py' in torch._C._dispatch_dump(f'vne_kernels::{name}')\n"

@@ -2,6 +2,7 @@
 
 from types import FunctionType as _Function
 
+from vne_kernels._core import backends as _backends
 from vne_kernels._core.backends import available_backends, use_backend
 from vne_kernels._core.exporters import refused_by_script as _refused_by_script
 from vne_kernels.accumulator import DensityAccumulator
@@ -65,3 +66,5 @@ __all__ = [
 for _name in __all__:
     if isinstance(_function := globals()[_name], _Function):
         _function.__prepare_scriptable__ = _refused_by_script(_name)  # type: ignore[attr-defined]
+
+_backends.register()

@@ -29,10 +29,10 @@ from torch import Tensor
 if dist.is_available():
     from torch.distributed.device_mesh import DeviceMesh
 
-from vne_kernels._core import ops as _registered
 from vne_kernels._core.checks import DTYPES
-from vne_kernels._core.ops import ONCE, compute_dtype
-from vne_kernels._core.transforms import refuse
+from vne_kernels._core.dtypes import compute_dtype
+from vne_kernels._core.ops import DENSITY_ONCE, operator
+from vne_kernels._core.transforms import refuse, scaled, wants_grad
 
 _ops = torch.ops.vne_kernels
 ROUTES = ("auto", "reduce", "gather")
@@ -351,18 +351,19 @@ torch.library.define(
 )
 
 
-@torch.library.impl("vne_kernels::scaled_gradient", "CompositeExplicitAutograd")
 def _scaled_gradient(grad: Tensor, unit_grad: Tensor, like: Tensor) -> Tensor:
     """An operator, so that a second derivative meets an error; ``like`` is what it would be of."""
-    return _registered.scaled(grad, unit_grad, like)
+    return scaled(grad, unit_grad).to(like.dtype)
 
 
-@torch.library.register_fake("vne_kernels::scaled_gradient")  # type: ignore[untyped-decorator]
-def _(grad: Tensor, unit_grad: Tensor, like: Tensor) -> Tensor:
-    return torch.empty_like(like, memory_format=torch.contiguous_format)
-
-
-_registered.register_without_derivative("scaled_gradient", ONCE["density_entropy"])
+operator(
+    "scaled_gradient",
+    kernel=_scaled_gradient,
+    fake=lambda grad, unit_grad, like: torch.empty_like(
+        like, memory_format=torch.contiguous_format
+    ),
+    once=DENSITY_ONCE,
+)
 
 
 class _Entropy(torch.autograd.Function):
@@ -410,10 +411,8 @@ def vn_entropy(
     Returns:
         (...), the same on every process.
     """
-    wanted = torch.is_grad_enabled() and (
-        z.requires_grad or (weights is not None and weights.requires_grad)
-    )
-    found = _forward(z, weights, share, _How(normalize, method, eps, wanted), route)
+    how = _How(normalize, method, eps, wants_grad(z, weights))
+    found = _forward(z, weights, share, how, route)
     if found.grad is None:
         return found.entropy
     entropy: Tensor = _Entropy.apply(
@@ -466,7 +465,7 @@ def doe_terms(
     Returns:
         (...), (...), the same on every process.
     """
-    wanted = torch.is_grad_enabled() and (z1.requires_grad or z2.requires_grad)
+    how = _How(True, method, eps, wants_grad(z1, z2))
     n = z1.shape[-2]
     batch, dtype = z1.shape[:-2], compute_dtype(z1.dtype)
     with torch.no_grad():
@@ -476,7 +475,7 @@ def doe_terms(
         rows = torch.full_like(cosine, n)
         # It travels while the entropy is computed.
         begun = _sum_begun(torch.stack([cosine * n, rows]), share.name)
-        found = _forward(z1, None, share, _How(True, method, eps, wanted), route)
+        found = _forward(z1, None, share, how, route)
         total, count = _ended(begun).unbind()
         cosine = total / count
     if found.grad is None:

@@ -1,14 +1,14 @@
-"""Which kernels serve the tensors of which device, and why.
+"""Chooses the kernels that serve the tensors of each device.
 
 Tensors of a GPU are served by the first of these that there is, or by the one that is asked for:
 
     cuda      the CUDA kernels of csrc/cuda, if they were built for this torch
-    triton    the Triton kernels of vne_kernels/triton, compiled when they are first needed
+    triton    the Triton kernels of vne_kernels/_triton, compiled when they are first needed
     cpu       the CPU kernels, by way of the host
 
-Tensors of the host are served by the CPU kernels, or by Triton's interpreter if that is asked for.
-Each choice is a registration of kernels with torch's dispatcher: what calls the operators, and what
-they promise, is the same.
+Tensors of the host are served by the CPU kernels, or by Triton's interpreter if that is asked for;
+those of MPS and XPU by way of the host. Each choice is a registration of kernels with torch's
+dispatcher: the callers of the operators do not see it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from torch._subclasses.functional_tensor import FunctionalTensorMode
 
 from vne_kernels._core import load as _load
-from vne_kernels._core.ops import OPERATORS_WITH_KERNELS, on_host
+from vne_kernels._core.ops import OPERATORS
 
 VARIABLE = "VNE_KERNELS_BACKEND"
 NAMES = ("auto", "cuda", "triton", "cpu")
@@ -34,7 +34,7 @@ NAMES = ("auto", "cuda", "triton", "cpu")
 _LEAST_CAPABILITY = (7, 5)
 
 
-# ---- what there is -------------------------------------------------------------------------------
+# ---- which backends are usable -------------------------------------------------------------------
 
 
 def is_interpreted() -> bool:
@@ -99,21 +99,21 @@ def available_backends() -> Backends:
     on_cpu = "triton, by its interpreter" if _on_host_by_triton(_asked) else "cpu"
     result.serving = {"cpu": on_cpu + (asked if on_cpu != "cpu" else "")}
     if _no_gpu() is None:
-        result.serving["cuda"] = _told(resolve(_asked)) + asked
+        result.serving["cuda"] = _description(resolve(_asked)) + asked
     return result
 
 
-def _told(name: str) -> str:
+def _description(name: str) -> str:
     if name == "cuda":
         return "cuda"
     if name == "cpu":
         return f"cpu, by way of the host: {_why_no_cuda()}; {_why_no_triton()}"
-    from vne_kernels._triton.operators import LIMITS
+    from vne_kernels._triton.policy import LIMITS
 
     return f"triton ({LIMITS})" + (f", as {reason}" if (reason := _why_no_cuda()) else "")
 
 
-# ---- what is chosen ------------------------------------------------------------------------------
+# ---- which one is chosen -------------------------------------------------------------------------
 
 
 def resolve(name: str) -> str:
@@ -129,10 +129,26 @@ def _on_host_by_triton(name: str) -> bool:
     return name == "triton" and is_interpreted()
 
 
-def _implementation(name: str) -> Callable[..., Any]:
-    from vne_kernels._triton.register import implementation
+def names_with_kernels() -> list[str]:
+    """The operators that backends implement. The others are plain torch, and run anywhere."""
+    return [name for name, operator in OPERATORS.items() if operator.has_kernels]
 
-    return implementation(name)
+
+def _on_host(name: str) -> Callable[..., Any]:
+    """The operator of this name for tensors of any device, by the CPU kernels.
+
+    The matrix is small and LAPACK is quick: a copy to the host is right everywhere.
+    """
+    operator = OPERATORS[name].call
+
+    def call(*args: Any) -> Any:
+        device = next(arg.device for arg in args if isinstance(arg, Tensor))
+        result = operator(*(arg.cpu() if isinstance(arg, Tensor) else arg for arg in args))
+        if isinstance(result, Tensor):
+            return result.to(device)
+        return tuple(out.to(device) for out in result)
+
+    return call
 
 
 def _by_triton(name: str) -> Callable[..., Any]:
@@ -145,18 +161,27 @@ def _by_triton(name: str) -> Callable[..., Any]:
             reason = _why_no_triton()
             if reason and _asked == "triton":
                 raise RuntimeError(f"{_asked_by} is 'triton', which cannot serve: {reason}")
-            call = on_host(name) if reason else _implementation(name)
+            if reason:
+                call = _on_host(name)
+            else:
+                from vne_kernels._triton.operators import implementation
+
+                call = implementation(name)
         return call(*args)
 
     return first
 
 
+_libraries: list[torch.library.Library] = []
+"""Kernels for MPS and XPU. Like all registrations by a Library, they last as long as it lives."""
+
+
 def _register(key: str, implement: Callable[[str], Callable[..., Any]]) -> torch.library.Library:
-    """Kernels for one dispatch key, for as long as the result lives."""
+    """Kernels of all operators for one dispatch key."""
     library = torch.library.Library("vne_kernels", "IMPL")  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that a kernel is replaced: it is meant to be
-        for operator in OPERATORS_WITH_KERNELS:
+        for operator in names_with_kernels():
             library.impl(  # type: ignore[no-untyped-call]
                 operator, implement(operator), key, allow_override=True
             )
@@ -180,7 +205,7 @@ def _serve(name: str, asked_by: str) -> None:
     _registered.clear()
     chosen = resolve(name)
     if chosen != "cuda":
-        _registered.append(_register("CUDA", {"triton": _by_triton, "cpu": on_host}[chosen]))
+        _registered.append(_register("CUDA", {"triton": _by_triton, "cpu": _on_host}[chosen]))
     if _on_host_by_triton(name):
         _registered.append(_register("CPU", _by_triton))
     _asked, _asked_by = name, asked_by
@@ -225,14 +250,11 @@ class use_backend:
         _serve(*self._before)
 
 
-_serve(os.environ.get(VARIABLE) or "auto", VARIABLE)
-
-
-# ---- under torch.compile -------------------------------------------------------------------------
+# ---- registration --------------------------------------------------------------------------------
 
 
 def _dissolve(operator: str) -> None:
-    """Where Triton serves, torch.compile sees the launches of the operator: register.py."""
+    """Where Triton serves, torch.compile sees the launches of the operator: `_triton.operators`."""
 
     def rule(mode: Any, op: Any, types: Any, args: Any, kwargs: Any) -> Any:
         from torch.export._trace import custom_triton_ops_decomposition_disabled
@@ -245,7 +267,7 @@ def _dissolve(operator: str) -> None:
             or custom_triton_ops_decomposition_disabled()  # type: ignore[no-untyped-call]
         ):
             return mode.__torch_dispatch__(op, types, args, kwargs)
-        from vne_kernels._triton.register import decomposition
+        from vne_kernels._triton.operators import decomposition
 
         with mode:
             return decomposition(operator)(*args, **kwargs)
@@ -253,5 +275,9 @@ def _dissolve(operator: str) -> None:
     torch.library.register_torch_dispatch(f"vne_kernels::{operator}", FunctionalTensorMode, rule)
 
 
-for _operator in OPERATORS_WITH_KERNELS:
-    _dissolve(_operator)
+def register() -> None:
+    """Binds every operator to its kernels; called once, when all operators are declared."""
+    _libraries.extend(_register(key, _on_host) for key in ("MPS", "XPU"))
+    for name in names_with_kernels():
+        _dissolve(name)
+    _serve(os.environ.get(VARIABLE) or "auto", VARIABLE)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vne_kernels._core.ops import compute_dtype, to_float64
+from vne_kernels._core.dtypes import compute_dtype, to_float64
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COMPLEX_DTYPES = (torch.complex64, torch.complex128)

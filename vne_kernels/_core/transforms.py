@@ -1,13 +1,13 @@
-"""The operators under torch.func and in forward mode.
+"""Which derivative is asked for, and functions that have those of torch.func and forward mode.
 
 An operator that is registered with ``torch.library.register_autograd`` has reverse mode alone:
 ``torch.func.grad`` does not see through it, and a tangent of forward mode is lost in silence. An
 ``autograd.Function`` with ``setup_context`` and ``jvp`` has both, but torch.compile refuses it. So
-the public functions take the operators themselves, unless `is_transformed` says that one of these
-is at work.
+the package calls the operators themselves, unless `is_transformed` says that one of these is at
+work.
 
-Each function here comes in steps: its backward and its ``jvp`` call the next step, which is such a
-function too, so that transforms may be nested. The last step raises `NotImplementedError`.
+Each derivative of a `step` is a step too, so that transforms may be nested. The last one raises
+`NotImplementedError`.
 """
 
 from __future__ import annotations
@@ -20,21 +20,19 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from vne_kernels._core.ops import ONCE, compute_dtype, rows_along, scaled
+# ---- what is asked for ---------------------------------------------------------------------------
 
-__all__ = [
-    "entropy",
-    "in_forward_mode",
-    "is_transformed",
-    "last_step",
-    "once",
-    "purity",
-    "refuse",
-    "spectrum",
-    "with_gradient",
-]
 
-_ops = torch.ops.vne_kernels
+def wants_grad(*tensors: Tensor | None) -> bool:
+    """Whether autograd will ask for the gradient of what is computed from these tensors.
+
+    While torch.jit.trace traces, the answer is no: it records the graph without gradients.
+    """
+    for x in tensors:
+        if x is not None and x.requires_grad:
+            is_tracing: bool = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+            return torch.is_grad_enabled() and not is_tracing
+    return False
 
 
 def is_transformed(*tensors: Tensor | None) -> bool:
@@ -61,9 +59,25 @@ def _unpacked(x: Tensor) -> forward_ad.UnpackedDualTensor:
 
 
 def refuse(reason: str, *tensors: Tensor | None) -> None:
-    """An error where a transform is at work that is not offered."""
+    """Raises `NotImplementedError` where a transform is at work."""
     if is_transformed(*tensors):
         raise NotImplementedError(reason)
+
+
+# ---- arguments between forward and backward ------------------------------------------------------
+
+
+def save(ctx: Any, values: Sequence[Any]) -> list[Tensor | None]:
+    """Saves tensors and other arguments for the backward; returns the tensors."""
+    tensors = [x if isinstance(x, Tensor) else None for x in values]
+    ctx.save_for_backward(*tensors)
+    ctx.others = [None if isinstance(x, Tensor) else x for x in values]
+    return tensors
+
+
+def saved(ctx: Any, tensors: Sequence[Tensor | None]) -> list[Any]:
+    """The values given to `save`, of the tensors that autograd hands back."""
+    return [other if x is None else x for x, other in zip(tensors, ctx.others, strict=True)]
 
 
 def in_forward_mode(jvp: Callable[..., Any]) -> Callable[..., Any]:
@@ -82,21 +96,59 @@ def in_forward_mode(jvp: Callable[..., Any]) -> Callable[..., Any]:
     return nested
 
 
-class _Function(torch.autograd.Function):
-    """Its inputs are kept for both modes."""
+# ---- steps ---------------------------------------------------------------------------------------
 
-    generate_vmap_rule = True
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        tensors = [x if isinstance(x, Tensor) else None for x in inputs]
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
-        ctx.others = [None if isinstance(x, Tensor) else x for x in inputs]
+def step(
+    forward: Callable[..., Any],
+    backward: Callable[[list[Any], tuple[Any, ...]], Sequence[Tensor | None]],
+    along: Callable[[list[Any], tuple[Any, ...]], Any],
+    *,
+    differentiable: int | None = None,
+) -> Callable[..., Any]:
+    """A function of tensors and other arguments, with a derivative in both modes.
 
-    @staticmethod
-    def inputs(ctx: Any, saved: Sequence[Tensor | None]) -> list[Any]:
-        return [other if x is None else x for x, other in zip(saved, ctx.others, strict=True)]
+    Args:
+        forward: the function; of a tensor or a tuple.
+        backward: the gradients of its leading arguments, from all arguments and the incoming
+            gradients. Those of arguments that are None are ignored.
+        along: the tangent of the outputs, from all arguments and their tangents.
+        differentiable: how many of the outputs have a derivative. The others follow the arguments
+            in the first argument of ``backward`` and ``along``. Default: all outputs.
+    """
+
+    class Step(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(*inputs: Any) -> Any:
+            return forward(*inputs)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            constants = () if differentiable is None else output[differentiable:]
+            if constants:
+                ctx.mark_non_differentiable(*constants)
+            ctx.count, ctx.constants = len(inputs), len(constants)
+            ctx.save_for_forward(*save(ctx, (*inputs, *constants)))
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> Any:
+            values = saved(ctx, ctx.saved_tensors)
+            gradients = [
+                None if x is None or grad is None else grad.to(x.dtype)
+                for x, grad in zip(values, backward(values, grads), strict=False)
+            ]
+            return *gradients, *[None] * (ctx.count - len(gradients))
+
+        @staticmethod
+        @in_forward_mode
+        def jvp(ctx: Any, tensors: list[Tensor | None], *tangents: Any) -> Any:
+            tangent = along(saved(ctx, tensors), tangents)
+            return (tangent, *[None] * ctx.constants) if ctx.constants else tangent
+
+    apply: Callable[..., Any] = Step.apply
+    return apply
 
 
 class _LastStep(torch.autograd.Function):
@@ -130,14 +182,21 @@ def last_step(function: Callable[..., Any], reason: str) -> Callable[..., Any]:
     return functools.partial(_LastStep.apply, function, reason)
 
 
-def once(reason: str, tensor: Tensor, *of: Tensor) -> Tensor:
-    """tensor, which was computed of the tensors `of` and has no derivative in them: an error."""
-    result: Tensor = _LastStep.apply(_first, reason, tensor, *of)
+def once(reason: str, tensor: Tensor, *inputs: Tensor) -> Tensor:
+    """tensor, which was computed from `inputs` and has no derivative in them: an error."""
+    result: Tensor = _LastStep.apply(_first, reason, tensor, *inputs)
     return result
 
 
 def _first(tensor: Tensor, *_: Tensor) -> Tensor:
     return tensor.clone()
+
+
+def scaled(grad: Tensor, unit_grad: Tensor) -> Tensor:
+    """grad (...) times unit_grad (..., *rest)."""
+    if grad.dim() == 0:
+        return grad * unit_grad
+    return grad.reshape(*grad.shape, *(1,) * (unit_grad.dim() - grad.dim())) * unit_grad
 
 
 def _inner(gradient: Tensor, tangent: Tensor | None, batch_dims: int) -> Tensor | int:
@@ -150,161 +209,27 @@ def _inner(gradient: Tensor, tangent: Tensor | None, batch_dims: int) -> Tensor 
 
 
 def with_gradient(
-    value: Callable[..., Tensor], gradient: Callable[..., tuple[Tensor, ...]], count: int
+    value: Callable[..., Tensor], gradient: Callable[..., tuple[Tensor, ...]]
 ) -> Callable[..., Tensor]:
-    """A function of ``count`` tensors, the last of which may be None, and of other arguments.
+    """The step of a function of leading tensors, the last of which may be None, and of others.
 
     Args:
-        value: their value, (...).
+        value: the function, (...).
         gradient: its gradient in each of the tensors, (..., *rest): another step.
     """
 
-    class Value(_Function):
-        @staticmethod
-        def forward(*inputs: Any) -> Tensor:
-            return value(*inputs)
+    def backward(inputs: list[Any], grads: tuple[Any, ...]) -> list[Tensor | None]:
+        return [
+            None if x is None else scaled(grads[0], unit_grad)
+            for x, unit_grad in zip(inputs, gradient(*inputs), strict=False)
+        ]
 
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> Any:
-            inputs = _Function.inputs(ctx, ctx.saved_tensors)
-            gradients = gradient(*inputs)
-            of_tensors = [
-                None if x is None else scaled(grads[0], unit_grad, x)
-                for x, unit_grad in zip(inputs[:count], gradients, strict=True)
-            ]
-            return *of_tensors, *[None] * (len(inputs) - count)
-
-        @staticmethod
-        @in_forward_mode
-        def jvp(ctx: Any, saved: list[Tensor | None], *tangents: Any) -> Any:
-            gradients = gradient(*_Function.inputs(ctx, saved))
-            batch_dims = gradients[0].dim() - 2
-            return sum(
-                _inner(unit_grad, tangent, batch_dims)
-                for unit_grad, tangent in zip(gradients, tangents, strict=False)
-            )
-
-    apply: Callable[..., Tensor] = Value.apply
-    return apply
-
-
-# ---- vn_entropy: value, gradient, Hessian --------------------------------------------------------
-
-_hessian_product = last_step(_ops.vn_entropy_hvp, ONCE["vn_entropy_hvp"])
-
-
-class _EntropyGradient(_Function):
-    """dS/dz, and dS/dweights, (0,) without weights; the Hessian is symmetric and serves both."""
-
-    @staticmethod
-    def forward(
-        z: Tensor, weights: Tensor | None, normalize: bool, method: str, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        _, of_z, of_weights = _ops.vn_entropy_grad(z, weights, normalize, method, eps)
-        return of_z, of_weights
-
-    @staticmethod
-    def _product(
-        ctx: Any,
-        saved: Sequence[Tensor | None],
-        of_z: Tensor | None,
-        of_weights: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        z, weights, normalize, _, eps = _Function.inputs(ctx, saved)
-        direction = torch.zeros_like(z) if of_z is None else of_z
-        if weights is None:
-            of_weights = None
-        product: tuple[Tensor, Tensor] = _hessian_product(
-            z, direction.to(compute_dtype(z.dtype)), weights, of_weights, normalize, eps
+    def along(inputs: list[Any], tangents: tuple[Any, ...]) -> Any:
+        gradients = gradient(*inputs)
+        batch_dims = gradients[0].dim() - 2
+        return sum(
+            _inner(unit_grad, tangent, batch_dims)
+            for unit_grad, tangent in zip(gradients, tangents, strict=False)
         )
-        return product
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        z, weights = ctx.saved_tensors[:2]
-        of_z, of_weights = _EntropyGradient._product(ctx, ctx.saved_tensors, *grads)
-        return of_z.to(z.dtype), None if weights is None else of_weights, None, None, None
-
-    @staticmethod
-    @in_forward_mode
-    def jvp(ctx: Any, saved: list[Tensor | None], *tangents: Any) -> Any:
-        return _EntropyGradient._product(ctx, saved, *tangents[:2])
-
-
-entropy = with_gradient(_ops.vn_entropy, _EntropyGradient.apply, 2)
-"""vn_entropy(z, weights, normalize, method, eps)."""
-
-
-# ---- purity --------------------------------------------------------------------------------------
-
-
-def _purity_gradient(*inputs: Any) -> tuple[Tensor, Tensor]:
-    _, of_z, of_weights = _ops.purity_grad(*inputs)
-    return of_z, of_weights
-
-
-purity = with_gradient(_ops.purity, last_step(_purity_gradient, ONCE["purity"]), 2)
-"""purity(z, weights, normalize, method, eps)."""
-
-
-# ---- spectrum ------------------------------------------------------------------------------------
-
-
-def _spectrum_along(
-    z: Tensor,
-    direction_z: Tensor,
-    eigenvectors: Tensor,
-    weights: Tensor | None,
-    direction_weights: Tensor | None,
-    normalize: bool,
-    eps: float,
-) -> Tensor:
-    """d lambda_k = v_k^T dA v_k = 2 (V^T X)_k . (V^T dX)_k, on the smaller side."""
-    rows = rows_along(z, direction_z, weights, direction_weights, normalize, eps)
-    x, dx = rows.x, rows.dx
-    if z.shape[-2] > z.shape[-1]:
-        x, dx = x.mT, dx.mT
-    v = eigenvectors.to(x.device, x.dtype).mT
-    return (2 * ((v @ x) * (v @ dx)).sum(-1)).to(z.device, eigenvectors.dtype)
-
-
-_eigenvalues_along = last_step(_spectrum_along, ONCE["spectrum"])
-_eigenvalues_backward = last_step(_ops.spectrum_backward, ONCE["spectrum"])
-
-
-class _Spectrum(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        z: Tensor, weights: Tensor | None, normalize: bool, eps: float
-    ) -> tuple[Tensor, Tensor]:
-        eigenvalues, eigenvectors = _ops.spectrum_eigh(z, weights, normalize, eps)
-        return eigenvalues, eigenvectors
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        z, weights, *ctx.options = inputs
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(z, weights, output[1])
-        ctx.save_for_forward(z, weights, output[1])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        z, weights, eigenvectors = ctx.saved_tensors
-        of_z, of_weights = _eigenvalues_backward(grads[0], z, eigenvectors, weights, *ctx.options)
-        return of_z.to(z.dtype), None if weights is None else of_weights, None, None
-
-    @staticmethod
-    @in_forward_mode
-    def jvp(ctx: Any, saved: list[Tensor], *tangents: Any) -> Any:
-        z, weights, eigenvectors = saved
-        direction = torch.zeros_like(z) if tangents[0] is None else tangents[0]
-        along = _eigenvalues_along(z, direction, eigenvectors, weights, tangents[1], *ctx.options)
-        return along, None
-
-
-def spectrum(z: Tensor, weights: Tensor | None, normalize: bool, eps: float) -> Tensor:
-    """Eigenvalues of rho, (..., m), descending."""
-    eigenvalues: Tensor = _Spectrum.apply(z, weights, normalize, eps)[0]
-    return eigenvalues
+    return step(value, backward, along)

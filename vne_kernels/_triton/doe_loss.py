@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vne_kernels._core.ops import compute_dtype
+from vne_kernels._core.dtypes import compute_dtype
 from vne_kernels._triton.launch import launch, new
 from vne_kernels._triton.normalize import load_rows, row_grid, row_norms, store_rows, unit_factor
 

@@ -1,4 +1,4 @@
-"""From a function W of A^ to S and to the gradient in z: equations (3), (4), (5), (10), (11).
+"""From W, a function of A^, to gradients in z and in the weights: equations (3), (4), (5), (11).
 
 With h = W X^, row i of z receives
 
@@ -25,108 +25,7 @@ from vne_kernels._triton.normalize import (
     row_grid,
     store_rows,
 )
-from vne_kernels._triton.stages import MatrixFunction, Rows
-
-# ---- S -------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def write_entropy(
-    inner,  # [batch, parts]: their sum is <A^, sum of terms>
-    traces,  # [batch]
-    entropy,  # [batch] <- S
-    parts,
-    m,
-    CONSTANT: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """S of `MatrixFunction`s: log m - <A^, W>, and <A^, I> is one."""
-    sample = tl.program_id(0).to(tl.int64)
-    sums = tl.zeros([BLOCK], tl.float64)
-    for start in range(0, parts, BLOCK):
-        at = start + tl.arange(0, BLOCK)
-        sums += tl.load(inner + sample * parts + at, mask=at < parts, other=0.0)
-    one = tl.full([1], 1.0, tl.float64)
-    trace = one * tl.load(traces + sample)
-    log_m = tl.log(one * m)
-    value = -tl.sum(sums, axis=0)
-    if CONSTANT is None:
-        value += log_m
-    else:
-        value -= tl.full([1], CONSTANT, tl.float64)
-    value = tl.minimum(tl.maximum(value, 0.0), log_m)
-    # A trace that is one but for rounding is one.
-    tolerance = 9.5367431640625e-07
-    if entropy.dtype.element_ty == tl.float64:
-        tolerance = 1.7763568394002505e-15
-    is_one = tl.abs(trace - 1) <= tolerance
-    result = tl.where(is_one, value, trace * (value - tl.log(trace)))
-    result = tl.where(is_regular(trace), result, tl.where(trace == 0, 0.0, float("nan")))
-    tl.store(entropy + sample + tl.arange(0, 1), result.to(entropy.dtype.element_ty))
-
-
-def entropy_of(w: MatrixFunction, traces: Tensor) -> Tensor:
-    """S [batch]."""
-    batch, parts = w.inner.shape
-    entropy = new(w.inner, batch, dtype=w.terms.dtype)
-    launch(
-        write_entropy,
-        batch,
-        w.inner,
-        traces,
-        entropy,
-        parts,
-        w.terms.shape[-1],
-        CONSTANT=w.constant,
-        BLOCK=128,
-    )
-    return entropy
-
-
-# ---- W -------------------------------------------------------------------------------------------
-
-
-@triton.jit
-def sum_terms(
-    terms,  # [batch, COUNT, m, m]
-    w,  # [batch, m, m] <- sum of terms + (CONSTANT + log m) I
-    m,
-    CONSTANT: tl.constexpr,
-    COUNT: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    programs = tl.cdiv(m * m, BLOCK)  # of a sample
-    sample = (tl.program_id(0) // programs).to(tl.int64)
-    at = tl.program_id(0) % programs * BLOCK + tl.arange(0, BLOCK)
-    inside = at < m * m
-    total = tl.zeros([BLOCK], w.dtype.element_ty)
-    for k in range(COUNT):
-        total += tl.load(terms + (sample * COUNT + k) * m * m + at, mask=inside, other=0.0)
-    identity = tl.full([1], CONSTANT, tl.float64)
-    identity += tl.log(tl.full([1], 1.0, tl.float64) * m)
-    total += tl.where(at // m == at % m, identity.to(w.dtype.element_ty), 0.0)
-    tl.store(w + sample * m * m + at, total, mask=inside)
-
-
-def summed(w: MatrixFunction) -> Tensor:
-    """W [batch, m, m]."""
-    batch, count, m, _ = w.terms.shape
-    if w.constant is None:
-        return w.terms[:, 0]
-    result = new(w.terms, batch, m, m, dtype=w.terms.dtype)
-    block = block_of(m * m, 512, 512)
-    launch(
-        sum_terms,
-        batch * ceil_div(m * m, block),
-        w.terms,
-        result,
-        m,
-        CONSTANT=w.constant,
-        COUNT=count,
-        BLOCK=block,
-    )
-    return result
-
+from vne_kernels._triton.stages import MatrixGradient, Rows
 
 # ---- products ------------------------------------------------------------------------------------
 
@@ -203,12 +102,12 @@ def project_rows(
     inverse_norms,
     projected,
     traces,
+    identities,  # [batch] or None
     row_count,
     n,
     d,
     m,
     FACTOR: tl.constexpr,
-    OF_ENTROPY: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -232,8 +131,8 @@ def project_rows(
     # |x|^2 vanishes with a weight that is no normal number: there is nothing to project on.
     absent = (root == 0) | (inverse == 0) | (on_sphere & (square == 0))
     identity = tl.zeros_like(trace)
-    if OF_ENTROPY:
-        identity = 1 + tl.log(trace / m)
+    if identities is not None:
+        identity = tl.load(identities + rows // n, mask=inside, other=0.0)
     factor = tl.full([1], FACTOR, tl.float64)
     outer = factor * root * tl.sqrt(trace) * inverse
     own_part = tl.where(on_sphere, -radial / square, identity.to(dtype))
@@ -254,15 +153,11 @@ def project_rows(
         tl.store(grad_weights + rows, tl.where(regular, value, irregular), mask=inside)
 
 
-def gradient(
-    rows: Rows, w: Tensor, factor: float, *, of_entropy: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """dS/dz [batch, n, d] and dS/dp [batch, n] of a scalar S whose dS/dX is factor W X;
-    `of_entropy`, factor (log A + I) X by W = log A^ + log(m) I.
-    """
+def gradient(rows: Rows, of_x: MatrixGradient) -> tuple[Tensor, Tensor | None]:
+    """dF/dz [batch, n, d] and dF/dp [batch, n] of a function F, from its gradient in X."""
     samples = rows.samples
     batch, n, d = rows.x.shape
-    h = product(w, rows.x) if samples.gram_side else product(rows.x, w)
+    h = product(of_x.w, rows.x) if samples.gram_side else product(rows.x, of_x.w)
     grad_z = torch.empty_like(h)
     weights = samples.weights
     grad_weights = None if weights is None else new(rows.x, batch, n, dtype=samples.dtype)
@@ -278,12 +173,12 @@ def gradient(
         rows.inverse_norms,
         rows.projected,
         rows.traces,
+        of_x.identity,
         batch * n,
         n,
         d,
         samples.m,
-        FACTOR=factor,
-        OF_ENTROPY=of_entropy,
+        FACTOR=of_x.factor,
         ROWS=own_rows,
         BLOCK=block,
     )

@@ -1,34 +1,69 @@
-"""The operators of csrc/ops/ out of the stages: what serves CUDA tensors without nvcc.
+"""The operators out of the stages: what serves CUDA tensors without nvcc.
 
-They get tensors as torch hands them over, in any layout, and their arguments have been checked:
-register.py asks the native module to, so that no check stands twice.
+`implementation` and `decomposition` bind them, as `torch.library.triton_op` does for an operator
+that it defines itself: called, the kernels are launched; traced by torch.compile, the operator
+dissolves into its launches, which Inductor sees, orders and allocates for; exported, it stays one
+operator, so that the program does not depend on who serves it.
+
+A function of the spectrum and its gradient are made here from its file in `functionals`. The other
+operators have a function of their name. They get tensors as torch hands them over, in any layout;
+the native module has checked the arguments, so that no check exists twice.
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vne_kernels._core.ops import FUNCTIONALS
 from vne_kernels._triton import doe_loss as doe
-from vne_kernels._triton.blocked import log_by_blocked_poles
-from vne_kernels._triton.eigh import eigh, log_by_eigh, spectral_function
-from vne_kernels._triton.gradient import entropy_of, gradient, summed
+from vne_kernels._triton.eigh import eigh, spectral_function
+from vne_kernels._triton.gradient import gradient
+from vne_kernels._triton.launch import is_interpreted, tracing
 from vne_kernels._triton.normalize import matrix_of, normalize_rows
-from vne_kernels._triton.poles import LARGEST, log_by_poles
-from vne_kernels._triton.stages import MatrixFunction, Rows, Samples
+from vne_kernels._triton.stages import MatrixGradient, Rows, Samples, regular_or
 
-LARGEST_POLES = 1024
-"""The largest m that poles serve here; beyond it every method is "eigh", torch.linalg.eigh."""
 
-LIMITS = (
-    f"m > {LARGEST_POLES} and float64 under method='auto', spectra and second derivatives go by "
-    "torch.linalg.eigh, which waits for the GPU"
-)
-"""What the kernels leave to torch, as `available_backends` says it."""
+def operator(name: str) -> Callable[..., Any]:
+    """The function of this file for an operator, or that of a function of the spectrum."""
+    base = name.removesuffix("_grad")
+    if base in FUNCTIONALS:
+        return partial(functional_grad if name != base else functional_value, base)
+    function: Callable[..., Any] = globals()[name]
+    return function
+
+
+def implementation(name: str) -> Callable[..., Any]:
+    """The operator `name`, on tensors with data."""
+    function, check = operator(name), getattr(torch.ops.vne_kernels, f"check_{name}")
+
+    def call(*args: Any) -> Any:
+        check(*args)
+        # Triton launches on the current device.
+        with nullcontext() if is_interpreted else torch.cuda.device_of(args[0]):
+            return function(*args)
+
+    return call
+
+
+def decomposition(name: str) -> Callable[..., Any]:
+    """The operator `name` as its launches, on the tensors of a trace."""
+    function = operator(name)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with tracing():
+            return function(*args, **kwargs)
+
+    return call
 
 
 # ---- arguments and results -----------------------------------------------------------------------
@@ -40,8 +75,12 @@ def flat(tensor: Tensor, keep: int) -> Tensor:
     return tensor.reshape(math.prod(batch), *rest).contiguous()
 
 
+def rows_of(z: Tensor, weights: Tensor | None, normalize: bool, eps: float) -> Rows:
+    """X^ on the smaller side, equation (2)."""
+    return normalize_rows(samples_of(z, weights, normalize, eps))
+
+
 def samples_of(z: Tensor, weights: Tensor | None, normalize: bool, eps: float) -> Samples:
-    """On the smaller side, equation (2)."""
     return Samples(
         flat(z, 2),
         None if weights is None else flat(weights, 1),
@@ -51,63 +90,42 @@ def samples_of(z: Tensor, weights: Tensor | None, normalize: bool, eps: float) -
     )
 
 
-def regular_or(traces: Tensor, x: Tensor, of_zeros: float = 0.0) -> Tensor:
-    """x [batch, ...] where a sample is regular; `of_zeros` if all its rows are zero, else NaN."""
-    traces = traces.reshape(-1, *(1,) * (x.dim() - 1))
-    regular = (traces > 0) & traces.isfinite()
-    irregular = torch.where(traces == 0, of_zeros, torch.nan).to(x.dtype)
-    return torch.where(regular, x, irregular)
-
-
-def shaped_gradients(
-    z: Tensor, weights: Tensor | None, gradients: tuple[Tensor, Tensor | None]
+def gradients(
+    z: Tensor, weights: Tensor | None, rows: Rows, of_x: MatrixGradient
 ) -> tuple[Tensor, Tensor]:
-    of_z, of_weights = gradients
-    if weights is None or of_weights is None:
-        return of_z.reshape(z.shape), of_z.new_empty(0)
-    return of_z.reshape(z.shape), of_weights.reshape(weights.shape)
+    """`gradient`, of the shapes of z and weights."""
+    grad_z, grad_weights = gradient(rows, of_x)
+    if weights is None or grad_weights is None:
+        return grad_z.reshape(z.shape), grad_z.new_empty(0)
+    return grad_z.reshape(z.shape), grad_weights.reshape(weights.shape)
 
 
-# ---- S -------------------------------------------------------------------------------------------
+# ---- functions of the spectrum -------------------------------------------------------------------
 
 
-def log_of(a: Tensor, method: str) -> MatrixFunction:
-    """log A^ + log(m) I by the method. "auto" takes poles for float32: an eigensolver takes
-    milliseconds on a GPU, and of float64 there are 50 poles, at 1/64 of the rate on RTX cards.
-    """
-    m = a.shape[-1]
-    if method == "auto":
-        method = "eigh" if a.dtype == torch.float64 else "poles"
-    if method == "eigh" or m > LARGEST_POLES:
-        return log_by_eigh(a)
-    return log_by_poles(a) if m <= LARGEST else log_by_blocked_poles(a)
+def functional(name: str, *args: Any, with_grad: bool) -> tuple[Tensor, Any]:
+    """What `functionals` describes, by the file of this name."""
+    module = import_module(f"vne_kernels._triton.functionals.{name}")
+    value, of_x = module.functional(*args, with_grad=with_grad)
+    return value, of_x
 
 
-def entropy_and_rows(samples: Samples, method: str) -> tuple[Tensor, Rows, MatrixFunction]:
-    """S [batch], and what its gradient is made of."""
-    rows = normalize_rows(samples)
-    w = log_of(matrix_of(rows), method)
-    return entropy_of(w, rows.traces), rows, w
+def functional_value(name: str, z: Tensor, weights: Tensor | None, *options: Any) -> Tensor:
+    *parameters, normalize, method, eps = options
+    rows = rows_of(z, weights, normalize, eps)
+    value, _ = functional(name, matrix_of(rows), rows.traces, method, *parameters, with_grad=False)
+    return value.reshape(z.shape[:-2])
 
 
-def entropy_gradients(rows: Rows, w: MatrixFunction) -> tuple[Tensor, Tensor | None]:
-    """(3): dS/dX = -2 (log A + I) X."""
-    return gradient(rows, summed(w), -2.0, of_entropy=True)
-
-
-def vn_entropy(
-    z: Tensor, weights: Tensor | None, normalize: bool, method: str, eps: float
-) -> Tensor:
-    entropy, _, _ = entropy_and_rows(samples_of(z, weights, normalize, eps), method)
-    return entropy.reshape(z.shape[:-2])
-
-
-def vn_entropy_grad(
-    z: Tensor, weights: Tensor | None, normalize: bool, method: str, eps: float
+def functional_grad(
+    name: str, z: Tensor, weights: Tensor | None, *options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    entropy, rows, w = entropy_and_rows(samples_of(z, weights, normalize, eps), method)
-    gradients = shaped_gradients(z, weights, entropy_gradients(rows, w))
-    return entropy.reshape(z.shape[:-2]), *gradients
+    *parameters, normalize, method, eps = options
+    rows = rows_of(z, weights, normalize, eps)
+    value, of_x = functional(
+        name, matrix_of(rows), rows.traces, method, *parameters, with_grad=True
+    )
+    return value.reshape(z.shape[:-2]), *gradients(z, weights, rows, of_x)
 
 
 # ---- spectrum ------------------------------------------------------------------------------------
@@ -116,7 +134,7 @@ def vn_entropy_grad(
 def spectrum_eigh(
     z: Tensor, weights: Tensor | None, normalize: bool, eps: float
 ) -> tuple[Tensor, Tensor]:
-    rows = normalize_rows(samples_of(z, weights, normalize, eps))
+    rows = rows_of(z, weights, normalize, eps)
     values, vectors = eigh(matrix_of(rows))
     values = (rows.traces[:, None] * values.flip(-1).clamp_min(0)).to(values.dtype)
     vectors = vectors.flip(-1).contiguous()  # torch's lie column by column
@@ -139,43 +157,10 @@ def spectrum_backward(
     normalize: bool,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """d lambda_k = v_k^T dA v_k, so W = V diag(grad) V^T takes the place of -(log A + I)."""
-    rows = normalize_rows(samples_of(z, weights, normalize, eps))
+    """d lambda_k = v_k^T dA v_k: W = V diag(grad) V^T."""
     w = spectral_function(flat(eigenvectors, 2), flat(grad, 1))
-    return shaped_gradients(z, weights, gradient(rows, w, 2.0))
-
-
-# ---- purity --------------------------------------------------------------------------------------
-
-
-def purity_and_rows(samples: Samples) -> tuple[Tensor, Tensor, Rows]:
-    """tr(A^2) / tau^2 [batch] in float64, A^ and the rows."""
-    rows = normalize_rows(samples)
-    a = matrix_of(rows)
-    return torch.linalg.vector_norm(a.double(), dim=(1, 2)).square(), a, rows
-
-
-def finished_purity(purity: Tensor, rows: Rows) -> Tensor:
-    """Within [1/m, 1], which rounding may have left. A sample of zeros is taken for a pure state,
-    as its entropy is 0."""
-    clamped = purity.clamp(1 / rows.samples.m, 1).to(rows.samples.dtype)
-    return regular_or(rows.traces, clamped, of_zeros=1.0)
-
-
-def purity(z: Tensor, weights: Tensor | None, normalize: bool, method: str, eps: float) -> Tensor:
-    value, _, rows = purity_and_rows(samples_of(z, weights, normalize, eps))
-    return finished_purity(value, rows).reshape(z.shape[:-2])
-
-
-def purity_grad(
-    z: Tensor, weights: Tensor | None, normalize: bool, method: str, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """A^ - P I over tau takes the place of the logarithm: the trace moves with X."""
-    value, a, rows = purity_and_rows(samples_of(z, weights, normalize, eps))
-    centred = a.double() - torch.diag_embed(value[:, None].expand(-1, a.shape[-1]))
-    w = (centred / rows.traces[:, None, None]).to(a.dtype)
-    gradients = shaped_gradients(z, weights, gradient(rows, w, 4.0))
-    return finished_purity(value, rows).reshape(z.shape[:-2]), *gradients
+    rows = rows_of(z, weights, normalize, eps)
+    return gradients(z, weights, rows, MatrixGradient(w, 2.0))
 
 
 # ---- doe_loss ------------------------------------------------------------------------------------
@@ -184,21 +169,14 @@ def purity_grad(
 def doe_loss_grad(
     z1: Tensor, z2: Tensor, method: str, eps: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    samples = samples_of(z1, None, True, eps)
-    entropy, rows, w = entropy_and_rows(samples, method)
-    entropy_grad, _ = entropy_gradients(rows, w)
-    mean, row_stats = doe.cosine_terms(samples.z, flat(z2, 2), samples.eps)
-    batch = z1.shape[:-2]
-    return (
-        entropy.reshape(batch),
-        mean.reshape(batch),
-        entropy_grad.reshape(z1.shape),
-        row_stats.reshape(*batch, *row_stats.shape[1:]),
-    )
+    entropy, grad_entropy, _ = functional_grad("vn_entropy", z1, None, True, method, eps)
+    mean, row_stats = cosine(z1, z2, eps)
+    return entropy, mean, grad_entropy, row_stats
 
 
 def doe_loss(z1: Tensor, z2: Tensor, method: str, eps: float) -> tuple[Tensor, Tensor]:
-    return vn_entropy(z1, None, True, method, eps), cosine(z1, z2, eps)[0]
+    entropy = functional_value("vn_entropy", z1, None, True, method, eps)
+    return entropy, cosine(z1, z2, eps)[0]
 
 
 def cosine(z1: Tensor, z2: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -208,22 +186,12 @@ def cosine(z1: Tensor, z2: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 
 def doe_loss_backward(
-    grad_entropy: Tensor,
-    grad_cosine: Tensor,
-    z1: Tensor,
-    z2: Tensor,
-    entropy_grad: Tensor,
-    row_stats: Tensor,
+    grad_entropy: Tensor, grad_cosine: Tensor, z1: Tensor, z2: Tensor, *saved: Tensor
 ) -> tuple[Tensor, Tensor]:
-    of_z1, of_z2 = doe.cosine_gradients(
-        flat(grad_entropy, 0),
-        flat(grad_cosine, 0),
-        flat(z1, 2),
-        flat(z2, 2),
-        flat(entropy_grad, 2),
-        flat(row_stats, 2),
-    )
-    return of_z1.reshape(z1.shape), of_z2.reshape(z2.shape)
+    """saved: entropy_grad and row_stats of `doe_loss_grad`."""
+    grads = flat(grad_entropy, 0), flat(grad_cosine, 0)
+    grad_z1, grad_z2 = doe.cosine_gradients(*grads, *(flat(x, 2) for x in (z1, z2, *saved)))
+    return grad_z1.reshape(z1.shape), grad_z2.reshape(z2.shape)
 
 
 # ---- density -------------------------------------------------------------------------------------
@@ -244,7 +212,7 @@ def density(z: Tensor, weights: Tensor | None, normalize: bool, eps: float) -> T
 def density_backward(
     grad_rho: Tensor, z: Tensor, weights: Tensor | None, normalize: bool, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """d<G, rho> = 2 <diag(p) U G, dU>: the symmetric part of G takes the place of log A in (3).
+    """d<G, rho> = 2 <diag(p) U G, dU>: W is the symmetric part of G.
 
     A G that is not finite comes from the part of another process that is not.
     """
@@ -252,31 +220,29 @@ def density_backward(
     g = flat(grad_rho, 2)
     finite = g.isfinite().flatten(1).all(-1)
     rows = replace(rows, traces=torch.where(finite, rows.traces, torch.nan))
-    return shaped_gradients(z, weights, gradient(rows, (g + g.mT) / 2, 2.0))
+    return gradients(z, weights, rows, MatrixGradient((g + g.mT) / 2, 2.0))
 
 
-def density_log(rho: Tensor, method: str) -> tuple[Tensor, MatrixFunction]:
-    """tau [batch] and log A^ + log(m) I of the symmetric part of matrices rho [batch, m, m]."""
+def unit_density(rho: Tensor) -> tuple[Tensor, Tensor]:
+    """A^ and tau [batch] of the symmetric part of matrices rho [batch, m, m]."""
     wide = rho.double()
     finite = wide.isfinite().flatten(1).all(-1)
     trace = wide.diagonal(dim1=-2, dim2=-1).sum(-1)
     traces = torch.where(finite & (trace >= 0), trace, torch.nan)
     a = (wide + wide.mT) / (2 * traces)[:, None, None]
     regular = (traces > 0) & traces.isfinite()
-    a = torch.where(regular[:, None, None], a, 0).to(rho.dtype)
-    return traces, log_of(a, method)
+    return torch.where(regular[:, None, None], a, 0).to(rho.dtype), traces
 
 
 def density_entropy(rho: Tensor, method: str) -> Tensor:
-    traces, w = density_log(flat(rho, 2), method)
-    return entropy_of(w, traces).reshape(rho.shape[:-2])
+    value, _ = functional("vn_entropy", *unit_density(flat(rho, 2)), method, with_grad=False)
+    return value.reshape(rho.shape[:-2])
 
 
 def density_entropy_grad(rho: Tensor, method: str) -> tuple[Tensor, Tensor]:
-    """dS/drho = -(log rho + I)."""
-    traces, w = density_log(flat(rho, 2), method)
-    m = rho.shape[-1]
-    identity = (1 + (traces / m).log()).to(rho.dtype)
-    grad = -summed(w) - torch.diag_embed(identity[:, None].expand(-1, m))
-    entropy = entropy_of(w, traces).reshape(rho.shape[:-2])
-    return entropy, regular_or(traces, grad).reshape(rho.shape)
+    """dS/drho = factor / 2 (W + identity I) = -(log rho + I)."""
+    a, traces = unit_density(flat(rho, 2))
+    value, of_x = functional("vn_entropy", a, traces, method, with_grad=True)
+    identity = torch.diag_embed(of_x.identity.to(a.dtype)[:, None].expand(-1, a.shape[-1]))
+    grad = regular_or(traces, of_x.factor / 2 * (of_x.w + identity))
+    return value.reshape(rho.shape[:-2]), grad.reshape(rho.shape)

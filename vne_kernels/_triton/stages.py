@@ -4,7 +4,8 @@
     poles.py       A^ -> the terms whose sum is log A^: m <= 128, one program each
     blocked.py     the same in panels, beyond
     eigh.py        A^ -> eigenvalues and eigenvectors, by torch, and functions of A^ by them
-    gradient.py    S; (log A^) X^ -> dS/dz, dS/dp
+    functionals/   A^ -> a function of the spectrum, and W of its gradient: a file each
+    gradient.py    W X^ -> gradients in z and in the weights
     doe_loss.py    the cosine term of the difference of entropies
 
 X^ = X / sqrt(tau), tau = tr A, so that A = tau A^ and log A = log A^ + log(tau) I. Every stage
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vne_kernels._core.ops import compute_dtype
+from vne_kernels._core.dtypes import compute_dtype
 
 
 @dataclass(frozen=True)
@@ -70,3 +71,20 @@ def with_unit_trace(a: Tensor) -> Tensor:
     there is is one eigenvalue. Zeros stay zeros."""
     trace = a.diagonal(dim1=-2, dim2=-1).sum(-1)
     return a / torch.where(trace > 0, trace, 1)[:, None, None]
+
+
+@dataclass(frozen=True)
+class MatrixGradient:
+    """The gradient of a function of the spectrum, dF/dX = factor (W + identity I) X."""
+
+    w: Tensor  # [batch, m, m]
+    factor: float
+    identity: Tensor | None = None  # [batch] float64; None: 0
+
+
+def regular_or(traces: Tensor, x: Tensor, of_zeros: float = 0.0) -> Tensor:
+    """x [batch, ...] where a sample is regular; `of_zeros` if all its rows are zero, else NaN."""
+    traces = traces.reshape(-1, *(1,) * (x.dim() - 1))
+    regular = (traces > 0) & traces.isfinite()
+    irregular = torch.where(traces == 0, of_zeros, torch.nan).to(x.dtype)
+    return torch.where(regular, x, irregular)

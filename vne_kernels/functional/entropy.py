@@ -1,8 +1,7 @@
 """The public functions: arguments validated, then one operator each.
 
-Each operator is called in one place, `entropy_of`, `spectrum_of` and `purity_of`: with its gradient
-where one is expected, by way of `_core.transforms` where torch.func or forward mode is at
-work. Functions of the package call these and not each other, so that nothing is checked twice.
+Functions of the package call the entries of `_core.ops` and not each other, so that nothing is
+checked twice.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vne_kernels import distributed
-from vne_kernels._core import transforms
+from vne_kernels._core import ops, transforms
 from vne_kernels._core.checks import (
     check_base,
     check_beta,
@@ -120,51 +119,12 @@ def vn_entropy(
     log_base = check_base(base)
     if group is None:
         p = check_sample_weights(weights, z, normalize)
-        return in_base(entropy_of(z, p, normalize, method, eps), log_base)
+        return in_base(ops.vn_entropy(z, p, normalize, method, eps), log_base)
     transforms.refuse(_OVER_PROCESSES.format("vn_entropy"), z, weights)
     w = check_weights(weights, z)
     share = distributed.make_share(z, w, group, check_max_rows(max_rows))
     entropy = distributed.vn_entropy(z, w, share, normalize=normalize, method=method, eps=eps)
     return in_base(entropy, log_base)
-
-
-def entropy_of(z: Tensor, p: Tensor | None, normalize: bool, method: str, eps: float) -> Tensor:
-    """S of `vn_entropy`, in nats, of arguments that have been checked."""
-    if transforms.is_transformed(z, p):
-        return transforms.entropy(z, p, normalize, method, eps)
-    if _expects_gradient(z, p):
-        entropy: Tensor = _ops.vn_entropy_grad(z, p, normalize, method, eps)[0]
-    else:
-        entropy = _ops.vn_entropy(z, p, normalize, method, eps)
-    return entropy
-
-
-def spectrum_of(z: Tensor, p: Tensor | None, normalize: bool, eps: float) -> Tensor:
-    """`spectrum` of arguments that have been checked."""
-    if transforms.is_transformed(z, p):
-        return transforms.spectrum(z, p, normalize, eps)
-    if _expects_gradient(z, p):
-        eigenvalues: Tensor = _ops.spectrum_eigh(z, p, normalize, eps)[0]
-    else:
-        eigenvalues = _ops.spectrum(z, p, normalize, eps)
-    return eigenvalues
-
-
-def purity_of(z: Tensor, p: Tensor | None, normalize: bool, eps: float) -> Tensor:
-    """tr(rho^2) / tr(rho)^2, without an eigenvalue, of arguments that have been checked."""
-    if transforms.is_transformed(z, p):
-        return transforms.purity(z, p, normalize, "auto", eps)
-    if _expects_gradient(z, p):
-        purity: Tensor = _ops.purity_grad(z, p, normalize, "auto", eps)[0]
-    else:
-        purity = _ops.purity(z, p, normalize, "auto", eps)
-    return purity
-
-
-def _expects_gradient(z: Tensor, p: Tensor | None) -> bool:
-    if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
-        return False  # torch.jit.trace wants the graph that it finds without gradients
-    return torch.is_grad_enabled() and (z.requires_grad or (p is not None and p.requires_grad))
 
 
 def get_vne(H: Tensor) -> Tensor:
@@ -193,7 +153,7 @@ def get_vne(H: Tensor) -> Tensor:
     check_samples("H", H)
     if H.dim() != 2:
         raise ValueError(f"H must be (n, d), got {tuple(H.shape)}")
-    return entropy_of(H, None, True, "auto", EPS)
+    return ops.vn_entropy(H, None, True, "auto", EPS)
 
 
 def spectrum(z: Tensor, *, normalize: bool = True, weights: Tensor | None = None) -> Tensor:
@@ -221,7 +181,7 @@ def spectrum(z: Tensor, *, normalize: bool = True, weights: Tensor | None = None
     """
     check_samples("z", z)
     check_normalize(normalize)
-    return spectrum_of(z, check_sample_weights(weights, z, normalize), normalize, EPS)
+    return ops.spectrum(z, check_sample_weights(weights, z, normalize), normalize, EPS)
 
 
 def doe_loss(
@@ -289,9 +249,9 @@ def doe_loss(
             cosine = weighted / total
     elif w is not None or transforms.is_transformed(z1, z2):
         p = None if w is None else relative(w)
-        entropy = entropy_of(z1, p, True, method, EPS)
+        entropy = ops.vn_entropy(z1, p, True, method, EPS)
         cosine = mean_cosine(z1, z2, p, EPS)
-    elif _expects_gradient(z1, z2):
+    elif transforms.wants_grad(z1, z2):
         entropy, cosine, *_ = _ops.doe_loss_grad(z1, z2, method, EPS)
     else:
         entropy, cosine = _ops.doe_loss(z1, z2, method, EPS)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vne_kernels._core import transforms
+from vne_kernels._core import ops, transforms
 from vne_kernels._core.checks import (
     check_base,
     check_eps,
@@ -30,7 +30,7 @@ from vne_kernels._core.checks import (
 )
 from vne_kernels._core.ops import compute_dtype
 from vne_kernels.functional.density import vn_entropy_from_density
-from vne_kernels.functional.entropy import EPS, entropy_of
+from vne_kernels.functional.entropy import EPS
 
 PROBES = 32
 """How many probes an estimate takes, unless it is told otherwise."""
@@ -151,7 +151,7 @@ def estimate_vn_entropy(
         _check_no_gradient("weights", p)
     n, d = z.shape[-2:]
     if min(n, d) < _SMALLEST:
-        return _finished(_exactly(entropy_of(z, p, normalize, "auto", eps)), options)
+        return _finished(_exactly(ops.vn_entropy(z, p, normalize, "auto", eps)), options)
 
     def estimate_sample(index: tuple[int, ...]) -> _Interval:
         x, trace = _unit_trace_rows(z[index], None if p is None else p[index], normalize, eps)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vne_kernels._core import spectra
+from vne_kernels._core import ops, spectra
 from vne_kernels._core.checks import (
     check_base,
     check_normalize,
@@ -24,7 +24,6 @@ from vne_kernels._core.checks import (
     relative,
 )
 from vne_kernels._core.ops import compute_dtype, to_float64
-from vne_kernels.functional.entropy import entropy_of, purity_of, spectrum_of
 
 EPS = 0.0
 """Every row that is not zero is divided by its own norm, so that no scale matters."""
@@ -135,13 +134,13 @@ def _entropy(
     if order == 1:
         return _vn_entropy(z, p, normalize)
     if order == 2:
-        return of_purity(purity_of(z, p, normalize, EPS))
-    return of_spectrum(spectrum_of(z, p, normalize, EPS), order).to(device, dtype)
+        return of_purity(ops.purity(z, p, normalize, "auto", EPS))
+    return of_spectrum(ops.spectrum(z, p, normalize, EPS), order).to(device, dtype)
 
 
 def _vn_entropy(z: Tensor, p: Tensor | None, normalize: bool) -> Tensor:
     """S of rho over its trace."""
-    entropy = entropy_of(z, p, normalize, "auto", EPS)
+    entropy = ops.vn_entropy(z, p, normalize, "auto", EPS)
     if not normalize:  # the trace is 1 already
         return entropy
     least, largest = z.detach().amin(-1), z.detach().amax(-1)  # faster than any()

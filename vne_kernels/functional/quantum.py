@@ -14,14 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vne_kernels._core import ops as _registered
 from vne_kernels._core import spectra
 from vne_kernels._core.checks import check_base, check_density, check_matrices, in_base
-from vne_kernels._core.ops import scaled, to_float64
-from vne_kernels._core.transforms import is_transformed, last_step, with_gradient
+from vne_kernels._core.ops import functional, to_float64
 from vne_kernels.functional.density import result_dtype, vn_entropy_from_density
-
-_ops = torch.ops.vne_kernels
 
 # ---- parts of a composite system -----------------------------------------------------------------
 
@@ -243,11 +239,7 @@ def relative_entropy(
     dtype = torch.promote_types(rho.dtype, sigma.dtype)
     both = rho.to(dtype), sigma.to(dtype)
     rho, sigma = torch.broadcast_tensors(*both)  # type: ignore[no-untyped-call]
-    if is_transformed(rho, sigma):
-        entropy = _relative_entropy(rho, sigma)
-    else:
-        entropy = _ops.relative_entropy_grad(rho, sigma)[0]
-    return in_base(entropy, log_base)
+    return in_base(_relative_entropy(rho, sigma), log_base)
 
 
 def _broadcast(one: Sequence[int], other: Sequence[int]) -> bool:
@@ -261,7 +253,6 @@ torch.library.define(
 )
 
 
-@torch.library.impl("vne_kernels::relative_entropy_grad", "CompositeExplicitAutograd")
 def _relative_entropy_grad(rho: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """In plain torch, for any device: two eigendecompositions take most of the time."""
     device, result, is_complex = rho.device, result_dtype(rho), rho.is_complex()
@@ -333,47 +324,8 @@ def _floored(values: Tensor, resolution: float) -> Tensor:
     return torch.maximum(values, floor.clamp_min(torch.finfo(values.dtype).tiny))
 
 
-@torch.library.register_fake("vne_kernels::relative_entropy_grad")  # type: ignore[untyped-decorator]
-def _(rho: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    result = result_dtype(rho)
-    dtype = rho.dtype if rho.is_complex() else result
-    grads = (rho.new_empty(rho.shape, dtype=dtype), rho.new_empty(rho.shape, dtype=dtype))
-    return (rho.new_empty(rho.shape[:-2], dtype=result), *grads)
-
-
-_ONCE = "relative_entropy is differentiable once; take differences of its gradient"
-
-
-def _relative_entropy_setup(
-    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
-) -> None:
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*inputs, *output[1:])
-
-
-def _relative_entropy_backward(
-    ctx: Any, grad: Tensor | None, *grads_of_gradients: Tensor | None
-) -> tuple[Tensor | None, Tensor | None]:
-    # The gradients are outputs, so that what a second derivative asks of them arrives here.
-    if any(of_gradient is not None for of_gradient in grads_of_gradients):
-        raise NotImplementedError(_ONCE)
-    if grad is None:
-        return None, None
-    rho, sigma, grad_rho, grad_sigma = ctx.saved_tensors
-    return scaled(grad, grad_rho, rho), scaled(grad, grad_sigma, sigma)
-
-
-torch.library.register_autograd(
-    "vne_kernels::relative_entropy_grad",
-    _relative_entropy_backward,
-    setup_context=_relative_entropy_setup,
+_relative_entropy = functional(
+    "relative_entropy",
+    kernel=_relative_entropy_grad,
+    once="relative_entropy is differentiable once; take differences of its gradient",
 )
-_registered.register_vmap("relative_entropy_grad")
-
-
-_relative_entropy = with_gradient(
-    lambda rho, sigma: _ops.relative_entropy_grad(rho, sigma)[0],
-    last_step(lambda rho, sigma: _ops.relative_entropy_grad(rho, sigma)[1:], _ONCE),
-    2,
-)
-"""The operator for torch.func and forward mode, which registered formulas do not serve."""

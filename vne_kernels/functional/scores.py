@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vne_kernels._core import spectra
+from vne_kernels._core import ops, spectra
 from vne_kernels._core.checks import (
     check_eps,
     check_matrices,
@@ -23,7 +23,6 @@ from vne_kernels._core.checks import (
 )
 from vne_kernels._core.ops import compute_dtype, to_float64
 from vne_kernels.functional.density import renyi_entropy_from_density, result_dtype
-from vne_kernels.functional.entropy import spectrum_of
 from vne_kernels.functional.orders import renyi_entropy
 
 
@@ -162,7 +161,7 @@ def rankme(z: Tensor, *, eps: float = 1e-7, weights: Tensor | None = None) -> Te
     w = check_weights(weights, precise)
     p = None if w is None else relative(w)
     count = None if p is None else (p != 0).sum(-1)
-    eigenvalues = spectrum_of(precise, p, False, 0.0)
+    eigenvalues = ops.spectrum(precise, p, False, 0.0)
     return spectra.rankme(eigenvalues, eps, count).to(z.device, compute_dtype(z.dtype))
 
 
