@@ -46,8 +46,8 @@ FILES = (
 DESCRIPTION = """\
 Pretrain a ResNet without labels by maximising the von Neumann mutual information of two views:
 loss = -S(U1) - beta * cos(U1, U2), beta rising linearly; or by another loss. With no options:
-ResNet-50 on scikit-learn's handwritten digits (1797 real images, a fifth of them left for testing),
-on two CPU cores in six to eight minutes.
+ResNet-50 on scikit-learn's handwritten digits (1797 real images, a fifth of them held out for
+testing), on two CPU cores in six to eight minutes.
 """
 
 EPILOG = """\
@@ -87,7 +87,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="WHAT",
         help="digits (default), cifar10, cifar100, an .npz (MedMNIST's keys: train_images, "
         "train_labels, test_images, test_labels), or an image folder (train/ and test/ or val/ of "
-        "class folders, or class folders alone, a fifth of which is left for testing)",
+        "class folders, or class folders alone, a fifth of which is held out for testing)",
     )
     add(
         "--classes",
