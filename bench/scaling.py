@@ -42,6 +42,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vne_kernels import distributed, doe_loss
+from vne_kernels._core import collectives
 from vne_kernels.common.files import write_json
 
 SIZES = tuple(itertools.product((32, 128), (128, 256, 512)))  # rows of each process, features
@@ -54,8 +55,6 @@ COLUMNS = (
 SHOWN = ("time_p50_ms", "computing_p50_ms", "ring_bytes", "loopback_bytes", "peak_mib")
 #: Of ResNet-50 and the paper's projector for ImageNet: what DistributedDataParallel reduces anyway.
 DDP_PARAMETERS = 32_958_016
-
-replaced = partial(patch.multiple, distributed)  # patches functions of that module
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,11 @@ def samples(call: Callable[[], object], seconds: float) -> list[float]:
 def computing_ms(call: Callable[[], object], results: Sequence[Tensor], seconds: float) -> str:
     """The median where every collective is a copy of its result: the work of this process."""
     following = itertools.cycle(results)
-    with replaced(
-        _sum_begun=lambda x, name: x.contiguous(),
-        _gather_begun=lambda x, name, world: x.contiguous(),
-        _ended=lambda begun: next(following).clone(),
+    with patch.multiple(
+        collectives,
+        all_reduce_async=lambda x, name: x.contiguous(),
+        all_gather_async=lambda x, name, world: x.contiguous(),
+        wait=lambda pending: next(following).clone(),
     ):
         return f"{statistics.median(samples(call, seconds)):.5g}"
 
@@ -123,13 +123,13 @@ def measured_here(case: Case, seconds: float) -> runner.Row:
         return torch.autograd.grad(loss, (z1, z2))
 
     results: list[Tensor] = []  # of the collectives of one call
-    ended = distributed._ended
+    wait = collectives.wait
 
-    def recorded(begun: Tensor) -> Tensor:
-        results.append(ended(begun).clone())
+    def recorded(pending: Tensor) -> Tensor:
+        results.append(wait(pending).clone())
         return results[-1]
 
-    with replaced(_ended=recorded):
+    with patch.multiple(collectives, wait=recorded):
         call()
     row: runner.Row = {"computing_p50_ms": computing_ms(call, results, seconds)}
     if case.processes == 1 and case.route == "reduce":
@@ -165,7 +165,7 @@ def one_process(rank: int, folder: str, case: Case, seconds: float) -> runner.Ro
     if world == 1:  # a group of one would take the plain loss: there were nothing to compare with
         route["process_group"] = lambda group: group
     try:
-        with replaced(**route):
+        with patch.multiple(distributed, **route):
             return measured_here(case, seconds)
     finally:
         dist.destroy_process_group()  # if this process fails, the others fail too

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from vne_kernels import distributed
+from vne_kernels._core import collectives
 
-exchanged_sizes = torch.compiler.disable(  # type: ignore[no-untyped-call]
-    distributed.exchanged_sizes,
+exchange_sizes = torch.compiler.disable(  # type: ignore[no-untyped-call]
+    collectives.exchange_sizes,
     reason="the sizes are read by the host; give max_rows, and they need not be",
 )
