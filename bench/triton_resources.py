@@ -94,7 +94,7 @@ def launches_of(call: Callable[[], object]) -> list[Launch]:
 
 def value_and_gradient(n: int, d: int, dtype: torch.dtype) -> None:
     z = torch.empty(n, d, dtype=dtype, device="cuda")
-    operators.vn_entropy_grad(z, None, True, "poles", 1e-12)
+    operators.operator("vn_entropy_grad")(z, None, True, "poles", 1e-12)
 
 
 def launches(dtypes: Sequence[torch.dtype]) -> list[Launch]:
@@ -106,7 +106,7 @@ def launches(dtypes: Sequence[torch.dtype]) -> list[Launch]:
                 value_and_gradient(n, d, dtype)
             z = torch.empty(*SHAPES[2], dtype=dtype, device="cuda")
             p = torch.empty(z.shape[0], dtype=operators.samples_of(z, None, True, 0).dtype)
-            operators.vn_entropy_grad(z, p.to("cuda"), False, "eigh", 1e-12)
+            operators.operator("vn_entropy_grad")(z, p.to("cuda"), False, "eigh", 1e-12)
             loss = operators.doe_loss_grad(z, z, "poles", 1e-12)
             operators.doe_loss_backward(loss[0], loss[1], z, z, *loss[2:])
 

@@ -210,9 +210,11 @@ def sum_poles(
 def sweep_matrices(matrices: Tensor, norms: Tensor, poles: int) -> None:
     """The lower triangles of matrices [batch poles, m, m] <- -(matrix)^-1."""
     count, m, _ = matrices.shape
-    columns = new(matrices, count, PANEL, PANEL, dtype=matrices.dtype)
-    inverses = new(matrices, count, PANEL, dtype=matrices.dtype)
-    order = new(matrices, count, PANEL, dtype=torch.int32)
+    pivots = (
+        new(matrices, count, PANEL, PANEL, dtype=matrices.dtype),  # columns
+        new(matrices, count, PANEL, dtype=matrices.dtype),  # inverses
+        new(matrices, count, PANEL, dtype=torch.int32),  # order
+    )
     c = new(matrices, count, PANEL, m, dtype=matrices.dtype)
     y = new(matrices, count, PANEL, m, dtype=matrices.dtype)
     of_program = block_of(count, 1, 1, interpreted=16)
@@ -224,14 +226,8 @@ def sweep_matrices(matrices: Tensor, norms: Tensor, poles: int) -> None:
         launch(
             sweep_panels,
             ceil_div(count, of_program),
-            matrices,
-            norms,
-            columns,
-            inverses,
-            order,
-            count,
-            m,
-            first,
+            (matrices, norms, *pivots),
+            (count, m, first),
             POLES=poles,
             P=of_program,
             PANEL=PANEL,
@@ -239,15 +235,8 @@ def sweep_matrices(matrices: Tensor, norms: Tensor, poles: int) -> None:
         launch(
             apply_panels,
             ceil_div(count, of_program) * ceil_div(m, rows),
-            matrices,
-            columns,
-            inverses,
-            order,
-            c,
-            y,
-            count,
-            m,
-            first,
+            (matrices, *pivots, c, y),
+            (count, m, first),
             P=of_program,
             ROWS=rows,
             PANEL=PANEL,
@@ -255,11 +244,8 @@ def sweep_matrices(matrices: Tensor, norms: Tensor, poles: int) -> None:
         launch(
             update_matrices,
             count * tiles * tiles,
-            matrices,
-            c,
-            y,
-            m,
-            min(PANEL, m - first),
+            (matrices, c, y),
+            (m, min(PANEL, m - first)),
             TILE=tile,
             CHUNK=block_of(PANEL, 16, 16, interpreted=PANEL),
             PANEL=PANEL,
@@ -277,9 +263,10 @@ def log_by_blocked_poles(a: Tensor) -> MatrixFunction:
     block = block_of(m * m, 1024, 1024)
     programs = ceil_div(m * m, block)
     matrices = new(a, batch * poles, m, m, dtype=a.dtype)
-    launch(shift_matrices, batch * poles * programs, a, matrices, m, POLES=poles, BLOCK=block)
+    constants = {"POLES": poles, "BLOCK": block}
+    launch(shift_matrices, batch * poles * programs, (a, matrices), (m,), **constants)
     sweep_matrices(matrices, torch.linalg.vector_norm(a, dim=(1, 2)), poles)
     terms = new(a, batch, 1, m, m, dtype=a.dtype)
     inner = new(a, batch, programs, dtype=torch.float64)
-    launch(sum_poles, batch * programs, a, matrices, terms, inner, m, POLES=poles, BLOCK=block)
+    launch(sum_poles, batch * programs, (a, matrices, terms, inner), (m,), **constants)
     return MatrixFunction(terms, inner, CONSTANT[a.dtype])

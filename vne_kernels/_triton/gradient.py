@@ -75,14 +75,8 @@ def product(left: Tensor, right: Tensor) -> Tensor:
     launch(
         multiply,
         tiles(tile),
-        left,
-        right,
-        result,
-        row_count,
-        depth,
-        column_count,
-        *left.stride()[1:],
-        *right.stride()[1:],
+        (left, right, result),
+        (row_count, depth, column_count, *left.stride()[1:], *right.stride()[1:]),
         TILE=tile,
         CHUNK=block_of(depth, 32, 32),
     )
@@ -161,23 +155,13 @@ def gradient(rows: Rows, of_x: MatrixGradient) -> tuple[Tensor, Tensor | None]:
     grad_z = torch.empty_like(h)
     weights = samples.weights
     grad_weights = None if weights is None else new(rows.x, batch, n, dtype=samples.dtype)
+    measured = rows.inverse_norms, rows.projected, rows.traces, of_x.identity
     programs, own_rows, block = row_grid(rows.x)
     launch(
         project_rows,
         programs,
-        h,
-        grad_z,
-        grad_weights,
-        rows.x,
-        weights,
-        rows.inverse_norms,
-        rows.projected,
-        rows.traces,
-        of_x.identity,
-        batch * n,
-        n,
-        d,
-        samples.m,
+        (h, grad_z, grad_weights, rows.x, weights, *measured),
+        (batch * n, n, d, samples.m),
         FACTOR=of_x.factor,
         ROWS=own_rows,
         BLOCK=block,

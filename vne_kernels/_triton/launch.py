@@ -6,7 +6,7 @@ is defined. The interpreter runs kernels with NumPy, program by program, on CPU 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from threading import Lock
@@ -52,13 +52,19 @@ def tracing() -> Any:
     return launching_by(_launch_traced)
 
 
-def launch(kernel: Any, programs: int, *args: Any, **options: Any) -> None:
-    """Runs that many programs of `kernel`; `options` as Triton takes them.
+def launch(
+    kernel: Any,
+    programs: int,
+    tensors: Sequence[Tensor | None],
+    sizes: Sequence[int],
+    **constants: Any,
+) -> None:
+    """Runs that many programs of `kernel`, whose parameters come in this order.
 
     A grid has one axis here: along the others a GPU takes 65,535 programs only.
     """
     if programs != 0:
-        _launch.get()(kernel, (programs,), *args, **options)
+        _launch.get()(kernel, (programs,), *tensors, *sizes, **constants)
 
 
 def ceil_div(a: int, b: int) -> int:

@@ -244,14 +244,8 @@ def normalize_rows(samples: Samples) -> Rows:
     launch(
         measure_rows,
         programs,
-        z,
-        weights,
-        inverse_norms,
-        row_traces,
-        projected,
-        batch * n,
-        n,
-        d,
+        (z, weights, inverse_norms, row_traces, projected),
+        (batch * n, n, d),
         NORMALIZE=samples.normalize,
         EPS=samples.eps,
         ROWS=rows,
@@ -263,14 +257,8 @@ def normalize_rows(samples: Samples) -> Rows:
     launch(
         scale_rows,
         batch * ceil_div(n, rows),
-        z,
-        weights,
-        inverse_norms,
-        row_traces,
-        x,
-        traces,
-        n,
-        d,
+        (z, weights, inverse_norms, row_traces, x, traces),
+        (n, d),
         ROWS=rows,
         BLOCK=block,
         TRACE_BLOCK=block_of(n, 16, 1024),
@@ -283,7 +271,7 @@ def matrix_of(rows: Rows) -> Tensor:
     samples, x = rows.samples, rows.x
     batch, n, d = x.shape
     m, depth = (n, d) if samples.gram_side else (d, n)
-    row_stride, depth_stride = (d, 1) if samples.gram_side else (1, d)
+    strides = (d, 1) if samples.gram_side else (1, d)  # of rows, of the depth
 
     def tiles(tile: int) -> int:
         side = ceil_div(m, tile)
@@ -298,15 +286,8 @@ def matrix_of(rows: Rows) -> Tensor:
     launch(
         gram,
         splits * batch * side * side,
-        x,
-        parts,
-        batch,
-        m,
-        depth,
-        row_stride,
-        depth_stride,
-        n * d,
-        split_size,
+        (x, parts),
+        (batch, m, depth, *strides, n * d, split_size),
         TILE=tile,
         CHUNK=64 if tile != 64 else 32,
     )

@@ -156,11 +156,8 @@ def log_by_poles(a: Tensor) -> MatrixFunction:
     launch(
         tuned_sweep(size, a.dtype),
         ceil_div(count, of_program),
-        a,
-        terms,
-        inner,
-        count,
-        m,
+        (a, terms, inner),
+        (count, m),
         POLES=poles,
         P=of_program,
         SIZE=size,

@@ -93,7 +93,7 @@ def sum_of_terms(w: MatrixFunction) -> Tensor:
     result = new(w.terms, batch, m, m, dtype=w.terms.dtype)
     block = block_of(m * m, 512, 512)
     constants = {"CONSTANT": w.constant, "COUNT": count, "BLOCK": block}
-    launch(sum_terms, batch * ceil_div(m * m, block), w.terms, result, m, **constants)
+    launch(sum_terms, batch * ceil_div(m * m, block), (w.terms, result), (m,), **constants)
     return result
 
 
@@ -105,8 +105,8 @@ def functional(
     entropy = new(a, batch, dtype=a.dtype)
     identity = new(a, batch, dtype=torch.float64) if with_grad else None
     constants = {"CONSTANT": w.constant, "BLOCK": 128}
-    results = entropy, identity
-    launch(write_entropy, batch, w.inner, traces, *results, parts, a.shape[-1], **constants)
+    tensors = w.inner, traces, entropy, identity
+    launch(write_entropy, batch, tensors, (parts, a.shape[-1]), **constants)
     if not with_grad:
         return entropy, None
     return entropy, MatrixGradient(sum_of_terms(w), factor=-2.0, identity=identity)
