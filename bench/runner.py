@@ -23,7 +23,7 @@ from typing import Any
 import machine
 import torch
 
-from vne_kernels.common.files import replacing
+from vne_kernels.common.files import atomic_write
 
 Call = Callable[[], object]
 Row = dict[str, object]
@@ -254,7 +254,7 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) ->
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
     """Writes all rows under a temporary name, then renames the file: no half-written one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    with atomic_write(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from vne_kernels import DoELoss, VNEntropy, doe_loss, reference, spectrum, vn_entropy
+from vne_kernels._core import ops
 
 FLOAT32, FLOAT64 = torch.float32, torch.float64
 EPS = 1e-12
@@ -79,15 +80,17 @@ def density_of(z: Tensor, weights: Tensor | None) -> Tensor:
     return rho.requires_grad_(z.requires_grad)
 
 
+def functional_arguments(name: str, z: Tensor, weights: Tensor | None, method: str) -> tuple:
+    """Of a function of the spectrum; its own parameters are numbers."""
+    given = {"z": z, "weights": weights, "normalize": True, "method": method, "eps": EPS}
+    return tuple(given.get(argument, 0.5) for argument in ops.OPERATORS[name].arguments)
+
+
 OPERATORS: dict[str, Callable[[Tensor, Tensor | None, str], tuple]] = {
-    "vn_entropy": lambda z, w, method: (z, w, True, method, EPS),
-    "vn_entropy_grad": lambda z, w, method: (z, w, True, method, EPS),
     "vn_entropy_hvp": lambda z, w, method: (z, torch.ones_like(z), w, w, True, EPS),
     "spectrum": lambda z, w, method: (z, w, True, EPS),
     "spectrum_eigh": lambda z, w, method: (z, w, True, EPS),
     "spectrum_backward": spectrum_backward_arguments,
-    "purity": lambda z, w, method: (z, w, True, method, EPS),
-    "purity_grad": lambda z, w, method: (z, w, True, method, EPS),
     "doe_loss": lambda z, w, method: (z, other_view(z), method, EPS),
     "doe_loss_grad": lambda z, w, method: (z, other_view(z), method, EPS),
     "doe_loss_backward": doe_loss_backward_arguments,
@@ -106,17 +109,12 @@ OPERATORS: dict[str, Callable[[Tensor, Tensor | None, str], tuple]] = {
         density_of(other_view(z), w),
     ),
 }
-NOT_DIFFERENTIABLE = {
-    "vn_entropy_hvp",
-    "spectrum_backward",
-    "purity_grad",
-    "doe_loss_backward",
-    "cosine",
-    "scaled_gradient",
-    "density_backward",
-    "density_entropy_grad",
-    "relative_entropy_grad",
+OPERATORS |= {
+    name: partial(functional_arguments, name)
+    for functional in ops.FUNCTIONALS
+    for name in (functional, f"{functional}_grad")
 }
+NOT_DIFFERENTIABLE = {name for name, operator in ops.OPERATORS.items() if operator.once}
 """Gradients of gradients, and `cosine`."""
 
 
@@ -126,7 +124,7 @@ def test_every_operator_has_an_opcheck_case() -> None:
     ours = {name.split(".")[0] for name in ours}
     # What tells of a build, and what serves backends: no caller of the package meets these.
     ours -= {"cuda_build_info", "pole_table"} | {f"check_{name}" for name in ours}
-    assert ours == set(OPERATORS)
+    assert ours == set(OPERATORS) == set(ops.OPERATORS)
 
 
 @pytest.mark.parametrize(
