@@ -34,8 +34,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction, MockTensor
 
-from vne_kernels._triton import operators
+from vne_kernels._core.dtypes import compute_dtype
 from vne_kernels._triton.launch import launching_by
+from vne_kernels._triton.operators import operator
 
 sys.path.append(str(Path(__file__).parent))
 sys.path.append(str(Path(__file__).parents[1] / "csrc" / "cuda"))
@@ -94,7 +95,7 @@ def launches_of(call: Callable[[], object]) -> list[Launch]:
 
 def value_and_gradient(n: int, d: int, dtype: torch.dtype) -> None:
     z = torch.empty(n, d, dtype=dtype, device="cuda")
-    operators.operator("vn_entropy_grad")(z, None, True, "poles", 1e-12)
+    operator("vn_entropy_grad")(z, None, True, "poles", 1e-12)
 
 
 def launches(dtypes: Sequence[torch.dtype]) -> list[Launch]:
@@ -105,10 +106,10 @@ def launches(dtypes: Sequence[torch.dtype]) -> list[Launch]:
             for n, d in SHAPES:
                 value_and_gradient(n, d, dtype)
             z = torch.empty(*SHAPES[2], dtype=dtype, device="cuda")
-            p = torch.empty(z.shape[0], dtype=operators.samples_of(z, None, True, 0).dtype)
-            operators.operator("vn_entropy_grad")(z, p.to("cuda"), False, "eigh", 1e-12)
-            loss = operators.doe_loss_grad(z, z, "poles", 1e-12)
-            operators.doe_loss_backward(loss[0], loss[1], z, z, *loss[2:])
+            p = torch.empty(z.shape[0], dtype=compute_dtype(dtype), device="cuda")
+            operator("vn_entropy_grad")(z, p, False, "eigh", 1e-12)
+            loss = operator("doe_loss_grad")(z, z, "poles", 1e-12)
+            operator("doe_loss_backward")(loss[0], loss[1], z, z, *loss[2:])
 
     return launches_of(call)
 

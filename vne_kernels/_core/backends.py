@@ -172,12 +172,8 @@ def _by_triton(name: str) -> Callable[..., Any]:
     return first
 
 
-_libraries: list[torch.library.Library] = []
-"""Kernels for MPS and XPU. Like all registrations by a Library, they last as long as it lives."""
-
-
 def _register(key: str, implement: Callable[[str], Callable[..., Any]]) -> torch.library.Library:
-    """Kernels of all operators for one dispatch key."""
+    """Kernels of all operators for one dispatch key, for as long as the result lives."""
     library = torch.library.Library("vne_kernels", "IMPL")  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that a kernel is replaced: it is meant to be
@@ -277,7 +273,7 @@ def _dissolve(operator: str) -> None:
 
 def register() -> None:
     """Binds every operator to its kernels; called once, when all operators are declared."""
-    _libraries.extend(_register(key, _on_host) for key in ("MPS", "XPU"))
     for name in names_with_kernels():
+        torch.library.impl(f"vne_kernels::{name}", ("MPS", "XPU"))(_on_host(name))
         _dissolve(name)
     _serve(os.environ.get(VARIABLE) or "auto", VARIABLE)

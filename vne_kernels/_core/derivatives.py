@@ -39,6 +39,10 @@ class Operator:
         self.outputs: list[str] = [x.name for x in self.call._schema.returns]
         types = [str(x.type) for x in self.call._schema.arguments]
         self.tensors = [i for i, x in enumerate(types) if x in ("Tensor", "Optional[Tensor]")]
+        #: the place of the argument whose sizes and dtype the outputs follow: z, or a matrix
+        self.sample = next(
+            i for i, x in enumerate(self.arguments) if x in ("z", "z1", "rho", "like")
+        )
         self.derivative: Derivative | None = None
 
     def input_of(self, output: str) -> int | None:

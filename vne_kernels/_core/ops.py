@@ -144,7 +144,6 @@ def _refuse(reason: str, ctx: Any, *grads: Tensor) -> Any:
 
 
 def _fake_kernel(op: Operator, sizes: Sequence[str]) -> Callable[..., Any]:
-    like = next(i for i, x in enumerate(op.arguments) if x in ("z", "z1", "rho"))
     places = [op.input_of(output) for output in op.outputs]
 
     def side(z: Tensor, letter: str) -> Any:
@@ -154,7 +153,7 @@ def _fake_kernel(op: Operator, sizes: Sequence[str]) -> Callable[..., Any]:
 
     def fake(*args: Any) -> Any:
         refuse_onnx(op.name)
-        z, declared, result = args[like], iter(sizes), []
+        z, declared, result = args[op.sample], iter(sizes), []
         for place in places:
             dtype = compute_dtype(z.dtype)
             if place is None:

@@ -64,20 +64,7 @@ def refuse(reason: str, *tensors: Tensor | None) -> None:
         raise NotImplementedError(reason)
 
 
-# ---- arguments between forward and backward ------------------------------------------------------
-
-
-def save(ctx: Any, values: Sequence[Any]) -> list[Tensor | None]:
-    """Saves tensors and other arguments for the backward; returns the tensors."""
-    tensors = [x if isinstance(x, Tensor) else None for x in values]
-    ctx.save_for_backward(*tensors)
-    ctx.others = [None if isinstance(x, Tensor) else x for x in values]
-    return tensors
-
-
-def saved(ctx: Any, tensors: Sequence[Tensor | None]) -> list[Any]:
-    """The values given to `save`, of the tensors that autograd hands back."""
-    return [other if x is None else x for x, other in zip(tensors, ctx.others, strict=True)]
+# ---- steps ---------------------------------------------------------------------------------------
 
 
 def in_forward_mode(jvp: Callable[..., Any]) -> Callable[..., Any]:
@@ -94,9 +81,6 @@ def in_forward_mode(jvp: Callable[..., Any]) -> Callable[..., Any]:
             return jvp(ctx, saved, *tangents)
 
     return nested
-
-
-# ---- steps ---------------------------------------------------------------------------------------
 
 
 def step(
@@ -117,6 +101,9 @@ def step(
             in the first argument of ``backward`` and ``along``. Default: all outputs.
     """
 
+    def merged(ctx: Any, tensors: Sequence[Tensor | None]) -> list[Any]:
+        return [other if x is None else x for x, other in zip(tensors, ctx.others, strict=True)]
+
     class Step(torch.autograd.Function):
         generate_vmap_rule = True
 
@@ -130,11 +117,15 @@ def step(
             if constants:
                 ctx.mark_non_differentiable(*constants)
             ctx.count, ctx.constants = len(inputs), len(constants)
-            ctx.save_for_forward(*save(ctx, (*inputs, *constants)))
+            values = *inputs, *constants
+            tensors = [x if isinstance(x, Tensor) else None for x in values]
+            ctx.others = [None if isinstance(x, Tensor) else x for x in values]
+            ctx.save_for_backward(*tensors)
+            ctx.save_for_forward(*tensors)
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor) -> Any:
-            values = saved(ctx, ctx.saved_tensors)
+            values = merged(ctx, ctx.saved_tensors)
             gradients = [
                 None if x is None or grad is None else grad.to(x.dtype)
                 for x, grad in zip(values, backward(values, grads), strict=False)
@@ -144,7 +135,7 @@ def step(
         @staticmethod
         @in_forward_mode
         def jvp(ctx: Any, tensors: list[Tensor | None], *tangents: Any) -> Any:
-            tangent = along(saved(ctx, tensors), tangents)
+            tangent = along(merged(ctx, tensors), tangents)
             return (tangent, *[None] * ctx.constants) if ctx.constants else tangent
 
     apply: Callable[..., Any] = Step.apply

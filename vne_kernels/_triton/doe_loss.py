@@ -54,19 +54,12 @@ def cosine_terms(z1: Tensor, z2: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     throughout a sample that is not finite.
     """
     batch, n, d = z1.shape
-    programs, rows, block = row_grid(z1)
+    programs, constants = row_grid(z1)
     dtype = compute_dtype(z1.dtype)
     cosines = new(z1, batch, n, dtype=torch.float64)
     row_stats = new(z1, batch, ROW_STATS, n, dtype=dtype)
-    launch(
-        measure_views,
-        programs,
-        (z1, z2, cosines, row_stats),
-        (batch * n, n, d),
-        EPS=eps,
-        ROWS=rows,
-        BLOCK=block,
-    )
+    tensors = z1, z2, cosines, row_stats
+    launch(measure_views, programs, tensors, (batch * n, n, d), EPS=eps, **constants)
     mean = cosines.mean(-1)
     return mean.to(dtype), torch.where(mean.isnan()[:, None, None], torch.nan, row_stats)
 
@@ -120,15 +113,9 @@ def cosine_gradients(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of grad_entropy S(z1) + grad_cosine mean_i cos_i in both views [batch, n, d]."""
     batch, n, d = z1.shape
-    programs, rows, block = row_grid(z1)
+    programs, constants = row_grid(z1)
     grad_z1 = torch.empty_like(entropy_grad)
     grad_z2 = torch.empty_like(entropy_grad)
-    launch(
-        add_gradients,
-        programs,
-        (grad_entropy, grad_cosine, z1, z2, entropy_grad, row_stats, grad_z1, grad_z2),
-        (batch * n, n, d),
-        ROWS=rows,
-        BLOCK=block,
-    )
+    given = grad_entropy, grad_cosine, z1, z2, entropy_grad, row_stats
+    launch(add_gradients, programs, (*given, grad_z1, grad_z2), (batch * n, n, d), **constants)
     return grad_z1, grad_z2

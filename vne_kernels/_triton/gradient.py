@@ -4,7 +4,7 @@ With h = W X^, row i of z receives
 
     sqrt(p_i tau) |z_i|^-1 factor (h_i - (h_i . x_i) x_i / |x_i|^2),   x_i = row i of X^;
 
-the projection removes every multiple of the identity from W, which is why a centred W may be used.
+the projection removes every multiple of the identity from W, which is why a centered W may be used.
 A row that was not divided by its own norm is not projected and gets the identity back. h_i . x_i is
 taken from h itself: sum_j W_ij A_ij differs by the rounding of A, which a large W magnifies.
 """
@@ -88,15 +88,15 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 @triton.jit
 def project_rows(
-    h,  # [batch n, d]
+    h,  # [batch n, d]: W X^
     grad_z,  # [batch n, d] <- ; not h, as threads that share a number would read what one wrote
     grad_weights,  # [batch n] <- or None
     x,  # [batch n, d]: X^
-    weights,
-    inverse_norms,
-    projected,
-    traces,
-    identities,  # [batch] or None
+    weights,  # [batch n] or None
+    inverse_norms,  # [batch n]
+    projected,  # [batch n]
+    traces,  # [batch]
+    identities,  # [batch] or None: of W + identity I
     row_count,
     n,
     d,
@@ -108,6 +108,8 @@ def project_rows(
     dtype: tl.constexpr = grad_z.dtype.element_ty
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = rows < row_count
+
+    # h . x and |x|^2 of each row
     radial = tl.zeros([ROWS], dtype)
     square = tl.zeros([ROWS], dtype)
     for start in range(0, d, BLOCK):
@@ -116,6 +118,7 @@ def project_rows(
         radial += tl.sum(h_part * own, axis=1)
         square += tl.sum(own * own, axis=1)
 
+    # the factors of each row
     trace = tl.load(traces + rows // n, mask=inside, other=0.0)
     regular = is_regular(trace)
     irregular = tl.where(trace == 0, 0.0, float("nan")).to(dtype)
@@ -132,6 +135,8 @@ def project_rows(
     own_part = tl.where(on_sphere, -radial / square, identity.to(dtype))
     # Where W is a number it is exactly 0, without the rounding of the projection.
     is_zero = absent | (on_sphere & (m == 1))
+
+    # rows of the gradient
     for start in range(0, d, BLOCK):
         h_part = load_rows(h, rows, row_count, start, d, BLOCK)
         own = load_rows(x, rows, row_count, start, d, BLOCK)
@@ -139,6 +144,8 @@ def project_rows(
         gradient = tl.where(is_zero[:, None], 0.0, outer[:, None] * tangent).to(dtype)
         gradient = tl.where(regular[:, None], gradient, irregular[:, None])
         store_rows(grad_z, rows, row_count, start, d, gradient, BLOCK)
+
+    # the gradient in the weights
     if grad_weights is not None:
         # d/dp_i = factor / 2 u_i^T (W + identity I) u_i
         of_u = factor / 2 * trace / (root * root)
@@ -156,14 +163,13 @@ def gradient(rows: Rows, of_x: MatrixGradient) -> tuple[Tensor, Tensor | None]:
     weights = samples.weights
     grad_weights = None if weights is None else new(rows.x, batch, n, dtype=samples.dtype)
     measured = rows.inverse_norms, rows.projected, rows.traces, of_x.identity
-    programs, own_rows, block = row_grid(rows.x)
+    programs, constants = row_grid(rows.x)
     launch(
         project_rows,
         programs,
         (h, grad_z, grad_weights, rows.x, weights, *measured),
         (batch * n, n, d, samples.m),
         FACTOR=of_x.factor,
-        ROWS=own_rows,
-        BLOCK=block,
+        **constants,
     )
     return grad_z, grad_weights

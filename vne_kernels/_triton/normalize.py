@@ -139,7 +139,7 @@ def scale_rows(
     for start in range(0, n, TRACE_BLOCK):
         at = start + tl.arange(0, TRACE_BLOCK)
         parts += tl.load(row_traces + sample * n + at, mask=at < n, other=0.0)
-    trace = tl.sum(parts, axis=0)
+    trace = tl.sum(parts, axis=0)  # every program adds up the rows' traces for itself
     if program == 0:
         tl.store(traces + sample, trace)
 
@@ -186,6 +186,7 @@ def gram(
     CHUNK: tl.constexpr,
 ):
     """A symmetric product: only tiles of the lower triangle are computed, and written twice."""
+    # this program's tile
     tiles = tl.cdiv(m, TILE)  # on a side
     tile_row, tile_column = tl.program_id(0) // tiles % tiles, tl.program_id(0) % tiles
     if tile_column <= tile_row:
@@ -196,6 +197,8 @@ def gram(
         columns = tile_column * TILE + tl.arange(0, TILE)
         first = part // batch * split_size
         end = tl.minimum(first + split_size, depth)
+
+        # its sum over the depth
         dtype: tl.constexpr = parts.dtype.element_ty
         total = tl.zeros([TILE, TILE], dtype)
         for run in range(first, end, 64):
@@ -209,6 +212,8 @@ def gram(
                     left, right, part_of_run, input_precision="ieee", out_dtype=dtype
                 )
             total += part_of_run
+
+        # the tile and its mirror image
         turned = tl.trans(total)
         if tile_row == tile_column:  # equal but for rounding
             total = tl.where(rows[:, None] >= columns[None, :], total, turned)
@@ -226,18 +231,18 @@ ROWS = 4
 """Rows of a program that reads them from end to end."""
 
 
-def row_grid(z: Tensor) -> tuple[int, int, int]:
+def row_grid(z: Tensor) -> tuple[int, dict[str, int]]:
     """Programs for all rows of a batch, and constants ROWS and BLOCK of the kernels."""
     batch, n, d = z.shape
     rows = block_of(batch * n, 1, ROWS)
-    return ceil_div(batch * n, rows), rows, block_of(d, 16, 256)
+    return ceil_div(batch * n, rows), {"ROWS": rows, "BLOCK": block_of(d, 16, 256)}
 
 
 def normalize_rows(samples: Samples) -> Rows:
     """X^ of a batch."""
     z, weights = samples.z, samples.weights
     batch, n, d = z.shape
-    programs, rows, block = row_grid(z)
+    programs, constants = row_grid(z)
     inverse_norms = new(z, batch, n, dtype=torch.float64)
     row_traces = new(z, batch, n, dtype=torch.float64)
     projected = new(z, batch, n, dtype=torch.int8)
@@ -248,20 +253,18 @@ def normalize_rows(samples: Samples) -> Rows:
         (batch * n, n, d),
         NORMALIZE=samples.normalize,
         EPS=samples.eps,
-        ROWS=rows,
-        BLOCK=block,
+        **constants,
     )
     x = new(z, batch, n, d, dtype=samples.dtype)
     traces = new(z, batch, dtype=torch.float64)
-    rows = block_of(n, 1, ROWS)
+    constants["ROWS"] = block_of(n, 1, ROWS)
     launch(
         scale_rows,
-        batch * ceil_div(n, rows),
+        batch * ceil_div(n, constants["ROWS"]),
         (z, weights, inverse_norms, row_traces, x, traces),
         (n, d),
-        ROWS=rows,
-        BLOCK=block,
         TRACE_BLOCK=block_of(n, 16, 1024),
+        **constants,
     )
     return Rows(samples, x, inverse_norms, projected, traces)
 

@@ -76,6 +76,7 @@ def sweep_poles(
     P: tl.constexpr,  # matrices of a program
     SIZE: tl.constexpr,
 ):
+    # load A^
     dtype: tl.constexpr = a.dtype.element_ty
     matrix = tl.program_id(0).to(tl.int64) * P + tl.arange(0, P)
     pole = (matrix % POLES).to(tl.int32)
@@ -90,11 +91,15 @@ def sweep_poles(
     scale = tl.where(trace > 0, 1 / trace, 0.0)
     x *= scale[:, None, None]
     norm = tl.sqrt(tl.sum(tl.sum(x * x, axis=2), axis=1))
+
+    # sweep A^ + t I
     t = pole_shift(pole, dtype)
     noise = rounding_of(norm, dtype)
     on_diagonal = (places[:, None] == places[None, :])[None, :, :]
     x += tl.where(on_diagonal, t[:, None, None], 0.0)
     x = sweep(x, m, tl.maximum(t / 2, noise), noise, None, None, None, P, SIZE, False)
+
+    # store the term and its product with A^
     x *= pole_weight(pole, dtype)[:, None, None]
     tl.store(terms + matrix[:, None, None] * m * m + at, x, mask=inside)
     # A^ once more, from the cache, as the sweep needed the registers.
