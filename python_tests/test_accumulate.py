@@ -22,8 +22,7 @@ from naming import naming
 from torch import Tensor
 
 from vne_kernels import DensityAccumulator, get_vne, reference
-from vne_kernels import accumulator as accumulate
-from vne_kernels._core import spectra
+from vne_kernels._core import rows, spectra
 
 SHAPE = (130, 24)
 CHUNKS = {"single rows": [1] * 130, "uneven": [0, 1, 7, 90, 0, 32], "one": [130]}
@@ -42,7 +41,7 @@ DOUBLE = 1e-14
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks that these inputs fill more than once."""
-    monkeypatch.setattr(accumulate, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(rows, "BLOCK_ROWS", 16)
 
 
 def accumulated(
@@ -119,7 +118,7 @@ def test_double_keeps_weights_and_small_eigenvalues_of_float32_rows() -> None:
 
 def test_full_blocks_and_the_float32_error_of_many_rows() -> None:
     """Three blocks and a rest; the error of rho is no more than that of one block."""
-    z = spectrum_case("decay", (3 * accumulate.BLOCK_ROWS + 5, 16), torch.float32)
+    z = spectrum_case("decay", (3 * rows.BLOCK_ROWS + 5, 16), torch.float32)
     u = torch.nn.functional.normalize(z.double(), dim=-1)
     rho = u.mT @ u / len(u)
     for sizes in ([len(z)], [1000] * 6 + [149]):

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 import vne_kernels
+from vne_kernels import functional
 
 NO_EXAMPLE = {"DoEComponents", "EntropyEstimate", "available_backends"}
 """What another function returns; what depends on the installation."""
 MODULES = [
-    f"vne_kernels.{module.name}"
-    for module in pkgutil.iter_modules(vne_kernels.__path__)
+    f"{package.__name__}.{module.name}"
+    for package in (vne_kernels, functional)
+    for module in pkgutil.iter_modules(package.__path__)
     if not module.name.startswith("_")
 ]
 

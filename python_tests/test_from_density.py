@@ -35,7 +35,7 @@ from vne_kernels import (
     tsallis_entropy_from_density,
     vn_entropy_from_density,
 )
-from vne_kernels.functional.density import eigenvalues
+from vne_kernels._core.matrices import eigenvalues
 
 pytestmark = pytest.mark.cpu_only("operators that test_density.py runs on every backend")
 

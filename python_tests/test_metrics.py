@@ -18,7 +18,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 import vne_kernels
-from vne_kernels import accumulator as accumulate
+from vne_kernels._core import rows as blocks
 from vne_kernels.metrics import EffectiveRank, RankMe, VendiScore, VonNeumannEntropy
 
 EXACT = 1e-12
@@ -64,7 +64,7 @@ def numbers(computed: dict[str, Tensor]) -> dict[str, float]:
 @pytest.mark.parametrize("name", ["relu", "duplicated", "rank3", "decay"])
 @pytest.mark.parametrize("rows", [53, 7])
 def test_batches_are_the_whole(name: str, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(accumulate, "BLOCK_ROWS", 16)
+    monkeypatch.setattr(blocks, "BLOCK_ROWS", 16)
     z = spectrum_case(name, (rows, worker.FEATURES), torch.float64)
     collected = worker.collection()
     for batch in z.split([1, 0, rows - 3, 2]):

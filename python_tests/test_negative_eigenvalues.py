@@ -39,7 +39,7 @@ from vne_kernels import (
     vn_entropy_from_density,
 )
 from vne_kernels._core import spectra
-from vne_kernels.functional.density import result_dtype
+from vne_kernels._core.matrices import result_dtype
 
 ALL_DTYPES = (
     torch.float16,

@@ -6,18 +6,20 @@ from vne_kernels._core import backends as _backends
 from vne_kernels._core.backends import available_backends, use_backend
 from vne_kernels._core.exporters import refused_by_script as _refused_by_script
 from vne_kernels.accumulator import DensityAccumulator
-from vne_kernels.functional.density import (
-    renyi_entropy_from_density,
-    tsallis_entropy_from_density,
-    vn_entropy_from_density,
-)
-from vne_kernels.functional.entropy import DoEComponents, doe_loss, get_vne, spectrum, vn_entropy
+from vne_kernels.functional.density import vn_entropy_from_density
+from vne_kernels.functional.entropy import get_vne, spectrum, vn_entropy
 from vne_kernels.functional.estimate import (
     EntropyEstimate,
     estimate_vn_entropy,
     estimate_vn_entropy_from_density,
 )
-from vne_kernels.functional.orders import renyi_entropy, tsallis_entropy
+from vne_kernels.functional.families import (
+    renyi_entropy,
+    renyi_entropy_from_density,
+    tsallis_entropy,
+    tsallis_entropy_from_density,
+)
+from vne_kernels.functional.loss import DoEComponents, doe_loss
 from vne_kernels.functional.quantum import (
     conditional_entropy,
     mutual_information,

@@ -7,37 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vne_kernels._core import ops as _registered  # noqa: F401  (fake kernels and autograd of the operators)
-from vne_kernels._core import spectra, transforms
-from vne_kernels._core.checks import (
-    check_base,
-    check_eps,
-    check_integer,
-    check_normalize,
-    check_samples,
-    check_weights,
-    in_base,
-)
-from vne_kernels._core.ops import compute_dtype
-from vne_kernels.functional.density import eigenvalues
+from vne_kernels._core import matrices, spectra
+from vne_kernels._core import rows as _rows
+from vne_kernels._core.checks import check_base, check_eps, check_integer, check_normalize, wrong
+from vne_kernels._core.dtypes import compute_dtype
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = [
-    "DensityAccumulator",
-    "add_rows",
-    "check_features",
-    "check_rows",
-    "density_of",
-    "row_weights",
-]
-
-_ops = torch.ops.vne_kernels
-
-BLOCK_ROWS = 2048
-"""Rows of one product. Fewer, and adding d x d numbers in float64 costs more than a tenth of it;
-more, and a block leaves the cache. Its float32 sums stay short."""
+__all__ = ["DensityAccumulator"]
 
 
 class DensityAccumulator:
@@ -87,7 +65,7 @@ class DensityAccumulator:
     ) -> None:
         check_normalize(normalize)
         check_eps(eps)
-        self.d = check_features("d", d)
+        self.d = check_integer("d", d, 1)
         self.normalize, self.eps, self.double = normalize, eps, double
         self._rows = 0
         with torch.inference_mode(False):  # later chunks may come outside of it
@@ -124,29 +102,22 @@ class DensityAccumulator:
                 broadcast to (..., n).
             TypeError: z or weights is not a dense tensor of one of these dtypes.
         """
-        check_rows(z, self.d, self.device)
-        w = row_weights(z, weights, self.double)
-        rows = z if z.dim() == 2 else z.flatten(0, -2)
+        x, w = _rows.check_rows(z, weights, self._total, self.double)
+        self._rows += len(x)
+        self._weight += len(x) if w is None else w.sum()
         dtype = torch.float64 if self.double else compute_dtype(z.dtype)
-        self._rows += len(rows)
-        self._weight += len(rows) if w is None else w.sum()
         if self._pending.x.dtype != dtype:
             self._flush()
             self._pending = _Pending.empty(self.d, dtype, self.device)
-        begin = 0
-        while begin < len(rows):
-            # What fills a block is not copied; the rest waits, as small chunks do: d x d additions
-            # would cost more than their products.
-            take = min(BLOCK_ROWS - self._pending.count, len(rows) - begin)
-            chunk = slice(begin, begin + take)
-            of_chunk = None if w is None else w[chunk]
-            if take == BLOCK_ROWS:
-                self._add(self._total, rows[chunk], of_chunk)
-            else:
-                self._pending.append(rows[chunk], of_chunk)
-                if self._pending.count == BLOCK_ROWS:
-                    self._flush()
-            begin += take
+        # What fills a block is not copied; the rest waits, as small chunks do: d x d additions
+        # would cost more than their products.
+        begin = min(-self._pending.count % _rows.BLOCK_ROWS, len(x))
+        end = len(x) - (len(x) - begin) % _rows.BLOCK_ROWS
+        parts = x.tensor_split((begin, end))
+        w_parts = (None,) * 3 if w is None else w.tensor_split((begin, end))
+        self._wait(parts[0], w_parts[0])
+        self._add(self._total, parts[1], w_parts[1])
+        self._wait(parts[2], w_parts[2])
         return self
 
     @torch.no_grad()
@@ -161,11 +132,11 @@ class DensityAccumulator:
             ValueError: other was made with another d, normalize, eps or double.
         """
         if not isinstance(other, DensityAccumulator):
-            raise TypeError(f"other must be a DensityAccumulator, got {type(other).__name__}")
+            raise wrong("other", "a DensityAccumulator", type(other).__name__, TypeError)
         self._check_same("other", other._settings())
-        total, rows, weight = other._sum(), other._rows, other.weight
+        total, count, weight = other._sum(), other._rows, other.weight  # it may be this one
         self._total += total.to(self.device)
-        self._rows += rows
+        self._rows += count
         self._weight += weight.to(self.device)
         return self
 
@@ -177,7 +148,7 @@ class DensityAccumulator:
         """
         if self._rows == 0:
             raise ValueError("there is no density matrix of no rows: call update first")
-        return density_of(self._sum(), self.weight)
+        return _rows.density_of(self._sum(), self.weight)
 
     def eigenvalues(self) -> Tensor:
         """Eigenvalues of rho, (min(rows, d),) float64, descending, none below 0; the others are 0.
@@ -185,7 +156,7 @@ class DensityAccumulator:
         Raises:
             ValueError: no row has come.
         """
-        return eigenvalues(self.density())[: min(self._rows, self.d)]
+        return matrices.eigenvalues(self.density())[: min(self._rows, self.d)]
 
     def entropy(self, *, base: float | None = None) -> Tensor:
         """S = -tr(rho log rho), (1), () float64: `vne_kernels.vn_entropy` of all rows.
@@ -198,7 +169,7 @@ class DensityAccumulator:
             TypeError: base is not a number.
         """
         log_base = check_base(base)
-        return in_base(spectra.vn_entropy(self.eigenvalues()), log_base)
+        return spectra.in_base(spectra.vn_entropy(self.eigenvalues()), log_base)
 
     def scores(self) -> dict[str, Tensor]:
         """What the spectrum says, from one eigendecomposition: each () float64.
@@ -251,34 +222,31 @@ class DensityAccumulator:
                 entries and shapes of a state.
             TypeError: it holds other things than tensors where those have to be.
         """
-        if state.keys() != self.state_dict().keys():
-            raise ValueError(
-                f"state must have the entries {', '.join(self.state_dict())}, "
-                f"got {', '.join(map(str, state))}"
-            )
-        self._check_same("state", {name: state[name] for name in self._settings()})
-        tensors = [state[name] for name in ("total", "weight", "pending", "pending_weights")]
-        rows = state["rows"]
+        own = self.state_dict()
+        if state.keys() != own.keys():
+            raise wrong("state", f"of {', '.join(own)}", ", ".join(map(str, state)))
+        self._check_same("state", state)
+        total, weight, x, w = tensors = [
+            state[name] for name in ("total", "weight", "pending", "pending_weights")
+        ]
         if not all(
-            isinstance(x, Tensor)
-            and x.layout == torch.strided
-            and x.dtype in (torch.float32, torch.float64)
-            for x in tensors
+            isinstance(tensor, Tensor)
+            and tensor.layout == torch.strided
+            and tensor.dtype in (torch.float32, torch.float64)
+            for tensor in tensors
         ):
             raise TypeError("state must hold dense tensors of float32 or float64")
-        _, _, x, w = tensors
+        d, waiting, count = self.d, len(w), state["rows"]
         shapes = [tuple(tensor.shape) for tensor in tensors]
-        if shapes != [(self.d, self.d), (), (len(w), self.d), (len(w),)] or len(w) >= BLOCK_ROWS:
-            raise ValueError(
-                f"state must hold a ({self.d}, {self.d}) total, a () weight, and fewer than "
-                f"{BLOCK_ROWS} pending rows with as many weights, got {shapes}"
-            )
-        if type(rows) is not int or rows < len(w):
-            raise ValueError(f"state must count at least its {len(w)} pending rows, got {rows!r}")
+        if shapes != [(d, d), (), (waiting, d), (waiting,)] or waiting >= _rows.BLOCK_ROWS:
+            wanted = f"a ({d}, {d}) total, a () weight, up to {_rows.BLOCK_ROWS - 1} pending rows"
+            raise wrong("state", f"{wanted} and as many weights", shapes)
+        if type(count) is not int or count < waiting:
+            raise wrong("state", f"of {waiting} rows or more, which are pending", repr(count))
         with torch.inference_mode(False):
-            self._total = state["total"].to(self.device, torch.float64, copy=True)
-            self._weight = state["weight"].to(self.device, torch.float64, copy=True)
-        self._rows = rows
+            self._total = total.to(self.device, torch.float64, copy=True)
+            self._weight = weight.to(self.device, torch.float64, copy=True)
+        self._rows = count
         self._pending = _Pending.empty(self.d, x.dtype, self.device)
         self._pending.append(x, w)
 
@@ -289,16 +257,20 @@ class DensityAccumulator:
     def _settings(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("d", "normalize", "eps", "double")}
 
-    def _check_same(self, name: str, settings: dict[str, Any]) -> None:
+    def _check_same(self, name: str, given: dict[str, Any]) -> None:
         for setting, wanted in self._settings().items():
-            if settings[setting] != wanted:
-                raise ValueError(
-                    f"{name} must have {setting} = {wanted} as this one has, "
-                    f"got {settings[setting]}"
-                )
+            if given[setting] != wanted:
+                raise wrong(name, f"of {setting} = {wanted}, as this one is", given[setting])
 
     def _add(self, total: Tensor, x: Tensor, w: Tensor | None) -> None:
-        add_rows(total, x, w, normalize=self.normalize, eps=self.eps, double=self.double)
+        _rows.add_rows(total, x, w, normalize=self.normalize, eps=self.eps, double=self.double)
+
+    def _wait(self, x: Tensor, w: Tensor | None) -> None:
+        """Keep rows, as many as there is room for, until they fill a block."""
+        if len(x):
+            self._pending.append(x, w)
+            if self._pending.count == _rows.BLOCK_ROWS:
+                self._flush()
 
     def _flush(self) -> None:
         if self._pending.count:
@@ -323,75 +295,15 @@ class _Pending:
     @classmethod
     def empty(cls, d: int, dtype: torch.dtype, device: torch.device) -> _Pending:
         with torch.inference_mode(False):  # filled by later chunks, which may come outside of it
-            x = torch.empty(BLOCK_ROWS, d, dtype=dtype, device=device)
-            return cls(x, torch.empty(BLOCK_ROWS, dtype=dtype, device=device))
+            x = torch.empty(_rows.BLOCK_ROWS, d, dtype=dtype, device=device)
+            return cls(x, torch.empty(_rows.BLOCK_ROWS, dtype=dtype, device=device))
 
     def append(self, x: Tensor, w: Tensor | None) -> None:
         places = slice(self.count, self.count + len(x))
         self.x[places] = x
-        if w is None:
-            self.w[places] = 1
-        else:
-            self.w[places] = w
+        self.w[places] = 1 if w is None else w
         self.count += len(x)
 
     def take(self) -> tuple[Tensor, Tensor]:
         count, self.count = self.count, 0
         return self.x[:count], self.w[:count]
-
-
-# ---- the steps, on tensors: what an accumulator and a metric have in common ----------------------
-
-
-def check_features(name: str, d: int) -> int:
-    return check_integer(name, d, 1)
-
-
-def check_rows(z: Tensor, d: int, device: torch.device) -> None:
-    """Whether z can be added to a d x d matrix there."""
-    transforms.refuse(
-        "DensityAccumulator and the metrics have no derivatives of torch.func and forward mode; "
-        "vn_entropy and the scores of all rows at once have",
-        z,
-    )
-    check_samples("z", z, may_be_empty=True)
-    if z.shape[-1] != d:
-        raise ValueError(f"z must be (..., n, {d}), got {tuple(z.shape)}")
-    if z.device != device:
-        raise ValueError(f"z must be on {device}, as the sum is, got {z.device}")
-
-
-def row_weights(z: Tensor, weights: Tensor | None, double: bool) -> Tensor | None:
-    """w of every row, (rows,) float64; rounded to the dtype of the products, as those see it."""
-    checked = check_weights(weights, z)
-    if weights is None or checked is None:
-        return None
-    exact = weights.to(z.device, torch.float64).expand(z.shape[:-1])
-    return (exact if double else checked.double()).flatten()
-
-
-def add_rows(
-    total: Tensor, x: Tensor, w: Tensor | None, *, normalize: bool, eps: float, double: bool
-) -> None:
-    """total += sum_i w_i u_i u_i^T, by blocks.
-
-    Args:
-        total: (d, d) float64, added to in place.
-        x: (n, d), n from 0 on.
-        w: (n,), not negative; None: 1 each.
-        normalize, eps, double: as for `DensityAccumulator`.
-    """
-    for begin in range(0, len(x), BLOCK_ROWS):
-        block = x[begin : begin + BLOCK_ROWS]
-        u = block.double() if double else block
-        dtype = compute_dtype(u.dtype)
-        if w is None:
-            p = torch.ones(len(u), dtype=dtype, device=u.device)
-        else:
-            p = w[begin : begin + BLOCK_ROWS].to(dtype)
-        total += _ops.density(u, p, normalize, eps)
-
-
-def density_of(total: Tensor, weight: Tensor) -> Tensor:
-    """rho, (d, d), of the sum and the weight of all rows; zeros if that is 0."""
-    return total / torch.where(weight == 0, 1, weight)

@@ -13,22 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vne_kernels._core import spectra
+from vne_kernels._core import matrices, spectra
 from vne_kernels._core.checks import (
     check_base,
     check_eps,
     check_integer,
     check_normalize,
     check_order,
-    in_base,
 )
-from vne_kernels.accumulator import add_rows, check_rows, density_of, row_weights
+from vne_kernels._core.rows import add_rows, check_rows, density_of
 from vne_kernels.common.extras import needed_by
-from vne_kernels.functional.density import (
-    eigenvalues,
-    renyi_entropy_from_density,
-    vn_entropy_from_density,
-)
+from vne_kernels.functional.families import RENYI, Matrices, entropy
 
 with needed_by("vne_kernels.metrics", "metrics"):
     from torchmetrics import Metric
@@ -36,7 +31,7 @@ with needed_by("vne_kernels.metrics", "metrics"):
 __all__ = ["EffectiveRank", "RankMe", "VendiScore", "VonNeumannEntropy"]
 
 
-class _OfDensity(Metric):
+class _DensityMetric(Metric):
     """A number computed of the density matrix of all rows."""
 
     is_differentiable = True
@@ -76,9 +71,7 @@ class _OfDensity(Metric):
             TypeError: z or weights is not a dense tensor of one of these dtypes.
         """
         total = getattr(self, self._total)
-        check_rows(z, self.num_features, total.device)
-        w = row_weights(z, weights, self._double)
-        x = z.flatten(0, -2)
+        x, w = check_rows(z, weights, total, self._double)
         if total.is_inference() and not torch.is_inference_mode_enabled():
             total = total.clone()  # a reset in inference mode left what only that may change
             setattr(self, self._total, total)
@@ -112,7 +105,7 @@ class _OfDensity(Metric):
         raise NotImplementedError
 
 
-class VonNeumannEntropy(_OfDensity):
+class VonNeumannEntropy(_DensityMetric):
     """Von Neumann entropy of a data set: `vne_kernels.vn_entropy` of all its rows.
 
     Equations (1) and (16) of csrc/README.md.
@@ -159,10 +152,10 @@ class VonNeumannEntropy(_OfDensity):
         self._log_base = check_base(base)
 
     def _score(self, rho: Tensor) -> Tensor:
-        return in_base(vn_entropy_from_density(rho), self._log_base)
+        return spectra.in_base(matrices.vn_entropy(rho), self._log_base)
 
 
-class VendiScore(_OfDensity):
+class VendiScore(_DensityMetric):
     """Vendi score of order q under the cosine kernel: `vne_kernels.vendi_score` of all rows.
 
     exp of Rényi's entropy (13) of rho over its trace. Orders below 1 count small eigenvalues, so
@@ -208,7 +201,7 @@ class VendiScore(_OfDensity):
         super().__init__(num_features, normalize=normalize, eps=eps, double=self.q < 1, **kwargs)
 
     def _score(self, rho: Tensor) -> Tensor:
-        return renyi_entropy_from_density(rho, self.q).exp()
+        return entropy(Matrices(rho), self.q, RENYI).exp()
 
 
 class EffectiveRank(VendiScore):
@@ -233,7 +226,7 @@ class EffectiveRank(VendiScore):
         super().__init__(num_features, 1, normalize=normalize, eps=eps, **kwargs)
 
 
-class RankMe(_OfDensity):
+class RankMe(_DensityMetric):
     """RankMe, the rank of a data set that predicts how its encoder does: `vne_kernels.rankme`.
 
     exp of Shannon's entropy of the singular values of the rows as they are over their sum, plus
@@ -270,4 +263,4 @@ class RankMe(_OfDensity):
 
     def _score(self, rho: Tensor) -> Tensor:
         count = min(max(int(self.rows), 1), self.num_features)
-        return spectra.rankme(eigenvalues(rho)[:count], self.added)
+        return spectra.rankme(matrices.eigenvalues(rho)[:count], self.added)

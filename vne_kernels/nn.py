@@ -16,7 +16,8 @@ from vne_kernels._core.checks import (
 )
 from vne_kernels._core.exporters import refused_by_script
 from vne_kernels.distributed import default_group
-from vne_kernels.functional.entropy import doe_loss, vn_entropy
+from vne_kernels.functional.entropy import vn_entropy
+from vne_kernels.functional.loss import doe_loss
 
 
 class _OverProcesses(nn.Module):

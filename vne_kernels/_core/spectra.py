@@ -16,12 +16,14 @@ from torch import Tensor
 
 __all__ = [
     "divided_differences_of_log",
+    "in_base",
     "rankme",
     "renyi_entropy",
     "renyi_of_purity",
     "resolved",
     "tsallis_entropy",
     "tsallis_of_purity",
+    "unless_zero",
     "vn_entropy",
 ]
 
@@ -40,6 +42,11 @@ def resolved(eigenvalues: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     eps = torch.finfo(dtype or eigenvalues.dtype).eps
     floor = eigenvalues.shape[-1] * eps * eigenvalues.amax(-1, keepdim=True)
     return torch.where(eigenvalues < floor, 0, eigenvalues)
+
+
+def in_base(entropy: Tensor, log_base: float | None) -> Tensor:
+    """An entropy in nats to the base whose natural logarithm is given; None: e."""
+    return entropy if log_base is None else entropy / log_base + 0.0  # not -0.
 
 
 def vn_entropy(eigenvalues: Tensor) -> Tensor:
@@ -111,6 +118,12 @@ def tsallis_of_purity(purity: Tensor) -> Tensor:
     return 1 - purity
 
 
+def unless_zero(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """function(x), and 0 where x is 0, with a gradient of 0 where that of the function is none."""
+    zero = x == 0
+    return torch.where(zero, 0, function(torch.where(zero, 1, x)))
+
+
 def divided_differences_of_log(values: Tensor) -> Tensor:
     """Gamma of (9): (log l_i - log l_j) / (l_i - l_j), and 1 / l_i where they meet.
 
@@ -138,10 +151,7 @@ def rankme(eigenvalues: Tensor, eps: float, count: Tensor | None = None) -> Tens
     Returns:
         (...), from 1 to m, but for eps.
     """
-    squares = resolved(eigenvalues)
-    zero = squares == 0
-    singular = torch.where(zero, 0, torch.where(zero, 1, squares).sqrt())
-    p = _over_sum(singular) + eps
+    p = _over_sum(unless_zero(torch.sqrt, resolved(eigenvalues))) + eps
     if count is not None:
         p = torch.where(torch.arange(p.shape[-1], device=p.device) < count.unsqueeze(-1), p, 0)
     return _tsallis(p, 1).exp()

@@ -1,52 +1,34 @@
-"""The public functions: arguments validated, then one operator each.
-
-Functions of the package call the entries of `_core.ops` and not each other, so that nothing is
-checked twice.
-"""
+"""Von Neumann entropy of representations, and the spectrum that it is a function of."""
 
 from __future__ import annotations
 
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from vne_kernels import distributed
 from vne_kernels._core import ops, transforms
 from vne_kernels._core.checks import (
     check_base,
-    check_beta,
     check_eps,
     check_max_rows,
     check_method,
     check_normalize,
-    check_sample_weights,
     check_samples,
     check_weights,
-    in_base,
-    relative,
+    wrong,
 )
-from vne_kernels._core.ops import compute_dtype, to_float64
-
-_ops = torch.ops.vne_kernels
+from vne_kernels._core.rows import relative
+from vne_kernels._core.spectra import in_base
 
 EPS = 1e-12
 """The smallest norm a row is divided by, unless a function says otherwise."""
 
 
-_OVER_PROCESSES = (
+OVER_PROCESSES = (
     "{} with group= has no derivative of torch.func or forward mode; torch.autograd has one, and "
     "without group= there are both"
 )
-
-
-class DoEComponents(NamedTuple):
-    """What `doe_loss` returns with ``return_components=True``, each (...) and differentiable."""
-
-    loss: Tensor
-    entropy: Tensor
-    cosine: Tensor
 
 
 def vn_entropy(
@@ -117,11 +99,11 @@ def vn_entropy(
     check_method(method)
     eps = check_eps(eps)
     log_base = check_base(base)
-    if group is None:
-        p = check_sample_weights(weights, z, normalize)
-        return in_base(ops.vn_entropy(z, p, normalize, method, eps), log_base)
-    transforms.refuse(_OVER_PROCESSES.format("vn_entropy"), z, weights)
     w = check_weights(weights, z)
+    if group is None:
+        p = relative(w) if normalize else w
+        return in_base(ops.vn_entropy(z, p, normalize, method, eps), log_base)
+    transforms.refuse(OVER_PROCESSES.format("vn_entropy"), z, weights)
     share = distributed.make_share(z, w, group, check_max_rows(max_rows))
     entropy = distributed.vn_entropy(z, w, share, normalize=normalize, method=method, eps=eps)
     return in_base(entropy, log_base)
@@ -152,7 +134,7 @@ def get_vne(H: Tensor) -> Tensor:
     """
     check_samples("H", H)
     if H.dim() != 2:
-        raise ValueError(f"H must be (n, d), got {tuple(H.shape)}")
+        raise wrong("H", "(n, d)", H.shape)
     return ops.vn_entropy(H, None, True, "auto", EPS)
 
 
@@ -181,104 +163,5 @@ def spectrum(z: Tensor, *, normalize: bool = True, weights: Tensor | None = None
     """
     check_samples("z", z)
     check_normalize(normalize)
-    return ops.spectrum(z, check_sample_weights(weights, z, normalize), normalize, EPS)
-
-
-def doe_loss(
-    z1: Tensor,
-    z2: Tensor,
-    *,
-    beta: float | Tensor = 1.0,
-    weights: Tensor | None = None,
-    method: str = "auto",
-    return_components: bool = False,
-    group: Any = None,
-    max_rows: int | None = None,
-) -> Tensor | DoEComponents:
-    """Difference-of-entropies loss -S(U1) - beta * mean_i cos(z1_i, z2_i): equation (8).
-
-    Args:
-        z1: (..., n, d), representations of one view of n images.
-        z2: (..., n, d), of the other view, row by row of the same images.
-        beta: weight of the cosine similarity. The paper raises it from 1 to 10 during training.
-        weights: of the pairs, as for `vn_entropy`: relative, in the entropy and in the mean cosine.
-        method: as for `vn_entropy`.
-        return_components: return a `DoEComponents` (loss, entropy of z1, mean cosine).
-        group, max_rows: the loss of the pairs of all processes together, as for `vn_entropy`.
-
-    Returns:
-        (...): a scalar for one pair of views; dtype as `vn_entropy`. Differentiable once, in
-        reverse and forward mode, and twice by torch.func.
-
-    Raises:
-        ValueError: shapes or devices differ, or shapes are not (..., n, d) with n, d >= 1; weights
-            do not broadcast to (..., n); method is unknown; group or max_rows as for `vn_entropy`.
-        TypeError: not tensors of one floating dtype; beta is not a number; group is no group.
-
-    Source: "Formulating A Non-contrastive Loss As A Difference Of Entropies Using A Von Neumann
-    Entropy Bound", Algorithm 1.
-
-    Example:
-        >>> z = torch.eye(4)
-        >>> float(doe_loss(z, z, beta=2.0))  # -log 4 - 2
-        -3.386294364929199
-    """
-    group = distributed.process_group(group)
-    check_samples("z1", z1, may_be_empty=group is not None)
-    check_samples("z2", z2, may_be_empty=group is not None)
-    check_method(method)
-    if z1.shape != z2.shape:
-        raise ValueError(
-            f"z1 and z2 must have the same shape, got {tuple(z1.shape)} and {tuple(z2.shape)}"
-        )
-    if z1.dtype != z2.dtype:
-        raise TypeError(f"z1 and z2 must have the same dtype, got {z1.dtype} and {z2.dtype}")
-    if z1.device != z2.device:
-        raise ValueError(f"z1 and z2 must be on the same device, got {z1.device} and {z2.device}")
-    beta = check_beta(beta)
-    w = check_weights(weights, z1)
-    if group is not None:
-        transforms.refuse(_OVER_PROCESSES.format("doe_loss"), z1, z2, w)
-        share = distributed.make_share(z1, w, group, check_max_rows(max_rows))
-        if w is None:
-            entropy, cosine = distributed.doe_terms(z1, z2, share, method=method, eps=EPS)
-        else:
-            entropy = distributed.vn_entropy(z1, w, share, normalize=True, method=method, eps=EPS)
-            own = torch.stack([mean_cosine(z1, z2, w, EPS), w.sum(-1)])
-            weighted, total = distributed.summed(own, share)
-            cosine = weighted / total
-    elif w is not None or transforms.is_transformed(z1, z2):
-        p = None if w is None else relative(w)
-        entropy = ops.vn_entropy(z1, p, True, method, EPS)
-        cosine = mean_cosine(z1, z2, p, EPS)
-    elif transforms.wants_grad(z1, z2):
-        entropy, cosine, *_ = _ops.doe_loss_grad(z1, z2, method, EPS)
-    else:
-        entropy, cosine = _ops.doe_loss(z1, z2, method, EPS)
-    loss: Tensor = -entropy - beta * cosine
-    return DoEComponents(loss, entropy, cosine) if return_components else loss
-
-
-def mean_cosine(z1: Tensor, z2: Tensor, p: Tensor | None, eps: float) -> Tensor:
-    """sum_i p_i cos(z1_i, z2_i), (...), in plain torch; the mean where p is None.
-
-    The operators have it fused with the entropy: for all rows alike, and in reverse mode.
-    """
-    # An absent row may hold anything.
-    absent = (z1.new_zeros(()) if p is None else p == 0).to(torch.bool).unsqueeze(-1)
-    views = [torch.where(absent, 0, to_float64(z)) for z in (z1, z2)]
-
-    def unit(z: Tensor) -> Tensor:
-        size = z.detach().abs().amax(-1, keepdim=True)  # the square of a row may overflow
-        size = torch.where((size > 0) & (size < math.inf), size, 1)
-        zero = (z == 0).all(-1, keepdim=True)  # its gradient is 0
-        row = torch.where(zero, 1, z / size)
-        norm = torch.linalg.vector_norm(row, dim=-1, keepdim=True)
-        return torch.where(zero, 0, row / torch.maximum(norm, eps / size))
-
-    cosines = (unit(views[0]) * unit(views[1])).sum(-1)
-    mean = cosines.mean(-1) if p is None else (p.to(cosines) * cosines).sum(-1)
-    # Of a sample that is not finite the gradient is NaN throughout, of its zero rows too.
-    nothing = (0 * mean.detach())[..., None, None]
-    mean = mean + (nothing * (views[0] + views[1])).sum((-2, -1))
-    return mean.to(z1.device, compute_dtype(z1.dtype))
+    w = check_weights(weights, z)
+    return ops.spectrum(z, relative(w) if normalize else w, normalize, EPS)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from vne_kernels._core import ops, transforms
+from vne_kernels._core import matrices, ops, transforms
 from vne_kernels._core.checks import (
     check_base,
     check_eps,
@@ -25,11 +25,12 @@ from vne_kernels._core.checks import (
     check_matrices,
     check_normalize,
     check_number,
-    check_sample_weights,
     check_samples,
+    check_weights,
+    wrong,
 )
-from vne_kernels._core.ops import compute_dtype
-from vne_kernels.functional.density import vn_entropy_from_density
+from vne_kernels._core.dtypes import compute_dtype
+from vne_kernels._core.rows import relative
 from vne_kernels.functional.entropy import EPS
 
 PROBES = 32
@@ -145,10 +146,9 @@ def estimate_vn_entropy(
     eps = check_eps(eps)
     options = _check_options(tolerance, max_probes, confidence, generator, base)
     transforms.refuse(_NO_DERIVATIVE.format("estimate_vn_entropy", "vn_entropy"), z, weights)
-    p = check_sample_weights(weights, z, normalize)
-    _check_no_gradient("z", z)
-    if p is not None:
-        _check_no_gradient("weights", p)
+    w = check_weights(weights, z)
+    p = relative(w) if normalize else w
+    _check_no_gradient(z=z, weights=p)
     n, d = z.shape[-2:]
     if min(n, d) < _SMALLEST:
         return _finished(_exactly(ops.vn_entropy(z, p, normalize, "auto", eps)), options)
@@ -201,14 +201,14 @@ def estimate_vn_entropy_from_density(
     """
     check_matrices("rho", rho)
     if rho.is_complex():
-        raise TypeError(f"rho must be real, got {rho.dtype}")
+        raise wrong("rho", "real", rho.dtype, TypeError)
     options = _check_options(tolerance, max_probes, confidence, generator, base)
     options = options._replace(over_trace=normalize_trace)
     names = "estimate_vn_entropy_from_density", "vn_entropy_from_density"
     transforms.refuse(_NO_DERIVATIVE.format(*names), rho)
-    _check_no_gradient("rho", rho)
+    _check_no_gradient(rho=rho)
     if rho.shape[-1] < _SMALLEST:
-        exact = vn_entropy_from_density(rho, normalize_trace=normalize_trace)
+        exact = matrices.vn_entropy(rho, normalize_trace=normalize_trace)
         return _finished(_exactly(exact), options)
 
     def estimate_matrix(index: tuple[int, ...]) -> _Interval:
@@ -269,24 +269,26 @@ def _check_options(
 ) -> _Options:
     log_base = check_base(base) or 1.0
     if tolerance is not None:
-        value = check_number("tolerance", tolerance)
-        if not 0 < value < math.inf:
-            raise ValueError(f"tolerance must be positive and finite, got {tolerance}")
-        tolerance = value * abs(log_base)
+        tolerance = check_number("tolerance", tolerance)
+        if not 0 < tolerance < math.inf:
+            raise wrong("tolerance", "positive and finite", tolerance)
+        tolerance *= abs(log_base)
     max_probes = check_integer("max_probes", max_probes, _FIRST_PROBES)
-    value = check_number("confidence", confidence)
-    if not 0 < value < 1:
-        raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
+    confidence = check_number("confidence", confidence)
+    if not 0 < confidence < 1:
+        raise wrong("confidence", "between 0 and 1", confidence)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
-    return _Options(tolerance, max_probes, value, generator, log_base)
+    return _Options(tolerance, max_probes, confidence, generator, log_base)
 
 
-def _check_no_gradient(name: str, tensor: Tensor) -> None:
-    if torch.is_grad_enabled() and tensor.requires_grad:
-        raise ValueError(
-            f"{name} must not require a gradient, as the estimate has none; pass {name}.detach()"
-        )
+def _check_no_gradient(**tensors: Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if torch.is_grad_enabled() and tensor is not None and tensor.requires_grad:
+            raise ValueError(
+                f"{name} must not require a gradient, as the estimate has none; "
+                f"pass {name}.detach()"
+            )
 
 
 def _exactly(entropy: Tensor) -> EntropyEstimate:
@@ -320,17 +322,12 @@ def _over_batch(
 ) -> EntropyEstimate:
     batch = samples.shape[:-2]
     with torch.no_grad(), _full_precision(samples.device):
-        found = [estimate(index) for index in itertools.product(*map(range, batch))]
-    low, high, probes = (
-        torch.tensor(column, dtype=dtype).reshape(batch).to(samples.device)
-        for column, dtype in zip(
-            zip(*(interval[:3] for interval in found), strict=True) if found else ((), (), ()),
-            (torch.float64, torch.float64, torch.int64),
-            strict=True,
-        )
-    )
+        found = [estimate(index)[:3] for index in itertools.product(*map(range, batch))]
+    columns = torch.tensor(found, dtype=torch.float64).reshape(*batch, 3)
+    low, high, probes = columns.unbind(-1)
     dtype = compute_dtype(samples.dtype)
-    return EntropyEstimate(((low + high) / 2).to(dtype), ((high - low) / 2).to(dtype), probes)
+    middle, error = ((low + high) / 2).to(dtype), ((high - low) / 2).to(dtype)
+    return EntropyEstimate(*(x.to(samples.device) for x in (middle, error, probes.long())))
 
 
 @contextlib.contextmanager

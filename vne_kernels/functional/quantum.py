@@ -14,10 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vne_kernels._core import spectra
-from vne_kernels._core.checks import check_base, check_density, check_matrices, in_base
-from vne_kernels._core.ops import functional, to_float64
-from vne_kernels.functional.density import result_dtype, vn_entropy_from_density
+from vne_kernels._core import matrices, spectra
+from vne_kernels._core.checks import (
+    check_base,
+    check_density,
+    check_matrices,
+    check_matrix_method,
+    check_same,
+    is_integer,
+    wrong,
+)
+from vne_kernels._core.dtypes import to_float64
+from vne_kernels._core.ops import functional
+from vne_kernels._core.spectra import in_base
 
 # ---- parts of a composite system -----------------------------------------------------------------
 
@@ -49,15 +58,10 @@ def partial_trace(rho: Tensor, dims: Sequence[int], keep: int | Sequence[int]) -
     """
     check_matrices("rho", rho)
     sizes = _check_dims("rho", rho, dims)
-    kept = _check_keep(keep, len(sizes))
-    traced = [part for part in range(len(sizes)) if part not in kept]
-    order = kept + traced
-    batch = rho.shape[:-2]
-    rows = [len(batch) + part for part in order]
-    columns = [len(batch) + len(sizes) + part for part in order]
-    apart = rho.reshape(*batch, *sizes, *sizes).permute(*range(len(batch)), *rows, *columns)
-    k, t = math.prod([sizes[part] for part in kept]), math.prod([sizes[part] for part in traced])
-    return apart.reshape(*batch, k, t, k, t).diagonal(dim1=-3, dim2=-1).sum(-1)
+    parts = _integers("keep", [keep] if isinstance(keep, Integral) else keep)
+    if not parts or len(set(parts)) < len(parts) or not all(0 <= p < len(sizes) for p in parts):
+        raise wrong("keep", f"different ones of 0 to {len(sizes) - 1}", keep)
+    return _partial_trace(rho, sizes, sorted(parts))
 
 
 def conditional_entropy(
@@ -102,9 +106,8 @@ def conditional_entropy(
         tensor(-1.0000)
     """
     log_base = check_base(base)
-    whole, _, b = _check_parts(rho_ab, dims, check)
-    entropy_of_b = vn_entropy_from_density(b, method=method)
-    return in_base(vn_entropy_from_density(whole, method=method) - entropy_of_b, log_base)
+    whole, _, b = _entropies(rho_ab, dims, method, check)
+    return in_base(whole - b, log_base)
 
 
 def mutual_information(
@@ -136,46 +139,49 @@ def mutual_information(
         tensor(1.3863)
     """
     log_base = check_base(base)
-    whole, a, b = _check_parts(rho_ab, dims, check)
-    apart = vn_entropy_from_density(a, method=method) + vn_entropy_from_density(b, method=method)
-    return in_base(apart - vn_entropy_from_density(whole, method=method), log_base)
+    whole, a, b = _entropies(rho_ab, dims, method, check)
+    return in_base(a + b - whole, log_base)
 
 
-def _check_parts(rho: Tensor, dims: Sequence[int], check: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """rho_ab and the states of A and B, half precisions in float32, as their sums are taken."""
-    check_matrices("rho_ab", rho)
+def _entropies(
+    rho: Tensor, dims: Sequence[int], method: str, check: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """S(AB), S(A) and S(B), the states taken in float32 where rho is in a half precision."""
+    check_density("rho_ab", rho, check, unit_trace=True)
+    check_matrix_method(method, rho)
     sizes = _check_dims("rho_ab", rho, dims)
     if len(sizes) != 2:
-        raise ValueError(f"dims must be two sizes, of A and of B, got {tuple(sizes)}")
-    if check:
-        check_density("rho_ab", rho, unit_trace=True)
-    whole = rho if rho.is_complex() else rho.to(result_dtype(rho))
-    return whole, partial_trace(whole, sizes, 0), partial_trace(whole, sizes, 1)
+        raise wrong("dims", "two sizes, of A and of B", tuple(sizes))
+    whole = matrices.widened(rho)
+    parts = whole, _partial_trace(whole, sizes, [0]), _partial_trace(whole, sizes, [1])
+    ab, a, b = (matrices.vn_entropy(part, method) for part in parts)
+    return ab, a, b
+
+
+def _partial_trace(rho: Tensor, sizes: list[int], kept: list[int]) -> Tensor:
+    traced = [part for part in range(len(sizes)) if part not in kept]
+    order = kept + traced
+    batch = rho.shape[:-2]
+    rows = [len(batch) + part for part in order]
+    columns = [len(batch) + len(sizes) + part for part in order]
+    apart = rho.reshape(*batch, *sizes, *sizes).permute(*range(len(batch)), *rows, *columns)
+    k, t = math.prod([sizes[part] for part in kept]), math.prod([sizes[part] for part in traced])
+    return apart.reshape(*batch, k, t, k, t).diagonal(dim1=-3, dim2=-1).sum(-1)
 
 
 def _check_dims(name: str, rho: Tensor, dims: Sequence[int]) -> list[int]:
     sizes = _integers("dims", dims)
-    if not sizes or min(sizes) < 1 or math.prod(sizes) != rho.shape[-1]:
-        raise ValueError(
-            f"dims must be positive sizes with the product {rho.shape[-1]}, as {name} is "
-            f"{tuple(rho.shape)}, got {tuple(sizes)}"
-        )
+    size = rho.shape[-1]
+    if not sizes or min(sizes) < 1 or math.prod(sizes) != size:
+        wanted = f"positive sizes with the product {size}, as {name} is {tuple(rho.shape)}"
+        raise wrong("dims", wanted, tuple(sizes))
     return sizes
-
-
-def _check_keep(keep: int | Sequence[int], count: int) -> list[int]:
-    parts = _integers("keep", [keep] if isinstance(keep, Integral) else keep)
-    if not parts or len(set(parts)) < len(parts) or not all(0 <= p < count for p in parts):
-        raise ValueError(f"keep must be different ones of 0 to {count - 1}, got {keep}")
-    return sorted(parts)
 
 
 def _integers(name: str, values: Any) -> list[int]:
     """Of Python or of NumPy, as ints."""
-    if not isinstance(values, Sequence) or not all(
-        isinstance(value, Integral) and not isinstance(value, bool) for value in values
-    ):
-        raise TypeError(f"{name} must be integers, got {values!r}")
+    if not isinstance(values, Sequence) or not all(map(is_integer, values)):
+        raise wrong(name, "integers", repr(values), TypeError)
     return [int(value) for value in values]
 
 
@@ -222,15 +228,10 @@ def relative_entropy(
         >>> relative_entropy(torch.diag(torch.tensor([0.0, 1.0])), torch.eye(2) / 2)  # log 2
         tensor(0.6931)
     """
-    for name, matrices in (("rho", rho), ("sigma", sigma)):
-        check_matrices(name, matrices)
-        if check:
-            check_density(name, matrices, unit_trace=True)
+    check_density("rho", rho, check, unit_trace=True)
+    check_density("sigma", sigma, check, unit_trace=True)
     log_base = check_base(base)
-    if rho.device != sigma.device:
-        raise ValueError(
-            f"rho and sigma must be on the same device, got {rho.device} and {sigma.device}"
-        )
+    check_same("rho and sigma", "device", rho.device, sigma.device)
     if rho.shape[-1] != sigma.shape[-1] or not _broadcast(rho.shape[:-2], sigma.shape[:-2]):
         raise ValueError(
             "rho and sigma must be (..., d, d) of one d, and their leading dimensions broadcast, "
@@ -255,7 +256,7 @@ torch.library.define(
 
 def _relative_entropy_grad(rho: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """In plain torch, for any device: two eigendecompositions take most of the time."""
-    device, result, is_complex = rho.device, result_dtype(rho), rho.is_complex()
+    device, result, is_complex = rho.device, matrices.result_dtype(rho), rho.is_complex()
     resolution = 4 * torch.finfo(result).eps  # of the trace
     lam, v, rho_valid = _eigh(rho)
     mu, w, sigma_valid = _eigh(sigma)

@@ -6,12 +6,10 @@ alike count as k.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from vne_kernels._core import ops, spectra
+from vne_kernels._core import matrices, ops, spectra
 from vne_kernels._core.checks import (
     check_eps,
     check_matrices,
@@ -19,11 +17,10 @@ from vne_kernels._core.checks import (
     check_order,
     check_samples,
     check_weights,
-    relative,
 )
-from vne_kernels._core.ops import compute_dtype, to_float64
-from vne_kernels.functional.density import renyi_entropy_from_density, result_dtype
-from vne_kernels.functional.orders import renyi_entropy
+from vne_kernels._core.dtypes import compute_dtype, to_float64
+from vne_kernels._core.rows import relative
+from vne_kernels.functional.families import RENYI, Matrices, entropy, samples
 
 
 def effective_rank(z: Tensor, *, normalize: bool = True, weights: Tensor | None = None) -> Tensor:
@@ -46,7 +43,7 @@ def effective_rank(z: Tensor, *, normalize: bool = True, weights: Tensor | None 
         >>> effective_rank(torch.eye(4))
         tensor(4.)
     """
-    return renyi_entropy(z, 1, normalize=normalize, weights=weights).exp()
+    return entropy(samples(z, normalize, weights, 1), 1, RENYI).exp()
 
 
 def vendi_score(
@@ -94,35 +91,27 @@ def vendi_score(
     """
     q = check_order("q", q)
     if not is_kernel:
-        return renyi_entropy(z_or_kernel, q, normalize=normalize, weights=weights).exp()
+        return entropy(samples(z_or_kernel, normalize, weights, q), q, RENYI).exp()
     check_matrices("z_or_kernel", z_or_kernel)
     check_normalize(normalize)
-    kernel = z_or_kernel if z_or_kernel.is_complex() else z_or_kernel.to(result_dtype(z_or_kernel))
-    return renyi_entropy_from_density(_weighted_kernel(kernel, normalize, weights), q).exp()
+    kernel = _weighted_kernel(matrices.widened(z_or_kernel), normalize, weights)
+    return entropy(Matrices(kernel), q, RENYI).exp()
 
 
 def _weighted_kernel(kernel: Tensor, normalize: bool, weights: Tensor | None) -> Tensor:
     """diag(s) K diag(s), s_i^2 = p_i / K_ii or p_i; a sample of K_ii = 0 or p_i = 0 is absent."""
-    w = check_weights(weights, kernel.real)
-    p = None if w is None else relative(w)
+    p = relative(check_weights(weights, kernel.real))
     if p is not None:  # whatever an absent sample holds
         present = p != 0
         kernel = torch.where(present.unsqueeze(-1) & present.unsqueeze(-2), kernel, 0)
-    diagonal = kernel.diagonal(dim1=-2, dim2=-1).real
-    scales = []
     if normalize:
-        scales.append(_where_not_zero(torch.rsqrt, diagonal))
-    if p is not None:
-        scales.append(_where_not_zero(torch.sqrt, p))
-    for scale in scales:
-        kernel = kernel * scale.unsqueeze(-1) * scale.unsqueeze(-2)
-    return kernel
+        diagonal = kernel.diagonal(dim1=-2, dim2=-1).real
+        kernel = _scaled(kernel, spectra.unless_zero(torch.rsqrt, diagonal))
+    return kernel if p is None else _scaled(kernel, spectra.unless_zero(torch.sqrt, p))
 
 
-def _where_not_zero(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """function(x), and 0 where x is 0, with a gradient of 0 where that of the function is none."""
-    zero = x == 0
-    return torch.where(zero, 0, function(torch.where(zero, 1, x)))
+def _scaled(kernel: Tensor, scale: Tensor) -> Tensor:
+    return kernel * scale.unsqueeze(-1) * scale.unsqueeze(-2)
 
 
 def rankme(z: Tensor, *, eps: float = 1e-7, weights: Tensor | None = None) -> Tensor:
@@ -158,8 +147,7 @@ def rankme(z: Tensor, *, eps: float = 1e-7, weights: Tensor | None = None) -> Te
     check_samples("z", z)
     eps = check_eps(eps)
     precise = to_float64(z)
-    w = check_weights(weights, precise)
-    p = None if w is None else relative(w)
+    p = relative(check_weights(weights, precise))
     count = None if p is None else (p != 0).sum(-1)
     eigenvalues = ops.spectrum(precise, p, False, 0.0)
     return spectra.rankme(eigenvalues, eps, count).to(z.device, compute_dtype(z.dtype))
@@ -189,4 +177,4 @@ def participation_ratio(
         >>> participation_ratio(torch.eye(4))
         tensor(4.)
     """
-    return renyi_entropy(z, 2, normalize=normalize, weights=weights).exp()
+    return entropy(samples(z, normalize, weights, 2), 2, RENYI).exp()
