@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vne_kernels import vn_entropy
-from vne_kernels.callbacks import SpectrumMonitor
-from vne_kernels.collapse import CollapseWatch
+from vne_kernels.callbacks import CollapseWatch, SpectrumMonitor
 
 ROWS, FEATURES = 8, 6
 
@@ -128,18 +127,18 @@ def test_a_collapse_is_told_once_and_so_is_its_end(
 
 def test_a_resumed_run_does_not_warn_again() -> None:
     before, after = (SpectrumMonitor("projector") for _ in range(2))
-    assert re.search(naming("1.00", "8 rows"), before.collapse.told(0.001, "8 rows"))
+    assert re.search(naming("1.00", "8 rows"), before.collapse.message(0.001, "8 rows"))
     after.load_state_dict(before.state_dict())
-    assert after.collapse.told(0.001, "8 rows") is None
-    assert "2.72" in after.collapse.told(1.0, "8 rows")
+    assert after.collapse.message(0.001, "8 rows") is None
+    assert "2.72" in after.collapse.message(1.0, "8 rows")
     assert SpectrumMonitor("a").state_key != SpectrumMonitor("b").state_key
 
 
 def test_nan_is_neither_a_collapse_nor_the_end_of_one() -> None:
     watch = CollapseWatch(0.5, "it")
-    assert watch.told(math.nan, "") is None
-    assert watch.told(0.1, "") is not None
-    assert watch.told(math.nan, "") is None
+    assert watch.message(math.nan, "") is None
+    assert watch.message(0.1, "") is not None
+    assert watch.message(math.nan, "") is None
     assert watch.collapsed
 
 

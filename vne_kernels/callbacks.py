@@ -9,11 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vne_kernels._core.checks import check_integer, check_normalize, check_number, check_samples
+from vne_kernels._core import ops
+from vne_kernels._core.checks import (
+    check_integer,
+    check_normalize,
+    check_number,
+    check_samples,
+    wrong,
+)
 from vne_kernels._core.spectra import renyi_entropy
-from vne_kernels.collapse import CollapseWatch
 from vne_kernels.common.extras import needed_by
-from vne_kernels.functional.entropy import spectrum
+from vne_kernels.functional.entropy import EPS
 
 with needed_by("vne_kernels.callbacks", "metrics"):
     import lightning.pytorch as pl
@@ -21,7 +27,37 @@ with needed_by("vne_kernels.callbacks", "metrics"):
     from lightning.pytorch.loggers import TensorBoardLogger
     from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-__all__ = ["SpectrumMonitor"]
+__all__ = ["CollapseWatch", "SpectrumMonitor"]
+
+
+class CollapseWatch:
+    """Notices when an entropy falls below a threshold, and when it is above again.
+
+    Args:
+        below: the threshold, in nats.
+        what: whose entropy it is, such as "a fixed batch".
+    """
+
+    def __init__(self, below: float, what: str) -> None:
+        self.below, self.what = below, what
+        self.collapsed = False
+
+    def message(self, entropy: float, rows: str) -> str | None:
+        """The message about an entropy in nats of rows, such as "128 images", where there is one.
+
+        `collapsed` is whether it reports a collapse or the end of one. NaN is neither.
+        """
+        collapsed = entropy < self.below
+        if collapsed == self.collapsed or math.isnan(entropy):
+            return None
+        self.collapsed = collapsed
+        rank = f"effective rank {math.exp(entropy):.2f}"
+        if not collapsed:
+            return f"no longer collapsed: {rank}"
+        return (
+            f"the representation collapses: the entropy of {self.what} is {entropy:.3g} nats, "
+            f"{rank} of {rows} (warned below {self.below:.3g} nats)"
+        )
 
 
 class SpectrumMonitor(Callback):
@@ -67,7 +103,7 @@ class SpectrumMonitor(Callback):
         self.every_n_steps = check_integer("every_n_steps", every_n_steps, 1)
         below = check_number("collapse_below", collapse_below)
         if not 1 < below < math.inf:
-            raise ValueError(f"collapse_below must be finite and above 1, got {collapse_below}")
+            raise wrong("collapse_below", "finite and above 1", collapse_below)
         check_normalize(normalize)
         self.normalize = normalize
         self.collapse = CollapseWatch(math.log(below), f"the output of {submodule!r}")
@@ -140,12 +176,12 @@ class SpectrumMonitor(Callback):
         what = f"the output of {self.submodule!r}"
         check_samples(what, output)
         if output.dim() != 2:
-            raise ValueError(f"{what} must be (n, d), got {tuple(output.shape)}")
+            raise wrong(what, "(n, d)", output.shape)
         self._outputs.append(output.detach().clone())  # it may be changed in place afterwards
 
     def _log(self, z: Tensor, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         step = self._last_step
-        eigenvalues = spectrum(z, normalize=self.normalize).double().cpu()
+        eigenvalues = ops.spectrum(z, None, self.normalize, EPS).double().cpu()
         entropy = renyi_entropy(eigenvalues, 1)
         values = {
             f"{self.name}/entropy": entropy.float(),
@@ -158,10 +194,10 @@ class SpectrumMonitor(Callback):
             if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
                 figure = _picture(eigenvalues)
                 logger.experiment.add_figure(f"{self.name}/eigenvalues", figure, step)
-        message = self.collapse.told(float(entropy), f"{len(z)} rows")
+        message = self.collapse.message(float(entropy), f"{len(z)} rows")
         if message is not None:
-            tell = rank_zero_warn if self.collapse.collapsed else rank_zero_info
-            tell(f"step {step}: {message}")
+            report = rank_zero_warn if self.collapse.collapsed else rank_zero_info
+            report(f"step {step}: {message}")
 
     def _remove(self) -> None:
         if self._hook is not None:

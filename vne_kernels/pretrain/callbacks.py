@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.transforms import v2
 
 from vne_kernels import spectrum, vn_entropy
-from vne_kernels.collapse import CollapseWatch
+from vne_kernels.callbacks import CollapseWatch
 from vne_kernels.common.files import write_table
 from vne_kernels.common.reading import read_table
 from vne_kernels.pretrain import evaluate
@@ -185,7 +185,7 @@ class MetricsTables(Callback):
             self.flush()  # the way there
 
     def _watch_for_collapse(self, entropy: float, step: int) -> None:
-        message = self.collapse.told(entropy, f"{len(self.fixed)} images")
+        message = self.collapse.message(entropy, f"{len(self.fixed)} images")
         if message is not None:
             self.events.add(step, COLLAPSE if self.collapse.collapsed else RECOVERED, message)
 
