@@ -172,12 +172,13 @@ class DensityAccumulator:
         return spectra.in_base(spectra.vn_entropy(self.eigenvalues()), log_base)
 
     def scores(self) -> dict[str, Tensor]:
-        """What the spectrum says, from one eigendecomposition: each () float64.
+        """The scores of the spectrum, from one eigendecomposition: each () float64.
 
-        ``entropy`` (nats) is `entropy` of normalized rows; of others, with ``normalize=False``, it
-        is that of rho over its trace, as are ``effective_rank`` (exp of an entropy, the Vendi
-        score), ``renyi_2`` (nats), ``participation_ratio`` (its exp) and ``min_entropy`` (nats;
-        Rényi's of order infinity). ``largest_eigenvalue`` and ``trace`` are those of rho.
+        All but ``largest_eigenvalue`` and ``trace`` are of rho over its trace, which is 1 unless
+        rows are zero or, with ``normalize=False``, of other lengths. ``entropy``, its bound log m
+        of m eigenvalues (``entropy_bound``), ``renyi_2`` and ``min_entropy`` (Rényi's of order
+        infinity) are in nats; ``effective_rank``, also known as the Vendi score, and
+        ``participation_ratio`` are exp of ``entropy`` and of ``renyi_2``.
 
         Raises:
             ValueError: no row has come.
@@ -187,19 +188,7 @@ class DensityAccumulator:
             >>> float(scores["participation_ratio"])
             4.0
         """
-        values = self.eigenvalues()
-        entropy, renyi_2, min_entropy = (
-            spectra.renyi_entropy(values, alpha) for alpha in (1, 2, float("inf"))
-        )
-        return {
-            "entropy": spectra.vn_entropy(values) if self.normalize else entropy,
-            "effective_rank": entropy.exp(),
-            "renyi_2": renyi_2,
-            "participation_ratio": renyi_2.exp(),
-            "min_entropy": min_entropy,
-            "largest_eigenvalue": values[0],
-            "trace": values.sum(),
-        }
+        return spectra.summary(self.eigenvalues())
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain numbers, for ``torch.save``; loaded, it goes on to the same bits."""

@@ -17,10 +17,12 @@ from torch import Tensor
 __all__ = [
     "divided_differences_of_log",
     "in_base",
+    "rank",
     "rankme",
     "renyi_entropy",
     "renyi_of_purity",
     "resolved",
+    "summary",
     "tsallis_entropy",
     "tsallis_of_purity",
     "unless_zero",
@@ -155,6 +157,57 @@ def rankme(eigenvalues: Tensor, eps: float, count: Tensor | None = None) -> Tens
     if count is not None:
         p = torch.where(torch.arange(p.shape[-1], device=p.device) < count.unsqueeze(-1), p, 0)
     return _tsallis(p, 1).exp()
+
+
+def rank(eigenvalues: Tensor, rounding: float) -> Tensor:
+    """How many singular values exceed m eps times the largest, as in ``numpy.linalg.matrix_rank``.
+
+    Args:
+        eigenvalues: (..., m), descending, the squares of the singular values up to a factor.
+        rounding: eps, that of the dtype of the rows.
+
+    Returns:
+        (...), int64.
+    """
+    squares = resolved(eigenvalues)
+    floor = (squares.shape[-1] * rounding) ** 2 * squares[..., :1]
+    return (squares > floor).sum(-1)
+
+
+RANKME_EPS = 1e-7
+"""That of the paper of RankMe."""
+
+
+def summary(
+    eigenvalues: Tensor, raw: Tensor | None = None, rounding: float = 0.0
+) -> dict[str, Tensor]:
+    """The scores of one spectrum, under the names that they have everywhere in the package.
+
+    Args:
+        eigenvalues: (m,), descending, of a density matrix.
+        raw: (m,), descending, of the sum over the rows as they are, whose singular values
+            ``rankme`` and ``rank`` count. Default: without these two.
+        rounding: the eps of the dtype of the rows, for ``rank``.
+
+    Returns:
+        Names to tensors (). Entropies are in nats, of the eigenvalues over their sum: ``renyi_2``
+        and ``min_entropy`` have the orders 2 and infinity. ``effective_rank`` and
+        ``participation_ratio``, exp of ``entropy`` and of ``renyi_2``, are Vendi scores too.
+    """
+    entropy, renyi_2, min_entropy = (renyi_entropy(eigenvalues, q) for q in (1, 2, math.inf))
+    scores = {
+        "entropy": entropy,
+        "entropy_bound": entropy.new_tensor(len(eigenvalues)).log(),
+        "effective_rank": entropy.exp(),
+        "renyi_2": renyi_2,
+        "participation_ratio": renyi_2.exp(),
+        "min_entropy": min_entropy,
+        "largest_eigenvalue": eigenvalues[0],
+        "trace": eigenvalues.sum(),
+    }
+    if raw is not None:
+        scores |= {"rankme": rankme(raw, RANKME_EPS), "rank": rank(raw, rounding)}
+    return scores
 
 
 def _over_sum(x: Tensor) -> Tensor:

@@ -16,40 +16,29 @@ from vne_kernels._core import spectra
 
 HEADER = ("index", "eigenvalue", "share", "cumulative_share")
 VENDI_ORDERS = (0.5, 1, 2, math.inf)
-RANKME_EPS = 1e-7  # of the paper of RankMe
 TOP = (1, 10, 100)
 SHARES = (0.9, 0.99)
 
 
-def compute(eigenvalues: Tensor, raw: Tensor | None, rounding: float) -> dict[str, Any]:
+def compute(eigenvalues: Tensor, raw: Tensor | None, eps: float) -> dict[str, Any]:
     """All scores.
 
     Args:
         eigenvalues: (m,) float64, descending, of the density matrix.
         raw: (m,) float64, of the sum over the rows as they are. None: sums are in float32, and the
             scores that small eigenvalues decide are left out, as rounding hides them.
-        rounding: the eps of the dtype of the rows.
+        eps: the rounding of the dtype of the rows.
 
     Returns:
         Names to plain numbers, or to one such dict; entropies in nats.
     """
     m = len(eigenvalues)
     shares = cumulative_shares(eigenvalues)
-    entropy = float(spectra.renyi_entropy(eigenvalues, 1))
     orders = [q for q in VENDI_ORDERS if raw is not None or q >= 1]
-    vendi = {f"{q:g}": math.exp(float(spectra.renyi_entropy(eigenvalues, q))) for q in orders}
-    scores: dict[str, Any] = {
-        "entropy": entropy,
-        "entropy_bound": math.log(m),
-        "effective_rank": vendi["1"],
+    vendi = {f"{q:g}": float(spectra.renyi_entropy(eigenvalues, q).exp()) for q in orders}
+    summary = spectra.summary(eigenvalues, raw, eps)
+    return {name: score.item() for name, score in summary.items()} | {
         "vendi_score": vendi,
-        "participation_ratio": vendi["2"],
-    }
-    if raw is not None:
-        scores["rankme"] = float(spectra.rankme(raw, RANKME_EPS))
-        scores["rank"] = _rank(raw, rounding)
-    return scores | {
-        "largest_eigenvalue": float(eigenvalues[0]),
         "share_of_largest": {str(k): float(shares[k - 1]) for k in TOP if k <= m},
         "eigenvalues_for_share": {f"{x:g}": min(m, int((shares < x).sum()) + 1) for x in SHARES},
     }
@@ -59,12 +48,6 @@ def cumulative_shares(eigenvalues: Tensor) -> Tensor:
     """(m,): how much of the sum the k largest hold; all zeros if the sum is 0."""
     total = eigenvalues.sum()
     return eigenvalues.cumsum(0) / torch.where(total > 0, total, 1)
-
-
-def _rank(raw: Tensor, rounding: float) -> int:
-    """How many singular values exceed m eps times the largest, as in numpy.linalg.matrix_rank."""
-    squares = spectra.resolved(raw)
-    return int((squares > (len(raw) * rounding) ** 2 * squares[0]).sum())
 
 
 def table(eigenvalues: Tensor) -> Iterator[tuple[int, float, float, float]]:
