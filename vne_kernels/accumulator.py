@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vne_kernels._core import matrices, spectra
+from vne_kernels._core import checks, matrices, spectra
 from vne_kernels._core import rows as _rows
-from vne_kernels._core.checks import check_base, check_eps, check_integer, check_normalize, wrong
 from vne_kernels._core.dtypes import compute_dtype
 
 if TYPE_CHECKING:
@@ -63,9 +62,9 @@ class DensityAccumulator:
         double: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
-        check_normalize(normalize)
-        check_eps(eps)
-        self.d = check_integer("d", d, 1)
+        checks.normalize(normalize)
+        checks.eps(eps)
+        self.d = checks.integer("d", d, 1)
         self.normalize, self.eps, self.double = normalize, eps, double
         self._rows = 0
         with torch.inference_mode(False):  # later chunks may come outside of it
@@ -132,7 +131,7 @@ class DensityAccumulator:
             ValueError: other was made with another d, normalize, eps or double.
         """
         if not isinstance(other, DensityAccumulator):
-            raise wrong("other", "a DensityAccumulator", type(other).__name__, TypeError)
+            raise checks.wrong("other", "a DensityAccumulator", type(other).__name__, TypeError)
         self._check_same("other", other._settings())
         total, count, weight = other._sum(), other._rows, other.weight  # it may be this one
         self._total += total.to(self.device)
@@ -168,7 +167,7 @@ class DensityAccumulator:
             ValueError: no row has come; base is not positive and finite, or 1.
             TypeError: base is not a number.
         """
-        log_base = check_base(base)
+        log_base = checks.base(base)
         return spectra.in_base(spectra.vn_entropy(self.eigenvalues()), log_base)
 
     def scores(self) -> dict[str, Tensor]:
@@ -213,7 +212,7 @@ class DensityAccumulator:
         """
         own = self.state_dict()
         if state.keys() != own.keys():
-            raise wrong("state", f"of {', '.join(own)}", ", ".join(map(str, state)))
+            raise checks.wrong("state", f"of {', '.join(own)}", ", ".join(map(str, state)))
         self._check_same("state", state)
         total, weight, x, w = tensors = [
             state[name] for name in ("total", "weight", "pending", "pending_weights")
@@ -229,9 +228,9 @@ class DensityAccumulator:
         shapes = [tuple(tensor.shape) for tensor in tensors]
         if shapes != [(d, d), (), (waiting, d), (waiting,)] or waiting >= _rows.BLOCK_ROWS:
             wanted = f"a ({d}, {d}) total, a () weight, up to {_rows.BLOCK_ROWS - 1} pending rows"
-            raise wrong("state", f"{wanted} and as many weights", shapes)
+            raise checks.wrong("state", f"{wanted} and as many weights", shapes)
         if type(count) is not int or count < waiting:
-            raise wrong("state", f"of {waiting} rows or more, which are pending", repr(count))
+            raise checks.wrong("state", f"of {waiting} rows or more", repr(count))
         with torch.inference_mode(False):
             self._total = total.to(self.device, torch.float64, copy=True)
             self._weight = weight.to(self.device, torch.float64, copy=True)
@@ -249,7 +248,7 @@ class DensityAccumulator:
     def _check_same(self, name: str, given: dict[str, Any]) -> None:
         for setting, wanted in self._settings().items():
             if given[setting] != wanted:
-                raise wrong(name, f"of {setting} = {wanted}, as this one is", given[setting])
+                raise checks.wrong(name, f"of {setting} = {wanted}, as this one is", given[setting])
 
     def _add(self, total: Tensor, x: Tensor, w: Tensor | None) -> None:
         _rows.add_rows(total, x, w, normalize=self.normalize, eps=self.eps, double=self.double)

@@ -9,14 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from vne_kernels._core import ops
-from vne_kernels._core.checks import (
-    check_integer,
-    check_normalize,
-    check_number,
-    check_samples,
-    wrong,
-)
+from vne_kernels._core import checks, ops
 from vne_kernels._core.spectra import renyi_entropy
 from vne_kernels.common.extras import needed_by
 from vne_kernels.functional.entropy import EPS
@@ -100,11 +93,11 @@ class SpectrumMonitor(Callback):
         name: str = "spectrum",
     ) -> None:
         self.submodule, self.name = submodule, name
-        self.every_n_steps = check_integer("every_n_steps", every_n_steps, 1)
-        below = check_number("collapse_below", collapse_below)
+        self.every_n_steps = checks.integer("every_n_steps", every_n_steps, 1)
+        below = checks.number("collapse_below", collapse_below)
         if not 1 < below < math.inf:
-            raise wrong("collapse_below", "finite and above 1", collapse_below)
-        check_normalize(normalize)
+            raise checks.wrong("collapse_below", "finite and above 1", collapse_below)
+        checks.normalize(normalize)
         self.normalize = normalize
         self.collapse = CollapseWatch(math.log(below), f"the output of {submodule!r}")
         self._called: bool | None = None  # in a monitored step; None: in none yet
@@ -174,9 +167,9 @@ class SpectrumMonitor(Callback):
         if self._outputs is None:
             return
         what = f"the output of {self.submodule!r}"
-        check_samples(what, output)
+        checks.samples(what, output)
         if output.dim() != 2:
-            raise wrong(what, "(n, d)", output.shape)
+            raise checks.wrong(what, "(n, d)", output.shape)
         self._outputs.append(output.detach().clone())  # it may be changed in place afterwards
 
     def _log(self, z: Tensor, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -13,14 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vne_kernels._core import matrices, spectra
-from vne_kernels._core.checks import (
-    check_base,
-    check_eps,
-    check_integer,
-    check_normalize,
-    check_order,
-)
+from vne_kernels._core import checks, matrices, spectra
 from vne_kernels._core.rows import add_rows, check_rows, density_of
 from vne_kernels.common.extras import needed_by
 from vne_kernels.functional.families import RENYI, Matrices, entropy
@@ -45,9 +38,9 @@ class _DensityMetric(Metric):
         self, num_features: int, *, normalize: bool, eps: float, double: bool, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        self.num_features = d = check_integer("num_features", num_features, 1)
-        check_normalize(normalize)
-        self.normalize, self.eps, self._double = normalize, check_eps(eps), double
+        self.num_features = d = checks.integer("num_features", num_features, 1)
+        checks.normalize(normalize)
+        self.normalize, self.eps, self._double = normalize, checks.eps(eps), double
         # A MetricCollection shares states of the same names and, in the first batch, about the same
         # numbers; sums that are made in another way have another name.
         rows = f"unit{self.eps:g}" if normalize else "raw"
@@ -149,7 +142,7 @@ class VonNeumannEntropy(_DensityMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(num_features, normalize=normalize, eps=eps, double=double, **kwargs)
-        self._log_base = check_base(base)
+        self._log_base = checks.base(base)
 
     def _score(self, rho: Tensor) -> Tensor:
         return spectra.in_base(matrices.vn_entropy(rho), self._log_base)
@@ -197,7 +190,7 @@ class VendiScore(_DensityMetric):
         eps: float = 1e-12,
         **kwargs: Any,
     ) -> None:
-        self.q = check_order("q", q)
+        self.q = checks.order("q", q)
         super().__init__(num_features, normalize=normalize, eps=eps, double=self.q < 1, **kwargs)
 
     def _score(self, rho: Tensor) -> Tensor:
@@ -259,7 +252,7 @@ class RankMe(_DensityMetric):
 
     def __init__(self, num_features: int, eps: float = 1e-7, **kwargs: Any) -> None:
         super().__init__(num_features, normalize=False, eps=0.0, double=True, **kwargs)
-        self.added = check_eps(eps)
+        self.added = checks.eps(eps)
 
     def _score(self, rho: Tensor) -> Tensor:
         count = min(max(int(self.rows), 1), self.num_features)

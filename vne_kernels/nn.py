@@ -6,14 +6,7 @@ from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
-from vne_kernels._core.checks import (
-    check_base,
-    check_beta,
-    check_eps,
-    check_max_rows,
-    check_method,
-    check_normalize,
-)
+from vne_kernels._core import checks
 from vne_kernels._core.exporters import refused_by_script
 from vne_kernels.distributed import default_group
 from vne_kernels.functional.entropy import vn_entropy
@@ -27,7 +20,7 @@ class _OverProcesses(nn.Module):
         super().__init__()
         self.gather_distributed = gather_distributed
         self.group = group
-        self.max_rows = check_max_rows(max_rows)
+        self.max_rows = checks.max_rows(max_rows)
 
     def __prepare_scriptable__(self) -> NoReturn:
         refused_by_script(type(self).__name__)()
@@ -74,12 +67,12 @@ class VNEntropy(_OverProcesses):
         base: float | None = None,
     ) -> None:
         super().__init__(gather_distributed, group, max_rows)
-        check_normalize(normalize)
-        check_method(method)
-        check_base(base)
+        checks.normalize(normalize)
+        checks.method(method)
+        checks.base(base)
         self.normalize = normalize
         self.method = method
-        self.eps = check_eps(eps)
+        self.eps = checks.eps(eps)
         self.base = base
 
     def forward(self, z: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -126,8 +119,8 @@ class DoELoss(_OverProcesses):
         max_rows: int | None = None,
     ) -> None:
         super().__init__(gather_distributed, group, max_rows)
-        check_method(method)
-        self.beta = check_beta(beta)
+        checks.method(method)
+        self.beta = checks.beta(beta)
         self.method = method
 
     def forward(self, z1: Tensor, z2: Tensor, weights: Tensor | None = None) -> Tensor:

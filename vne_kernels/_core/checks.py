@@ -22,7 +22,7 @@ def wrong(name: str, wanted: str, got: object, error: type[Exception] = ValueErr
     return error(f"{name} must be {wanted}, got {_plain(got)}")
 
 
-def check_same(
+def same(
     names: str, what: str, one: object, other: object, error: type[Exception] = ValueError
 ) -> None:
     """Whether two arguments agree in what is compared: their shape, dtype or device."""
@@ -37,7 +37,7 @@ def _plain(value: object) -> object:
 # ---- numbers and options -------------------------------------------------------------------------
 
 
-def check_number(name: str, value: Any) -> float:
+def number(name: str, value: Any) -> float:
     """value, a number of Python or of NumPy, as a float."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise wrong(name, "a number", type(value).__name__, TypeError)
@@ -48,7 +48,7 @@ def is_integer(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def check_integer(name: str, value: Any, least: int) -> int:
+def integer(name: str, value: Any, least: int) -> int:
     """value, a whole number of Python or of NumPy, as an int."""
     if not is_integer(value):
         raise wrong(name, "a whole number", type(value).__name__, TypeError)
@@ -57,48 +57,48 @@ def check_integer(name: str, value: Any, least: int) -> int:
     return int(value)
 
 
-def check_max_rows(max_rows: int | None) -> int | None:
-    return None if max_rows is None else check_integer("max_rows", max_rows, 1)
+def max_rows(max_rows: int | None) -> int | None:
+    return None if max_rows is None else integer("max_rows", max_rows, 1)
 
 
-def check_beta(beta: Any) -> float | Tensor:
+def beta(beta: Any) -> float | Tensor:
     """beta, a number or a tensor of one number, such as one that is learned."""
     if isinstance(beta, Tensor) and beta.numel() == 1 and not beta.is_complex():
         return beta
-    return check_number("beta", beta)
+    return number("beta", beta)
 
 
-def check_base(base: float | None) -> float | None:
+def base(base: float | None) -> float | None:
     """log(base), the natural logarithm by which an entropy in nats is divided; None for nats."""
     if base is None:
         return None
-    value = check_number("base", base)
+    value = number("base", base)
     if not 0 < value < math.inf or value == 1:
         raise wrong("base", "positive and finite and not 1", base)
     return math.log(value)
 
 
-def check_method(method: str) -> None:
+def method(method: str) -> None:
     if method not in METHODS:
         raise wrong("method", "'auto', 'poles' or 'eigh'", repr(method))
 
 
-def check_normalize(normalize: bool) -> None:
+def normalize(normalize: bool) -> None:
     if not isinstance(normalize, bool):
         raise wrong("normalize", "True or False", type(normalize).__name__, TypeError)
 
 
-def check_eps(eps: float) -> float:
+def eps(eps: float) -> float:
     """eps as a float."""
-    value = check_number("eps", eps)
+    value = number("eps", eps)
     if not 0 <= value < math.inf:
         raise wrong("eps", "finite and not negative", eps)
     return value
 
 
-def check_order(name: str, order: float) -> float:
+def order(name: str, order: float) -> float:
     """order, of an entropy, as a float."""
-    value = check_number(name, order)
+    value = number(name, order)
     if not value >= 0:  # NaN too
         raise wrong(name, "at least 0", order)
     return value
@@ -107,7 +107,7 @@ def check_order(name: str, order: float) -> float:
 # ---- tensors -------------------------------------------------------------------------------------
 
 
-def check_dtype(name: str, tensor: Tensor, others: tuple[torch.dtype, ...] = ()) -> None:
+def dtype(name: str, tensor: Tensor, others: tuple[torch.dtype, ...] = ()) -> None:
     """Whether it is a dense tensor of a floating dtype, or of one of the others."""
     if not isinstance(tensor, Tensor):
         raise wrong(name, "a torch.Tensor", type(tensor).__name__, TypeError)
@@ -120,18 +120,18 @@ def check_dtype(name: str, tensor: Tensor, others: tuple[torch.dtype, ...] = ())
         raise wrong(name, "a dense tensor", tensor.layout, TypeError)
 
 
-def check_samples(name: str, z: Tensor, *, may_be_empty: bool = False) -> None:
-    check_dtype(name, z)
+def samples(name: str, z: Tensor, *, may_be_empty: bool = False) -> None:
+    dtype(name, z)
     shape = z.shape
     if len(shape) < 2 or (shape[-2] == 0 and not may_be_empty) or shape[-1] == 0:
         raise wrong(name, "(..., n, d) with n, d >= 1", shape)
 
 
-def check_weights(weights: Tensor | None, z: Tensor) -> Tensor | None:
+def weights(weights: Tensor | None, z: Tensor) -> Tensor | None:
     """weights, expanded to (..., n) and in the dtype the operators compute in."""
     if weights is None:
         return None
-    check_dtype("weights", weights, INTEGER_DTYPES)
+    dtype("weights", weights, INTEGER_DTYPES)
     shape, rows = weights.shape, z.shape[:-1]
     fits = 0 < len(shape) <= len(rows) and all(
         size in (1, count) for size, count in zip(shape[::-1], rows[::-1], strict=False)
@@ -141,26 +141,27 @@ def check_weights(weights: Tensor | None, z: Tensor) -> Tensor | None:
     return weights.to(z.device, compute_dtype(z.dtype)).expand(rows)
 
 
-def check_matrices(name: str, matrices: Tensor) -> None:
-    check_dtype(name, matrices, COMPLEX_DTYPES)
+def matrices(name: str, matrices: Tensor) -> None:
+    dtype(name, matrices, COMPLEX_DTYPES)
     shape = matrices.shape
     if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] == 0:
         raise wrong(name, "(..., d, d) with d >= 1", shape)
 
 
-def check_matrix_method(method: str, rho: Tensor) -> None:
-    check_method(method)
-    if method == "poles" and rho.is_complex():
+def matrix_method(name: str, rho: Tensor) -> None:
+    """Whether it is a method for these matrices."""
+    method(name)
+    if name == "poles" and rho.is_complex():
         raise wrong("method", "'auto' or 'eigh' for a complex rho", "'poles'")
 
 
-def check_density(name: str, rho: Tensor, look: bool, *, unit_trace: bool) -> None:
+def density(name: str, rho: Tensor, look: bool, *, unit_trace: bool) -> None:
     """Matrices (..., d, d); with ``look`` density matrices, by their numbers: the host waits.
 
     Within eps^(3/4) of the largest entry, eps that of the dtype (2e-12 in float64, 6e-6 in
     float32), and for the trace within eps^(1/2).
     """
-    check_matrices(name, rho)
+    matrices(name, rho)
     if not look:
         return
     eps = torch.finfo(rho.dtype).eps

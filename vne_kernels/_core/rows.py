@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vne_kernels._core import transforms
-from vne_kernels._core.checks import check_samples, check_weights, wrong
+from vne_kernels._core import checks, transforms
 from vne_kernels._core.dtypes import compute_dtype, to_float64
 
 _ops = torch.ops.vne_kernels
@@ -30,6 +29,17 @@ def relative(weights: Tensor | None) -> Tensor | None:
     return (precise / divisor).to(weights)
 
 
+def probabilities(z: Tensor, normalize: bool, weights: Tensor | None) -> Tensor | None:
+    """p of rho = U^T diag(p) U, (..., n), of arguments that this checks; None: 1/n each.
+
+    Weights are relative where rows are normalized, and taken as given otherwise.
+    """
+    checks.samples("z", z)
+    checks.normalize(normalize)
+    w = checks.weights(weights, z)
+    return relative(w) if normalize else w
+
+
 def check_rows(
     z: Tensor, weights: Tensor | None, total: Tensor, double: bool
 ) -> tuple[Tensor, Tensor | None]:
@@ -42,13 +52,13 @@ def check_rows(
         "vn_entropy and the scores of all rows at once have",
         z,
     )
-    check_samples("z", z, may_be_empty=True)
+    checks.samples("z", z, may_be_empty=True)
     d = total.shape[-1]
     if z.shape[-1] != d:
-        raise wrong("z", f"(..., n, {d})", z.shape)
+        raise checks.wrong("z", f"(..., n, {d})", z.shape)
     if z.device != total.device:
-        raise wrong("z", f"on {total.device}, as the sum is", z.device)
-    w = check_weights(weights, z)
+        raise checks.wrong("z", f"on {total.device}, as the sum is", z.device)
+    w = checks.weights(weights, z)
     if weights is not None and w is not None:
         exact = weights.to(z.device, torch.float64).expand(z.shape[:-1])
         w = (exact if double else w.double()).flatten()

@@ -14,21 +14,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = [
-    "divided_differences_of_log",
-    "in_base",
-    "rank",
-    "rankme",
-    "renyi_entropy",
-    "renyi_of_purity",
-    "resolved",
-    "summary",
-    "tsallis_entropy",
-    "tsallis_of_purity",
-    "unless_zero",
-    "vn_entropy",
-]
-
 _NEAR_ONE = 0.5
 """Orders this near to 1 are computed from their deviation, which rounding would swallow."""
 _SERIES = 0.05

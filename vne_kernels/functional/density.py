@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vne_kernels._core import matrices, spectra
-from vne_kernels._core.checks import check_base, check_density, check_matrix_method
+from vne_kernels._core import checks, matrices, spectra
 
 
 def vn_entropy_from_density(
@@ -57,7 +56,7 @@ def vn_entropy_from_density(
         >>> vn_entropy_from_density(torch.eye(4) / 4, base=2)
         tensor(2.)
     """
-    check_density("rho", rho, check, unit_trace=not normalize_trace)
-    check_matrix_method(method, rho)
-    log_base = check_base(base)
+    checks.density("rho", rho, check, unit_trace=not normalize_trace)
+    checks.matrix_method(method, rho)
+    log_base = checks.base(base)
     return spectra.in_base(matrices.vn_entropy(rho, method, normalize_trace), log_base)

@@ -7,18 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from vne_kernels import distributed
-from vne_kernels._core import ops, transforms
-from vne_kernels._core.checks import (
-    check_base,
-    check_eps,
-    check_max_rows,
-    check_method,
-    check_normalize,
-    check_samples,
-    check_weights,
-    wrong,
-)
-from vne_kernels._core.rows import relative
+from vne_kernels._core import checks, ops, transforms
+from vne_kernels._core.rows import probabilities
 from vne_kernels._core.spectra import in_base
 
 EPS = 1e-12
@@ -94,17 +84,17 @@ def vn_entropy(
         1.3862943649291992
     """
     group = distributed.process_group(group)
-    check_samples("z", z, may_be_empty=group is not None)
-    check_normalize(normalize)
-    check_method(method)
-    eps = check_eps(eps)
-    log_base = check_base(base)
-    w = check_weights(weights, z)
+    checks.method(method)
+    eps = checks.eps(eps)
+    log_base = checks.base(base)
     if group is None:
-        p = relative(w) if normalize else w
+        p = probabilities(z, normalize, weights)
         return in_base(ops.vn_entropy(z, p, normalize, method, eps), log_base)
+    checks.samples("z", z, may_be_empty=True)
+    checks.normalize(normalize)
     transforms.refuse(OVER_PROCESSES.format("vn_entropy"), z, weights)
-    share = distributed.make_share(z, w, group, check_max_rows(max_rows))
+    w = checks.weights(weights, z)
+    share = distributed.make_share(z, w, group, checks.max_rows(max_rows))
     entropy = distributed.vn_entropy(z, w, share, normalize=normalize, method=method, eps=eps)
     return in_base(entropy, log_base)
 
@@ -132,9 +122,9 @@ def get_vne(H: Tensor) -> Tensor:
         >>> float(get_vne(torch.eye(4)))  # four orthogonal rows: log 4
         1.3862943649291992
     """
-    check_samples("H", H)
+    checks.samples("H", H)
     if H.dim() != 2:
-        raise wrong("H", "(n, d)", H.shape)
+        raise checks.wrong("H", "(n, d)", H.shape)
     return ops.vn_entropy(H, None, True, "auto", EPS)
 
 
@@ -161,7 +151,4 @@ def spectrum(z: Tensor, *, normalize: bool = True, weights: Tensor | None = None
         >>> spectrum(torch.eye(2))
         tensor([0.5000, 0.5000])
     """
-    check_samples("z", z)
-    check_normalize(normalize)
-    w = check_weights(weights, z)
-    return ops.spectrum(z, relative(w) if normalize else w, normalize, EPS)
+    return ops.spectrum(z, probabilities(z, normalize, weights), normalize, EPS)

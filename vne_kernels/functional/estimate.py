@@ -11,26 +11,16 @@ import contextlib
 import itertools
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vne_kernels._core import matrices, ops, transforms
-from vne_kernels._core.checks import (
-    check_base,
-    check_eps,
-    check_integer,
-    check_matrices,
-    check_normalize,
-    check_number,
-    check_samples,
-    check_weights,
-    wrong,
-)
+from vne_kernels._core import checks, matrices, ops, transforms
 from vne_kernels._core.dtypes import compute_dtype
-from vne_kernels._core.rows import relative
+from vne_kernels._core.rows import probabilities
 from vne_kernels.functional.entropy import EPS
 
 PROBES = 32
@@ -141,13 +131,10 @@ def estimate_vn_entropy(
         >>> bool(error < 0.005 * entropy)
         True
     """
-    check_samples("z", z)
-    check_normalize(normalize)
-    eps = check_eps(eps)
+    eps = checks.eps(eps)
     options = _check_options(tolerance, max_probes, confidence, generator, base)
     transforms.refuse(_NO_DERIVATIVE.format("estimate_vn_entropy", "vn_entropy"), z, weights)
-    w = check_weights(weights, z)
-    p = relative(w) if normalize else w
+    p = probabilities(z, normalize, weights)
     _check_no_gradient(z=z, weights=p)
     n, d = z.shape[-2:]
     if min(n, d) < _SMALLEST:
@@ -199,9 +186,9 @@ def estimate_vn_entropy_from_density(
         >>> bool((estimate.entropy - torch.tensor(1000).log()).abs() <= estimate.error)
         True
     """
-    check_matrices("rho", rho)
+    checks.matrices("rho", rho)
     if rho.is_complex():
-        raise wrong("rho", "real", rho.dtype, TypeError)
+        raise checks.wrong("rho", "real", rho.dtype, TypeError)
     options = _check_options(tolerance, max_probes, confidence, generator, base)
     options = options._replace(over_trace=normalize_trace)
     names = "estimate_vn_entropy_from_density", "vn_entropy_from_density"
@@ -224,14 +211,12 @@ def estimate_vn_entropy_from_density(
                 "rho must be positive semidefinite to be estimated, got an eigenvalue of at most "
                 f"{found.lowest:.3g}{of_sample}; vn_entropy_from_density counts those as 0"
             )
-        return _divided(found, trace) if normalize_trace else found
+        return found
 
     return _finished(_over_batch(rho, estimate_matrix), options)
 
 
-# ---------------------------------------------------------------------------------------------
-# Arguments and results
-# ---------------------------------------------------------------------------------------------
+# ---- arguments and results -----------------------------------------------------------------------
 
 
 _NO_DERIVATIVE = (
@@ -267,16 +252,16 @@ def _check_options(
     generator: object,
     base: float | None,
 ) -> _Options:
-    log_base = check_base(base) or 1.0
+    log_base = checks.base(base) or 1.0
     if tolerance is not None:
-        tolerance = check_number("tolerance", tolerance)
+        tolerance = checks.number("tolerance", tolerance)
         if not 0 < tolerance < math.inf:
-            raise wrong("tolerance", "positive and finite", tolerance)
+            raise checks.wrong("tolerance", "positive and finite", tolerance)
         tolerance *= abs(log_base)
-    max_probes = check_integer("max_probes", max_probes, _FIRST_PROBES)
-    confidence = check_number("confidence", confidence)
+    max_probes = checks.integer("max_probes", max_probes, _FIRST_PROBES)
+    confidence = checks.number("confidence", confidence)
     if not 0 < confidence < 1:
-        raise wrong("confidence", "between 0 and 1", confidence)
+        raise checks.wrong("confidence", "between 0 and 1", confidence)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise TypeError(f"generator must be a torch.Generator, got {type(generator).__name__}")
     return _Options(tolerance, max_probes, confidence, generator, log_base)
@@ -349,38 +334,30 @@ def _full_precision(device: torch.device) -> Iterator[None]:
             setting.fp32_precision = precision
 
 
-# ---------------------------------------------------------------------------------------------
-# The matrix, of trace 1, known by its products
-# ---------------------------------------------------------------------------------------------
+# ---- the matrix, of trace 1, known by its products -----------------------------------------------
 
 
-class _Operator(Protocol):
-    """A symmetric positive semidefinite m x m matrix A."""
+class _Operator(ABC):
+    """A symmetric positive semidefinite m x m matrix A, in m rows that are ours to write to."""
 
-    like: Tensor
-    """A tensor of its dtype and device."""
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.size = like.shape[0]
 
-    @property
-    def size(self) -> int: ...
-
+    @abstractmethod
     def apply(self, v: Tensor) -> Tensor:
         """v A, (k, m), of k rows."""
 
+    @abstractmethod
     def split_off(self, q: Tensor) -> None:
         """From now on P A P with P = I - q^T q, of the orthonormal rows of q, (r, m)."""
 
+    @abstractmethod
     def trace(self) -> float: ...
 
 
-class _Gram:
-    """A = X X^T."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.like = x  # (m, k), ours to write to
-
-    @property
-    def size(self) -> int:
-        return self.like.shape[0]
+class _Gram(_Operator):
+    """A = X X^T, of X (m, k)."""
 
     def apply(self, v: Tensor) -> Tensor:
         return (v @ self.like) @ self.like.mT
@@ -392,15 +369,8 @@ class _Gram:
         return float(torch.linalg.vector_norm(self.like, dtype=torch.float64)) ** 2
 
 
-class _Dense:
-    """A itself."""
-
-    def __init__(self, a: Tensor) -> None:
-        self.like = a  # (m, m), symmetric, ours to write to
-
-    @property
-    def size(self) -> int:
-        return self.like.shape[0]
+class _Dense(_Operator):
+    """A itself, (m, m)."""
 
     def apply(self, v: Tensor) -> Tensor:
         return v @ self.like
@@ -433,28 +403,18 @@ def _unit_trace_rows(
 
 
 def _of_trace(operator: _Operator, trace: float, options: _Options) -> _Interval:
-    """S of trace * A, (10)."""
+    """S of trace * A, (10), or of A itself where S over the trace is wanted."""
     if math.isnan(trace):
         return _Interval(math.nan, math.nan, 0)
     if trace == 0:
         return _Interval(0.0, 0.0, 0)
     found = _estimate(operator, options)
-    shift = -math.log(trace)
-    low, high = (trace * (bound + shift) for bound in (found.low, found.high))
+    factor = 1.0 if options.over_trace else trace
+    low, high = (factor * (bound - math.log(factor)) for bound in (found.low, found.high))
     return _Interval(low, high, found.probes, trace * found.lowest)
 
 
-def _divided(found: _Interval, trace: float) -> _Interval:
-    """S of A from that of trace * A, (10)."""
-    if trace == 0:
-        return found
-    shift = math.log(trace)
-    return _Interval(found.low / trace + shift, found.high / trace + shift, found.probes)
-
-
-# ---------------------------------------------------------------------------------------------
-# The estimate, (17)
-# ---------------------------------------------------------------------------------------------
+# ---- the estimate, (17) --------------------------------------------------------------------------
 
 
 def _estimate(operator: _Operator, options: _Options) -> _Interval:
@@ -579,7 +539,7 @@ class _Probes:
         self.vectors = v.new_empty((count, _MOST_STEPS + 1, operator.size))
         self.vectors[:, 0] = v
         self.alpha: list[Tensor] = []  # (count,) each, float64: the diagonal of T
-        self.beta: list[Tensor] = []  # beside it
+        self.beta: list[Tensor] = []  # the off-diagonal
         self.nodes = v.new_zeros((count, 1), dtype=torch.float64)  # of the last bracket
 
     @property
@@ -637,10 +597,10 @@ class _Probes:
         return self.dimension * below - known, self.dimension * above - known
 
 
-def _quadrature(diagonal: Tensor, beside: Tensor) -> tuple[Tensor, Tensor]:
+def _quadrature(diagonal: Tensor, off_diagonal: Tensor) -> tuple[Tensor, Tensor]:
     """Nodes and weights of the quadrature with these Jacobi matrices, (count, k) each."""
-    matrix = torch.diag_embed(diagonal) + torch.diag_embed(beside, 1) + torch.diag_embed(beside, -1)
-    nodes, vectors = torch.linalg.eigh(matrix)
+    lower = torch.diag_embed(off_diagonal, -1)
+    nodes, vectors = torch.linalg.eigh(torch.diag_embed(diagonal) + lower + lower.mT)
     return nodes, vectors[:, 0].square()
 
 

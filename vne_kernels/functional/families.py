@@ -14,15 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vne_kernels._core import matrices, ops, spectra
-from vne_kernels._core.checks import (
-    check_base,
-    check_density,
-    check_normalize,
-    check_order,
-    check_samples,
-    check_weights,
-)
+from vne_kernels._core import checks, matrices, ops, spectra
 from vne_kernels._core.dtypes import compute_dtype, to_float64
 from vne_kernels._core.rows import relative
 
@@ -75,8 +67,8 @@ def renyi_entropy(
         >>> renyi_entropy(torch.eye(4), 2)  # log 4, as of every order
         tensor(1.3863)
     """
-    log_base = check_base(base)
-    order = check_order("alpha", alpha)
+    log_base = checks.base(base)
+    order = checks.order("alpha", alpha)
     rows = samples(z, normalize, weights, order)
     return spectra.in_base(entropy(rows, order, RENYI), log_base)
 
@@ -106,7 +98,7 @@ def tsallis_entropy(
         >>> tsallis_entropy(torch.eye(4), 2)
         tensor(0.7500)
     """
-    order = check_order("q", q)
+    order = checks.order("q", q)
     return entropy(samples(z, normalize, weights, order), order, TSALLIS)
 
 
@@ -139,9 +131,9 @@ def renyi_entropy_from_density(
         >>> renyi_entropy_from_density(torch.diag(torch.tensor([0.5, 0.5, 0.0])), 0)  # log 2
         tensor(0.6931)
     """
-    log_base = check_base(base)
-    order = check_order("alpha", alpha)
-    check_density("rho", rho, check, unit_trace=False)
+    log_base = checks.base(base)
+    order = checks.order("alpha", alpha)
+    checks.density("rho", rho, check, unit_trace=False)
     return spectra.in_base(entropy(Matrices(rho), order, RENYI), log_base)
 
 
@@ -166,8 +158,8 @@ def tsallis_entropy_from_density(rho: Tensor, q: float, *, check: bool = False) 
         >>> tsallis_entropy_from_density(torch.eye(4), 2)
         tensor(0.7500)
     """
-    order = check_order("q", q)
-    check_density("rho", rho, check, unit_trace=False)
+    order = checks.order("q", q)
+    checks.density("rho", rho, check, unit_trace=False)
     return entropy(Matrices(rho), order, TSALLIS)
 
 
@@ -226,9 +218,9 @@ class Samples(NamedTuple):
 
 def samples(z: Tensor, normalize: bool, weights: Tensor | None, order: float) -> Samples:
     """The samples of a public function, checked, in the precision that the order needs."""
-    check_samples("z", z)
-    check_normalize(normalize)
-    p = relative(check_weights(weights, z))
+    checks.samples("z", z)
+    checks.normalize(normalize)
+    p = relative(checks.weights(weights, z))
     device, dtype = z.device, compute_dtype(z.dtype)
     if order < 2 and order != 1:  # steep at 0: see the docstrings
         z, p = to_float64(z), None if p is None else to_float64(p)

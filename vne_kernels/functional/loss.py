@@ -9,15 +9,7 @@ import torch
 from torch import Tensor
 
 from vne_kernels import distributed
-from vne_kernels._core import ops, transforms
-from vne_kernels._core.checks import (
-    check_beta,
-    check_max_rows,
-    check_method,
-    check_same,
-    check_samples,
-    check_weights,
-)
+from vne_kernels._core import checks, ops, transforms
 from vne_kernels._core.dtypes import compute_dtype, to_float64
 from vne_kernels._core.rows import relative
 from vne_kernels.functional.entropy import EPS, OVER_PROCESSES
@@ -73,17 +65,17 @@ def doe_loss(
         -3.386294364929199
     """
     group = distributed.process_group(group)
-    check_samples("z1", z1, may_be_empty=group is not None)
-    check_samples("z2", z2, may_be_empty=group is not None)
-    check_method(method)
-    check_same("z1 and z2", "shape", z1.shape, z2.shape)
-    check_same("z1 and z2", "dtype", z1.dtype, z2.dtype, TypeError)
-    check_same("z1 and z2", "device", z1.device, z2.device)
-    beta = check_beta(beta)
-    w = check_weights(weights, z1)
+    checks.samples("z1", z1, may_be_empty=group is not None)
+    checks.samples("z2", z2, may_be_empty=group is not None)
+    checks.method(method)
+    checks.same("z1 and z2", "shape", z1.shape, z2.shape)
+    checks.same("z1 and z2", "dtype", z1.dtype, z2.dtype, TypeError)
+    checks.same("z1 and z2", "device", z1.device, z2.device)
+    beta = checks.beta(beta)
+    w = checks.weights(weights, z1)
     if group is not None:
         transforms.refuse(OVER_PROCESSES.format("doe_loss"), z1, z2, w)
-        share = distributed.make_share(z1, w, group, check_max_rows(max_rows))
+        share = distributed.make_share(z1, w, group, checks.max_rows(max_rows))
         if w is None:
             entropy, cosine = distributed.doe_terms(z1, z2, share, method=method, eps=EPS)
         else:

@@ -14,16 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vne_kernels._core import matrices, spectra
-from vne_kernels._core.checks import (
-    check_base,
-    check_density,
-    check_matrices,
-    check_matrix_method,
-    check_same,
-    is_integer,
-    wrong,
-)
+from vne_kernels._core import checks, matrices, spectra
 from vne_kernels._core.dtypes import to_float64
 from vne_kernels._core.ops import functional
 from vne_kernels._core.spectra import in_base
@@ -56,11 +47,11 @@ def partial_trace(rho: Tensor, dims: Sequence[int], keep: int | Sequence[int]) -
         tensor([[0.5000, 0.0000],
                 [0.0000, 0.5000]])
     """
-    check_matrices("rho", rho)
+    checks.matrices("rho", rho)
     sizes = _check_dims("rho", rho, dims)
     parts = _integers("keep", [keep] if isinstance(keep, Integral) else keep)
     if not parts or len(set(parts)) < len(parts) or not all(0 <= p < len(sizes) for p in parts):
-        raise wrong("keep", f"different ones of 0 to {len(sizes) - 1}", keep)
+        raise checks.wrong("keep", f"different ones of 0 to {len(sizes) - 1}", keep)
     return _partial_trace(rho, sizes, sorted(parts))
 
 
@@ -105,7 +96,7 @@ def conditional_entropy(
         >>> conditional_entropy(torch.outer(bell, bell), (2, 2), base=2)  # -1 bit
         tensor(-1.0000)
     """
-    log_base = check_base(base)
+    log_base = checks.base(base)
     whole, _, b = _entropies(rho_ab, dims, method, check)
     return in_base(whole - b, log_base)
 
@@ -138,7 +129,7 @@ def mutual_information(
         >>> mutual_information(torch.outer(bell, bell), (2, 2))  # 2 log 2
         tensor(1.3863)
     """
-    log_base = check_base(base)
+    log_base = checks.base(base)
     whole, a, b = _entropies(rho_ab, dims, method, check)
     return in_base(a + b - whole, log_base)
 
@@ -147,11 +138,11 @@ def _entropies(
     rho: Tensor, dims: Sequence[int], method: str, check: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """S(AB), S(A) and S(B), the states taken in float32 where rho is in a half precision."""
-    check_density("rho_ab", rho, check, unit_trace=True)
-    check_matrix_method(method, rho)
+    checks.density("rho_ab", rho, check, unit_trace=True)
+    checks.matrix_method(method, rho)
     sizes = _check_dims("rho_ab", rho, dims)
     if len(sizes) != 2:
-        raise wrong("dims", "two sizes, of A and of B", tuple(sizes))
+        raise checks.wrong("dims", "two sizes, of A and of B", tuple(sizes))
     whole = matrices.widened(rho)
     parts = whole, _partial_trace(whole, sizes, [0]), _partial_trace(whole, sizes, [1])
     ab, a, b = (matrices.vn_entropy(part, method) for part in parts)
@@ -174,14 +165,14 @@ def _check_dims(name: str, rho: Tensor, dims: Sequence[int]) -> list[int]:
     size = rho.shape[-1]
     if not sizes or min(sizes) < 1 or math.prod(sizes) != size:
         wanted = f"positive sizes with the product {size}, as {name} is {tuple(rho.shape)}"
-        raise wrong("dims", wanted, tuple(sizes))
+        raise checks.wrong("dims", wanted, tuple(sizes))
     return sizes
 
 
 def _integers(name: str, values: Any) -> list[int]:
     """Of Python or of NumPy, as ints."""
-    if not isinstance(values, Sequence) or not all(map(is_integer, values)):
-        raise wrong(name, "integers", repr(values), TypeError)
+    if not isinstance(values, Sequence) or not all(map(checks.is_integer, values)):
+        raise checks.wrong(name, "integers", repr(values), TypeError)
     return [int(value) for value in values]
 
 
@@ -228,10 +219,10 @@ def relative_entropy(
         >>> relative_entropy(torch.diag(torch.tensor([0.0, 1.0])), torch.eye(2) / 2)  # log 2
         tensor(0.6931)
     """
-    check_density("rho", rho, check, unit_trace=True)
-    check_density("sigma", sigma, check, unit_trace=True)
-    log_base = check_base(base)
-    check_same("rho and sigma", "device", rho.device, sigma.device)
+    checks.density("rho", rho, check, unit_trace=True)
+    checks.density("sigma", sigma, check, unit_trace=True)
+    log_base = checks.base(base)
+    checks.same("rho and sigma", "device", rho.device, sigma.device)
     if rho.shape[-1] != sigma.shape[-1] or not _broadcast(rho.shape[:-2], sigma.shape[:-2]):
         raise ValueError(
             "rho and sigma must be (..., d, d) of one d, and their leading dimensions broadcast, "

@@ -9,15 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vne_kernels._core import matrices, ops, spectra
-from vne_kernels._core.checks import (
-    check_eps,
-    check_matrices,
-    check_normalize,
-    check_order,
-    check_samples,
-    check_weights,
-)
+from vne_kernels._core import checks, matrices, ops, spectra
 from vne_kernels._core.dtypes import compute_dtype, to_float64
 from vne_kernels._core.rows import relative
 from vne_kernels.functional.families import RENYI, Matrices, entropy, samples
@@ -89,18 +81,18 @@ def vendi_score(
         >>> vendi_score(torch.ones(3, 3), is_kernel=True)  # three times the same
         tensor(1.)
     """
-    q = check_order("q", q)
+    q = checks.order("q", q)
     if not is_kernel:
         return entropy(samples(z_or_kernel, normalize, weights, q), q, RENYI).exp()
-    check_matrices("z_or_kernel", z_or_kernel)
-    check_normalize(normalize)
+    checks.matrices("z_or_kernel", z_or_kernel)
+    checks.normalize(normalize)
     kernel = _weighted_kernel(matrices.widened(z_or_kernel), normalize, weights)
     return entropy(Matrices(kernel), q, RENYI).exp()
 
 
 def _weighted_kernel(kernel: Tensor, normalize: bool, weights: Tensor | None) -> Tensor:
     """diag(s) K diag(s), s_i^2 = p_i / K_ii or p_i; a sample of K_ii = 0 or p_i = 0 is absent."""
-    p = relative(check_weights(weights, kernel.real))
+    p = relative(checks.weights(weights, kernel.real))
     if p is not None:  # whatever an absent sample holds
         present = p != 0
         kernel = torch.where(present.unsqueeze(-1) & present.unsqueeze(-2), kernel, 0)
@@ -144,10 +136,10 @@ def rankme(z: Tensor, *, eps: float = 1e-7, weights: Tensor | None = None) -> Te
         >>> rankme(torch.eye(4))
         tensor(4.0000)
     """
-    check_samples("z", z)
-    eps = check_eps(eps)
+    checks.samples("z", z)
+    eps = checks.eps(eps)
     precise = to_float64(z)
-    p = relative(check_weights(weights, precise))
+    p = relative(checks.weights(weights, precise))
     count = None if p is None else (p != 0).sum(-1)
     eigenvalues = ops.spectrum(precise, p, False, 0.0)
     return spectra.rankme(eigenvalues, eps, count).to(z.device, compute_dtype(z.dtype))
