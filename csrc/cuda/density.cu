@@ -37,7 +37,7 @@ void compute_density_backward(const Batch<T>& batch, const T* grad_rho, T* grad_
   check_side(batch.problem);
   const Normalized<T> rows = normalize_rows(call, batch.z, batch.weights);
   MatrixFunction<T> w = symmetric_part(call, grad_rho, rows);
-  gradient<T>(call, batch.z, rows, w, 2, {.grad_z = grad_z, .grad_weights = grad_weights});
+  gradient<T>(call, batch.z, rows, w, 2, 0, {.grad_z = grad_z, .grad_weights = grad_weights});
 }
 
 }  // namespace vne

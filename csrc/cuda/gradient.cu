@@ -563,8 +563,8 @@ void entropy_from_log(const Call& call, const Input& z, const Normalized<T>& nor
 
 template <typename T>
 void gradient(const Call& call, const Input& z, const Normalized<T>& normalized,
-              MatrixFunction<T>& w, double factor, const Outputs<T>& out) {
-  run_gradient(call, z, normalized, w, factor, 0, false, FinishArgs<T>{}, out);
+              MatrixFunction<T>& w, double factor, double identity, const Outputs<T>& out) {
+  run_gradient(call, z, normalized, w, factor, identity, false, FinishArgs<T>{}, out);
 }
 
 #define VNE_INSTANTIATE(T)                                                                         \
@@ -577,7 +577,7 @@ void gradient(const Call& call, const Input& z, const Normalized<T>& normalized,
                                  MatrixFunction<T>&, double, const SecondView<T>&,                 \
                                  const Outputs<T>&);                                               \
   template void gradient(const Call&, const Input&, const Normalized<T>&, MatrixFunction<T>&,      \
-                         double, const Outputs<T>&);
+                         double, double, const Outputs<T>&);
 VNE_INSTANTIATE(float)
 VNE_INSTANTIATE(double)
 #undef VNE_INSTANTIATE

@@ -54,7 +54,7 @@ struct Purity : Function {
     w.terms = call.workspace<T>(count);
     call.launch("centre_matrices", centre_matrices<T>, grid_for(count), kThreads, normalized.a.data,
                 w.samples.data, m, count, w.terms.data);
-    gradient<T>(call, z, normalized, w, 4, out);
+    gradient<T>(call, z, normalized, w, 4, 0, out);
   }
 };
 

@@ -50,7 +50,7 @@ void compute_spectrum_backward(const Batch<T>& batch, const T* grad, const T* ei
   const Normalized<T> normalized = normalize(call, batch.z, batch.weights);
   MatrixFunction<T> w{.terms = spectral_function(call, eigenvectors, false, grad), .count = 1};
   w.samples = measure_matrices(call, normalized);
-  gradient<T>(call, batch.z, normalized, w, 2, {.grad_z = grad_z, .grad_weights = grad_weights});
+  gradient<T>(call, batch.z, normalized, w, 2, 0, {.grad_z = grad_z, .grad_weights = grad_weights});
 }
 
 }  // namespace vne

@@ -219,10 +219,11 @@ void entropy_from_log(const Call& call, const Input& z, const Normalized<T>& nor
                       MatrixFunction<T>& w, double shift, const SecondView<T>& second,
                       const Outputs<T>& out);
 
-// Equation (4) and its like: the gradients of a scalar whose gradient in X is factor W X.
+// Equation (4) and its like: the gradients of a scalar whose gradient in X is
+// factor (W + identity I) X.
 template <typename T>
 void gradient(const Call& call, const Input& z, const Normalized<T>& normalized,
-              MatrixFunction<T>& w, double factor, const Outputs<T>& out);
+              MatrixFunction<T>& w, double factor, double identity, const Outputs<T>& out);
 
 // Runs f(In{}) with the type of the elements of z.
 template <typename F>

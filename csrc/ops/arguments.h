@@ -2,6 +2,8 @@
 
 #pragma once
 
+#include <utility>
+
 #include "common/problem.h"
 #include "ops/operator.h"
 
@@ -71,7 +73,7 @@ inline Samples check_samples(const Tensor& z, const std::optional<Tensor>& weigh
               "weights must be float64 for a float64 z, otherwise float32");
     check_beside(z, "weights", *weights);
   }
-  return {problem, z, weights};
+  return {std::move(problem), z, weights};
 }
 
 // A batch of matrices rho (..., m, m) in the place of samples: n = d = m.

@@ -45,10 +45,10 @@ struct FunctionCall {
 };
 
 template <typename F>
-FunctionCall<F> check_function(const F& f, const Samples& samples, const std::string& method) {
+FunctionCall<F> check_function(const F& f, Samples samples, const std::string& method) {
   f.check();
   parse_method(method, Method::kEigh);
-  return {f, samples, method};
+  return {f, std::move(samples), method};
 }
 
 template <typename F>

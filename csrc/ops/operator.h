@@ -24,11 +24,11 @@
 
 namespace vne {
 
-template <auto check, auto compute>
+template <auto check, auto compute, typename = decltype(check)>
 struct Operator;
 
-template <typename Checked, typename... Parameters, Checked (*check)(Parameters...), auto compute>
-struct Operator<check, compute> {
+template <auto check, auto compute, typename Checked, typename... Parameters>
+struct Operator<check, compute, Checked (*)(Parameters...)> {
   static auto call(Parameters... parameters) { return compute(check(parameters...)); }
   static void check_only(Parameters... parameters) { check(parameters...); }
 };

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vne_kernels._core.ops import FUNCTIONALS
+from vne_kernels._core.ops import FUNCTIONALS, OPERATORS
 from vne_kernels._triton.doe_loss import cosine_gradients, cosine_terms
 from vne_kernels._triton.eigh import eigh, spectral_function
 from vne_kernels._triton.gradient import gradient
