@@ -49,18 +49,18 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t index = blockIdx.x * int64_t{kThreads} + threadIdx.x;
   if (index >= count) return;
   const int64_t ld = leading(m), size = ld * ld, matrix = index / size, at = index % size;
-  const int64_t sample = matrix / PoleList<T>::kCount;
-  const Sample known = samples[sample];
-  // Without a finite A^ the identity: nobody reads what becomes of it.
-  const bool regular = is_regular(known), diagonal = at / ld == at % ld;
-  const T value = regular ? a[sample * size + at] * static_cast<T>(known.scale) : T(diagonal);
+  const int64_t b = matrix / PoleList<T>::kCount;
+  const Sample sample = samples[b];
+  // A sample without a finite A^ gets the identity; nobody reads its result.
+  const bool regular = is_regular(sample), diagonal = at / ld == at % ld;
+  const T value = regular ? a[b * size + at] * static_cast<T>(sample.scale) : T(diagonal);
   matrices[index] = value + (diagonal ? poles.t[matrix % PoleList<T>::kCount] : T(0));
 }
 
 template <typename T>
-__device__ __forceinline__ T noise_of(const Sample& known) {
+__device__ __forceinline__ T noise_of(const Sample& sample) {
   constexpr double kRoundoff = sizeof(T) == 8 ? 0x1p-53 : 0x1p-24;
-  return static_cast<T>(kNoise * kRoundoff * (is_regular(known) ? known.norm : 1.0));
+  return static_cast<T>(kNoise * kRoundoff * (is_regular(sample) ? sample.norm : 1.0));
 }
 
 template <typename T>
@@ -84,22 +84,18 @@ __global__ void __launch_bounds__(SweepShape<kPanel, 4>::kThreads)
                  const __grid_constant__ PoleList<T> poles, Panels<T> panels) {
   constexpr int kTile = 4;
   using S = Sweep<T, kPanel, kTile>;
-  using Shared = typename S::Shared;
-  VNE_SHARED(Shared, s);
+  VNE_SHARED(typename S::Shared, s);
   const int64_t matrix = blockIdx.x;
   const int size = min(kPanel, m - first), lane = threadIdx.x % 32;
   const int64_t ld = leading(m);
   T* corner = matrices + (matrix * ld + first) * ld + first;
   S sweep(s);
   const int row = sweep.tile_row * kTile, col = sweep.tile_col * kTile;
-#pragma unroll
-  for (int i = 0; i < kTile; ++i)
-#pragma unroll
-    for (int j = 0; j < kTile; ++j) {
-      // Of a tile on the diagonal, too, only the lower triangle is in memory.
-      const int64_t low = max(row + i, col + j), left = min(row + i, col + j);
-      sweep.a[i][j] = sweep.has_tile && low < size ? corner[low * ld + left] : T(0);
-    }
+  sweep.a.for_each([&](int i, int j, T& entry) {
+    // Of a tile on the diagonal, too, only the lower triangle is in memory.
+    const int64_t low = max(row + i, col + j), left = min(row + i, col + j);
+    entry = sweep.has_tile && low < size ? corner[low * ld + left] : T(0);
+  });
 #pragma unroll
   for (int i = 0; i < S::kOfLane; ++i) {
     const int64_t place = 32 * i + lane;
@@ -112,13 +108,10 @@ __global__ void __launch_bounds__(SweepShape<kPanel, 4>::kThreads)
   sweep.run(size, max(half_t, noise), noise, recorder);
   sweep.restore_diagonal();
 
-#pragma unroll
-  for (int i = 0; i < kTile; ++i)
-#pragma unroll
-    for (int j = 0; j < kTile; ++j) {
-      const int64_t at = row + i;
-      if (sweep.has_tile && at < size && col + j <= at) corner[at * ld + col + j] = sweep.a[i][j];
-    }
+  sweep.a.for_each([&](int i, int j, T entry) {
+    const int64_t at = row + i;
+    if (sweep.has_tile && at < size && col + j <= at) corner[at * ld + col + j] = entry;
+  });
   // The panel's own rows take no part in the product; a short panel has no further pivots.
   for (int i = threadIdx.x; i < kPanel * size; i += blockDim.x) {
     const int64_t at = (matrix * kPanel + i / size) * m + first + i % size;
@@ -140,8 +133,7 @@ struct PanelShared {
 template <typename T>
 __global__ void __launch_bounds__(kRowsOfBlock)
     apply_panels(T* matrices, int m, int first, Panels<T> panels) {
-  using Shared = PanelShared<T>;
-  VNE_SHARED(Shared, s);
+  VNE_SHARED(PanelShared<T>, s);
   const int row_blocks = ceil_div(m, kRowsOfBlock);
   const int64_t matrix = blockIdx.x / row_blocks;
   const int row = static_cast<int>(blockIdx.x % row_blocks) * kRowsOfBlock + threadIdx.x;
@@ -190,7 +182,7 @@ __global__ void __launch_bounds__(kRowsOfBlock)
     panels.y[at] = y;
 #pragma unroll
     for (int k = 0; k < kPanel; k += 4) {
-      const Quad<T> column = *reinterpret_cast<const Quad<T>*>(&s.column[step][k]);
+      const Quad<T> column = read_quad(&s.column[step][k]);
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
         x[k + q] = (k + q == kPanel - 1 ? c : x[(k + q + 1) % kPanel]) - y * column.v[q];
@@ -252,13 +244,14 @@ MatrixFunction<T> log_by_blocked_poles(const Call& call, const Normalized<T>& no
   const Workspace<int> order = call.workspace<int>(most * kPanel);
   const Panels<T> panels{history.data, inverse.data, order.data, c.data, y.data};
   for (int64_t first = 0; first < batch; first += wave) {
-    const int64_t samples = std::min(wave, batch - first), count = samples * kCount;
+    const int64_t samples_of_wave = std::min(wave, batch - first);
+    const int64_t count = samples_of_wave * kCount;
     const T* a = normalized.a.data + first * size;
-    const Sample* known = w.samples.data + first;
-    call.launch("shift_poles", shift_poles<T>, grid_for(count * size), kThreads, a, m, known,
+    const Sample* samples = w.samples.data + first;
+    call.launch("shift_poles", shift_poles<T>, grid_for(count * size), kThreads, a, m, samples,
                 pole_list<T>(), count * size, matrices.data);
-    sweep_matrices(call, m, count, known, panels, matrices.data);
-    sum_terms_of(call, samples, m, a, matrices.data, kCount, w.identity, true, known,
+    sweep_matrices(call, m, count, samples, panels, matrices.data);
+    sum_terms_of(call, samples_of_wave, m, a, matrices.data, kCount, w.identity, true, samples,
                  w.terms.data + first * size, w.inner.data + first * w.parts);
   }
   return w;

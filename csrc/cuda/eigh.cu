@@ -1,7 +1,7 @@
-// The eigendecomposition, by cuSOLVER, and functions of a matrix by it.
+// The eigendecomposition by cuSOLVER, and functions of a matrix by it.
 //
-// A sample that has no finite A^ is replaced by the identity, for no library is asked to converge
-// on a NaN; whoever uses the result looks at its Sample first.
+// The identity replaces a sample that has no finite A^, so that no library has to converge on a
+// NaN. Users of the result look at its Sample first.
 
 #include <cfloat>
 #include <cmath>
@@ -12,7 +12,7 @@
 namespace vne {
 namespace {
 
-// squares [batch, ld] <- of each row of A, a warp each.
+// squares [batch, ld] <- |row|^2 of A [batch, ld, ld], a warp each row.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     square_rows(const T* a, int64_t ld, int64_t count, double* squares) {
@@ -31,21 +31,18 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads)
     measure_samples(const T* a, const double* squares, const double* trace, int m,
                     Sample* samples) {
-  using Scratch = double[32];
-  VNE_SHARED(Scratch, scratch);
-  const int64_t sample = blockIdx.x;
-  const int64_t ld = leading(m);
-  a += sample * ld * ld;
+  VNE_SHARED_ARRAY(double, scratch, 32);
+  const int64_t b = blockIdx.x, ld = leading(m);
+  a += b * ld * ld;
   double diagonal = 0, square = 0;
   for (int i = threadIdx.x; i < m; i += kThreads) {
     diagonal += a[i * ld + i];
-    square += squares[sample * ld + i];
+    square += squares[b * ld + i];
   }
   const double a_trace = block_sum(diagonal, scratch);
   const double sum = block_sum(square, scratch);
   if (threadIdx.x != 0) return;
-  samples[sample] =
-      make_sample(make_trace<T>(a_trace, trace, sample), a_trace, sqrt(sum) / a_trace);
+  samples[b] = make_sample(make_trace<T>(a_trace, trace, b), a_trace, sqrt(sum) / a_trace);
 }
 
 // to [batch, m, m] <- A^, or the identity.
@@ -54,14 +51,14 @@ __global__ void __launch_bounds__(kThreads)
     copy_regular(const T* a, int m, int64_t count, const Sample* samples, T* to) {
   const int64_t index = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   if (index >= count) return;
-  const int64_t sample = index / m / m, row = index / m % m, col = index % m, ld = leading(m);
-  const Sample known = samples[sample];
-  const T entry = a[(sample * ld + row) * ld + col] * static_cast<T>(known.scale);
-  to[index] = is_regular(known) ? entry : row == col ? T(1) : T(0);
+  const int64_t b = index / m / m, row = index / m % m, col = index % m, ld = leading(m);
+  const Sample sample = samples[b];
+  const T entry = a[(b * ld + row) * ld + col] * static_cast<T>(sample.scale);
+  to[index] = is_regular(sample) ? entry : row == col ? T(1) : T(0);
 }
 
-// logs <- log of the eigenvalues + shift. The smallest that is told from the rounding of the
-// largest stands for all below: any finite logarithm gives the same gradient there.
+// logs [batch, m] <- log of the eigenvalues + shift. Eigenvalues are raised to the rounding of the
+// largest one: any finite logarithm gives the same gradient there.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     log_values(const T* values, int m, int64_t count, T shift, T* logs) {
@@ -72,7 +69,7 @@ __global__ void __launch_bounds__(kThreads)
   logs[index] = log(max(values[index], kEpsilon * largest)) + shift;
 }
 
-// to <- vectors, row k or column k times f_k.
+// to [batch, m, m] <- vectors, row k or column k times f_k.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
     scale_vectors(const T* vectors, bool as_rows, const T* f, int m, int64_t count, T* to) {

@@ -2,26 +2,29 @@
 //
 // With h = W X^, row i of z receives
 //
-//   sqrt(p_i tau) |z_i|^-1 factor (h_i - (h_i . x_i) x_i / |x_i|^2),   x_i = row i of X^;
+//   sqrt(p_i tau) |z_i|^-1 factor (h_i - (h_i . x_i) x_i / |x_i|^2),   x_i = row i of X^.
 //
-// the projection removes every multiple of the identity from W, which is why a centred W may be
-// used. A row that was not divided by its own norm is not projected and gets `identity` back.
+// The projection removes every multiple of the identity from W, so that a centered W may be used. A
+// row that was not divided by its own norm is not projected and gets `identity` back.
 //
 // Where A^ is the Gram matrix and small, one launch does it all. A block computes four rows of the
-// gradient, a thread two columns of them: its rows of W it sums itself from the poles' terms, and
-// each element of z is used by one thread only, for four rows, straight from the cache. That the
-// block sees whole rows of h matters for accuracy, not only for the launch it saves: h_i . x_i
-// could be had as sum_j W_ij A_ij, but A differs from X X^T by rounding, which a large W magnifies,
-// and a projection that does not fit h leaves that behind. The first block of a sample also adds up
-// S, and the mean cosine of the DoE loss.
+// gradient, a thread two columns of them. The block sums its rows of W from the poles' terms. Each
+// element of z is read by one thread only, for four rows, straight from the cache.
 //
-// Otherwise W is summed first (combine), the product is a tiled one, and a warp finishes each row.
+// The block sees whole rows of h, which saves a launch and matters for accuracy: h_i . x_i equals
+// sum_j W_ij A_ij, but A differs from X X^T by rounding, which a large W magnifies, and a
+// projection that does not fit h leaves that behind. The first block of a sample also adds up S,
+// and the mean cosine of the DoE loss.
+//
+// Otherwise W is summed first (combine), `product` multiplies in tiles, and a warp finishes each
+// row.
 
 #include <algorithm>
 #include <cmath>
 
 #include "cuda/pole_list.h"
 #include "cuda/stages.h"
+#include "cuda/tile.h"
 
 namespace vne {
 namespace {
@@ -30,8 +33,8 @@ namespace {
 
 template <typename T>
 struct FinishArgs {
-  const Sample* samples;
-  const double* inner;  // [batch, parts]
+  const Sample* samples;  // [batch]
+  const double* inner;    // [batch, parts]
   int64_t parts;
   double shift, identity;  // shift and MatrixFunction::identity
   T* entropy;              // [batch] or null
@@ -41,47 +44,52 @@ struct FinishArgs {
   int64_t n;
 };
 
-// S and the mean cosine of a sample, by a whole block.
+// S(A^) = shift - <A^, W>, then (10), by a whole block.
 template <typename T>
-__device__ void finish_sample(const FinishArgs<T>& args, int64_t sample, double* scratch) {
-  if (args.entropy) {
-    const Sample known = args.samples[sample];
-    double sum = 0;
-    if (is_regular(known)) {
-      for (int64_t i = threadIdx.x; i < args.parts; i += blockDim.x)
-        sum += args.inner[sample * args.parts + i];
-    }
-    const double inner = known.scale * block_sum(sum, scratch);
-    if (threadIdx.x == 0) {
-      double result = known.trace == 0 ? 0.0 : NAN;
-      if (is_regular(known)) {
-        // S(A^) = shift - <A^, W>, then (10). A trace that is one but for rounding is one.
-        const double shift = args.shift;
-        const double value = min(max(shift - args.identity - inner, 0.0), shift);
-        constexpr double kTolerance = sizeof(T) == 8 ? 0x1p-49 : 0x1p-20;
-        const bool is_one = fabs(known.trace - 1) <= kTolerance;
-        result = is_one ? value : known.trace * (value - known.log_trace);
-      }
-      args.entropy[sample] = static_cast<T>(result);
-    }
+__device__ __forceinline__ void finish_entropy(const FinishArgs<T>& args, int64_t b,
+                                               double* scratch) {
+  const Sample sample = args.samples[b];
+  double sum = 0;
+  if (is_regular(sample)) {
+    for (int64_t i = threadIdx.x; i < args.parts; i += blockDim.x)
+      sum += args.inner[b * args.parts + i];
   }
-  if (args.cosine) {
-    double sum = 0;
-    for (int64_t i = threadIdx.x; i < args.n; i += blockDim.x)
-      sum += args.cosines[sample * args.n + i];
-    const double mean = block_sum(sum, scratch) / static_cast<double>(args.n);
-    if (threadIdx.x == 0) args.cosine[sample] = static_cast<T>(mean);
-    if (args.row_stats && isnan(mean)) {  // NaN for the whole sample, in both views
-      T* stats = args.row_stats + sample * kRowStats * args.n;
-      for (int64_t i = threadIdx.x; i < kRowStats * args.n; i += blockDim.x) stats[i] = NAN;
-    }
+  const double inner = sample.scale * block_sum(sum, scratch);
+  if (threadIdx.x != 0) return;
+  double result = sample.trace == 0 ? 0.0 : NAN;
+  if (is_regular(sample)) {
+    const double value = min(max(args.shift - args.identity - inner, 0.0), args.shift);
+    // A trace that is one but for rounding is one.
+    constexpr double kTolerance = sizeof(T) == 8 ? 0x1p-49 : 0x1p-20;
+    const bool is_one = fabs(sample.trace - 1) <= kTolerance;
+    result = is_one ? value : sample.trace * (value - sample.log_trace);
+  }
+  args.entropy[b] = static_cast<T>(result);
+}
+
+// The mean cosine, by a whole block. If it is NaN, so are both views of the whole sample.
+template <typename T>
+__device__ __forceinline__ void finish_cosine(const FinishArgs<T>& args, int64_t b,
+                                              double* scratch) {
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < args.n; i += blockDim.x) sum += args.cosines[b * args.n + i];
+  const double mean = block_sum(sum, scratch) / static_cast<double>(args.n);
+  if (threadIdx.x == 0) args.cosine[b] = static_cast<T>(mean);
+  if (args.row_stats && isnan(mean)) {
+    T* stats = args.row_stats + b * kRowStats * args.n;
+    for (int64_t i = threadIdx.x; i < kRowStats * args.n; i += blockDim.x) stats[i] = NAN;
   }
 }
 
 template <typename T>
+__device__ void finish_sample(const FinishArgs<T>& args, int64_t b, double* scratch) {
+  if (args.entropy) finish_entropy(args, b, scratch);
+  if (args.cosine) finish_cosine(args, b, scratch);
+}
+
+template <typename T>
 __global__ void __launch_bounds__(kThreads) finish_samples(FinishArgs<T> args) {
-  using Scratch = double[32];
-  VNE_SHARED(Scratch, scratch);
+  VNE_SHARED_ARRAY(double, scratch, 32);
   finish_sample(args, blockIdx.x, scratch);
 }
 
@@ -97,10 +105,9 @@ __global__ void __launch_bounds__(kThreads)
     sum_terms(const T* a, const T* terms, int count, T identity,
               const __grid_constant__ PoleList<T> poles, bool weighted, int m,
               const Sample* samples, T* w, double* inner) {
-  using Tile = T[kCombineTile][kCombineTile + 1];
-  using Scratch = double[32];
-  VNE_SHARED(Tile, sums);
-  VNE_SHARED(Scratch, scratch);
+  using Sums = T[kCombineTile][kCombineTile + 1];
+  VNE_SHARED(Sums, sums);
+  VNE_SHARED_ARRAY(double, scratch, 32);
   const int side = ceil_div(m, kCombineTile), tiles = side * (side + 1) / 2;
   const int64_t sample = blockIdx.x / tiles;
   const int tile = blockIdx.x % tiles;
@@ -138,24 +145,23 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T, typename In>
 struct GradientArgs {
-  const In* z;
+  const In* z;  // [batch, n, d]
   bool vector;
   int64_t n, d;
   int m;
-  const Row* rows;
-  const Scale<T>* scales;
-  const Sample* samples;
-  const T* a;
-  const T* terms;  // [batch, count, ld, ld]
+  const Row* rows;         // [batch, n]
+  const Scale<T>* scales;  // [batch, n]
+  const Sample* samples;   // [batch]
+  const T* terms;          // [batch, count, ld, ld]
   int count;
   T terms_identity;  // W = sum of terms + terms_identity I
   double factor, identity;
   bool adds_log_trace;  // to identity
-  T* grad_z;
-  T* grad_weights;  // or null
+  T* grad_z;            // [batch, n, d]
+  T* grad_weights;      // [batch, n] or null
 };
 
-// What turns a row of h into a row of the gradient: outer (h + inner x).
+// A row of the gradient from a row of h: outer (h + inner x).
 template <typename T>
 struct RowRule {
   Scale<T> outer;
@@ -163,23 +169,24 @@ struct RowRule {
   bool is_zero;
 };
 
-// radial = h_i . x_i and square = |x_i|^2. Sets the weight's gradient too, if asked to.
+// The rule of row `index` of the batch. radial = h_i . x_i, square = |x_i|^2. Sets the gradient of
+// the weight too if `sets_weight`.
 template <typename T, typename In>
-__device__ RowRule<T> make_rule(const GradientArgs<T, In>& args, int64_t index, const Sample& known,
-                                T radial, T square, bool sets_weight) {
+__device__ RowRule<T> make_rule(const GradientArgs<T, In>& args, int64_t index,
+                                const Sample& sample, T radial, T square, bool sets_weight) {
   const Row row = args.rows[index];
-  const double identity = args.identity + (args.adds_log_trace ? known.log_trace : 0.0);
+  const double identity = args.identity + (args.adds_log_trace ? sample.log_trace : 0.0);
   RowRule<T> rule{};
   // |x|^2 vanishes with a weight that is no normal number: there is nothing to project on.
   const bool absent =
       row.root_weight == 0 || row.inverse_norm == 0 || (row.projected && square == 0);
   // With m = 1, W is a number: exactly 0, without the rounding of the projection.
   rule.is_zero = absent || (args.m == 1 && row.projected);
-  rule.outer = make_scale<T>(args.factor * row.root_weight * known.root_trace * row.inverse_norm);
+  rule.outer = make_scale<T>(args.factor * row.root_weight * sample.root_trace * row.inverse_norm);
   rule.inner = row.projected ? -radial / square : static_cast<T>(identity);
   if (sets_weight && args.grad_weights) {
     // d/dp_i = factor / 2 u_i^T (W + identity I) u_i
-    const double of_u = known.trace / (row.root_weight * row.root_weight);
+    const double of_u = sample.trace / (row.root_weight * row.root_weight);
     args.grad_weights[index] =
         absent ? T(0) : static_cast<T>(args.factor / 2 * of_u * (radial + identity * square));
   }
@@ -191,18 +198,24 @@ __device__ __forceinline__ T apply(const RowRule<T>& rule, T h, T x) {
   return rule.is_zero ? T(0) : rule.outer(h + rule.inner * x);
 }
 
-// The row of X^ over the row of z.
+// The scale from a row of z to its row of X^.
 template <typename T>
-__device__ __forceinline__ Scale<T> unit_trace(Scale<T> scale, const Sample& known) {
-  return {scale.power, scale.rest * static_cast<T>(known.root_scale)};
+__device__ __forceinline__ Scale<T> unit_trace(Scale<T> scale, const Sample& sample) {
+  return {scale.power_of_two, scale.mantissa * static_cast<T>(sample.root_scale)};
+}
+
+// The gradient of a sample without an entropy.
+template <typename T>
+__device__ __forceinline__ T irregular_gradient(const Sample& sample) {
+  return sample.trace == 0 ? T(0) : T(NAN);
 }
 
 constexpr int kRows = 4;  // of the fused kernel's block
 
 template <typename T>
 struct FusedShared {
-  alignas(16) T w[kLargestSweep<T>][kRows];  // times the rest of the scale of row j of z
-  T power[kLargestSweep<T>];                 // of that scale; 0 if it is 0
+  alignas(16) T w[kLargestSweep<T>][kRows];  // times the mantissa of the scale of row j of z
+  T power_of_two[kLargestSweep<T>];          // of that scale; 0 if it is 0
   T radial[kRows][kWarps], square[kRows][kWarps];
   RowRule<T> rule[kRows];
   double scratch[32];
@@ -226,121 +239,169 @@ __device__ __forceinline__ void load_pair(const In* from, int64_t count, bool ve
   }
 }
 
+// The work of a block of fused_gradient, in phases: kRows rows of a sample.
 template <typename T, typename In>
-__global__ void __launch_bounds__(kThreads, 2)
-    fused_gradient(GradientArgs<T, In> args, FinishArgs<T> finish) {
-  using Shared = FusedShared<T>;
-  VNE_SHARED(Shared, s);
-  const int64_t n = args.n, d = args.d;
-  const int m = args.m, row_tiles = ceil_div(m, kRows);
-  const int64_t sample = blockIdx.x / row_tiles;
-  const int first_row = static_cast<int>(blockIdx.x % row_tiles) * kRows;
-  const int rows = min(kRows, m - first_row);
-  const Sample known = args.samples[sample];
-  const In* z = args.z + sample * n * d;
-  const In* own_z = z + first_row * d;
-  T* grad_z = args.grad_z + (sample * n + first_row) * d;
+struct FusedBlock {
+  __device__ __forceinline__ FusedBlock(const GradientArgs<T, In>& args, FusedShared<T>& shared)
+      : args(args), s(shared) {
+    const int row_tiles = ceil_div(args.m, kRows);
+    b = blockIdx.x / row_tiles;
+    first_row = static_cast<int>(blockIdx.x % row_tiles) * kRows;
+    rows = min(kRows, args.m - first_row);
+    sample = args.samples[b];
+    z = args.z + b * args.n * args.d;
+    own_z = z + first_row * args.d;
+    grad_z = args.grad_z + (b * args.n + first_row) * args.d;
+  }
 
-  if (first_row == 0) finish_sample(finish, sample, s.scratch);
-  if (!is_regular(known)) {
-    const T value = known.trace == 0 ? T(0) : T(NAN);
-    for (int64_t i = threadIdx.x; i < rows * d; i += blockDim.x) grad_z[i] = value;
+  __device__ __forceinline__ void write_irregular() const {
+    const T value = irregular_gradient<T>(sample);
+    for (int64_t i = threadIdx.x; i < rows * args.d; i += blockDim.x) grad_z[i] = value;
     if (args.grad_weights && threadIdx.x < rows)
-      args.grad_weights[sample * n + first_row + threadIdx.x] = value;
-    return;
+      args.grad_weights[b * args.n + first_row + threadIdx.x] = value;
   }
 
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
-  const int64_t ld = leading(m), size = ld * ld;
-  const T* terms = args.terms + sample * args.count * size + first_row * ld;
-  for (int i = warp; i < kRows; i += warps) {
-    for (int j = lane; j < m; j += 32) {
-      T sum = 0;
-      if (i < rows) {
+  // s.w <- the block's rows of W, a warp each.
+  __device__ __forceinline__ void sum_terms_of_rows() {
+    const int64_t ld = leading(args.m), size = ld * ld;
+    const T* terms = args.terms + b * args.count * size + first_row * ld;
+    const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
+    for (int i = threadIdx.x / 32; i < kRows; i += warps) {
+      for (int j = lane; j < args.m; j += 32) {
+        T sum = 0;
+        if (i < rows) {
 #pragma unroll 8
-        for (int k = 0; k < args.count; ++k) sum += terms[k * size + i * ld + j];
-        if (j == first_row + i) sum += args.terms_identity;
+          for (int k = 0; k < args.count; ++k) sum += terms[k * size + i * ld + j];
+          if (j == first_row + i) sum += args.terms_identity;
+        }
+        const Scale<T> scale = unit_trace(args.scales[b * args.n + j], sample);
+        s.w[j][i] = i < rows ? sum * scale.mantissa : T(0);
+        if (i == 0) s.power_of_two[j] = scale.is_zero() ? T(0) : scale.power_of_two;
       }
-      const Scale<T> scale = unit_trace(args.scales[sample * n + j], known);
-      s.w[j][i] = i < rows ? sum * scale.rest : T(0);
-      if (i == 0) s.power[j] = scale.is_zero() ? T(0) : scale.power;
     }
+    __syncthreads();
   }
-  __syncthreads();
 
-  // x_i of the own rows, in the columns of this thread.
-  const auto load_own = [&](int i, int64_t col, T(&x)[2]) {
-    load_pair(own_z + i * d + col, i < rows ? d - col : 0, args.vector, x);
-    const Scale<T> scale = unit_trace(args.scales[sample * n + min(first_row + i, m - 1)], known);
+  // x <- columns col and col + 1 of x_i, for row i of the block.
+  __device__ __forceinline__ void load_own(int i, int64_t col, bool vector, T (&x)[2]) const {
+    load_pair(own_z + i * args.d + col, i < rows ? args.d - col : 0, vector, x);
+    const Scale<T> scale =
+        unit_trace(args.scales[b * args.n + min(first_row + i, args.m - 1)], sample);
     x[0] = scale(x[0]);
     x[1] = scale(x[1]);
-  };
-  const int64_t stride = 2 * blockDim.x;
-  const bool one_pass = d <= stride;  // then h stays in registers
-  T h[kRows][2] = {};
-  T radial[kRows] = {}, square[kRows] = {};
-  for (int64_t col = 2 * threadIdx.x; col < d; col += stride) {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) h[i][0] = h[i][1] = 0;
+  }
+
+  // h <- W X^ in columns col and col + 1; adds to radial and square. `vector` is a constant where
+  // this is called: without a branch on it in the loop, eight loads are in flight at once.
+  __device__ __forceinline__ void multiply_columns(int64_t col, bool vector) {
+    h.set_zero();
 #pragma unroll 8
-    for (int j = 0; j < m; ++j) {
+    for (int j = 0; j < args.m; ++j) {
       T x[2];
-      const T power = s.power[j];
-      load_pair(z + j * d + col, power == T(0) ? 0 : d - col, args.vector, x);
-      const Quad<T> w = *reinterpret_cast<const Quad<T>*>(s.w[j]);
+      const T power = s.power_of_two[j];
+      load_pair(z + j * args.d + col, power == T(0) ? 0 : args.d - col, vector, x);
+      const Quad<T> w = read_quad(s.w[j]);
 #pragma unroll
       for (int q = 0; q < 2; ++q) {
         x[q] *= power;
 #pragma unroll
-        for (int i = 0; i < kRows; ++i) h[i][q] += w.v[i] * x[q];
+        for (int i = 0; i < kRows; ++i) h.v[i][q] += w.v[i] * x[q];
       }
     }
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       T x[2];
-      load_own(i, col, x);
+      load_own(i, col, vector, x);
 #pragma unroll
       for (int q = 0; q < 2; ++q) {
-        radial[i] += h[i][q] * x[q];
+        radial[i] += h.v[i][q] * x[q];
         square[i] += x[q] * x[q];
-        if (!one_pass && i < rows && col + q < d) grad_z[i * d + col + q] = h[i][q];
+        if (!one_pass() && i < rows && col + q < args.d) grad_z[i * args.d + col + q] = h.v[i][q];
       }
     }
   }
 
-#pragma unroll
-  for (int i = 0; i < kRows; ++i) {
-    radial[i] = warp_sum(radial[i]);
-    square[i] = warp_sum(square[i]);
-    if (lane == 0) {
-      s.radial[i][warp] = radial[i];
-      s.square[i][warp] = square[i];
-    }
-  }
-  __syncthreads();
-  if (threadIdx.x < rows) {
-    T radial_sum = 0, square_sum = 0;
-    for (int i = 0; i < warps; ++i) {
-      radial_sum += s.radial[threadIdx.x][i];
-      square_sum += s.square[threadIdx.x][i];
-    }
-    s.rule[threadIdx.x] =
-        make_rule(args, sample * n + first_row + threadIdx.x, known, radial_sum, square_sum, true);
-  }
-  __syncthreads();
-  for (int64_t col = 2 * threadIdx.x; col < d; col += stride) {
-#pragma unroll
-    for (int i = 0; i < kRows; ++i) {
-      if (i >= rows) break;
-      T x[2];
-      load_own(i, col, x);
-      T* to = grad_z + i * d + col;
-#pragma unroll
-      for (int q = 0; q < 2; ++q) {
-        if (col + q < d) to[q] = apply(s.rule[i], one_pass ? h[i][q] : to[q], x[q]);
+  // The same in all columns of the thread. If they are two, h stays in registers; otherwise it goes
+  // to grad_z.
+  __device__ __forceinline__ void multiply() {
+    for (int64_t col = 2 * threadIdx.x; col < args.d; col += stride()) {
+      if (args.vector) {
+        multiply_columns(col, true);
+      } else {
+        multiply_columns(col, false);
       }
     }
   }
+
+  // s.rule <- the rules of the rows.
+  __device__ __forceinline__ void reduce_rows() {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      radial[i] = warp_sum(radial[i]);
+      square[i] = warp_sum(square[i]);
+      if (lane == 0) {
+        s.radial[i][warp] = radial[i];
+        s.square[i][warp] = square[i];
+      }
+    }
+    __syncthreads();
+    if (threadIdx.x < rows) {
+      T radial_sum = 0, square_sum = 0;
+      for (int i = 0; i < warps; ++i) {
+        radial_sum += s.radial[threadIdx.x][i];
+        square_sum += s.square[threadIdx.x][i];
+      }
+      s.rule[threadIdx.x] = make_rule(args, b * args.n + first_row + threadIdx.x, sample,
+                                      radial_sum, square_sum, true);
+    }
+    __syncthreads();
+  }
+
+  __device__ __forceinline__ void write_rows() const {
+    for (int64_t col = 2 * threadIdx.x; col < args.d; col += stride()) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        if (i >= rows) break;
+        T x[2];
+        load_own(i, col, args.vector, x);
+        T* to = grad_z + i * args.d + col;
+#pragma unroll
+        for (int q = 0; q < 2; ++q) {
+          if (col + q < args.d) to[q] = apply(s.rule[i], one_pass() ? h.v[i][q] : to[q], x[q]);
+        }
+      }
+    }
+  }
+
+  int64_t b;  // the sample's place in the batch
+  int first_row, rows;
+  Sample sample;
+
+ private:
+  __device__ __forceinline__ int64_t stride() const { return 2 * blockDim.x; }
+  __device__ __forceinline__ bool one_pass() const { return args.d <= stride(); }
+
+  const GradientArgs<T, In> args;
+  FusedShared<T>& s;
+  const In* z;      // of the sample
+  const In* own_z;  // of the block's rows
+  T* grad_z;        // of the block's rows
+  Tile<T, kRows, 2> h{};
+  T radial[kRows] = {}, square[kRows] = {};  // the thread's part of h_i . x_i and |x_i|^2
+};
+
+template <typename T, typename In>
+__global__ void __launch_bounds__(kThreads, 2)
+    fused_gradient(GradientArgs<T, In> args, FinishArgs<T> finish) {
+  VNE_SHARED(FusedShared<T>, s);
+  FusedBlock<T, In> block(args, s);
+  if (block.first_row == 0) finish_sample(finish, block.b, s.scratch);
+  if (!is_regular(block.sample)) return block.write_irregular();
+  block.sum_terms_of_rows();
+  block.multiply();
+  block.reduce_rows();
+  block.write_rows();
 }
 
 // ---- the same in three launches ---------------------------------------------------------------
@@ -353,96 +414,118 @@ struct ProductShared {
   alignas(16) T right[kChunk][kTile];
 };
 
-// grad_z <- h = W X^ or, on the covariance side, X^ W.
+// The work of a block of `product`, in phases: a tile of h = W X^ or, on the covariance side, X^ W.
 template <typename T, typename In>
-__global__ void __launch_bounds__(kThreads, 2) product(GradientArgs<T, In> args, bool gram_side) {
-  using Shared = ProductShared<T>;
-  VNE_SHARED(Shared, s);
-  const int64_t n = args.n, d = args.d;
-  const int m = args.m;
-  const int64_t row_tiles = ceil_div(n, int64_t{kTile}), col_tiles = ceil_div(d, int64_t{kTile});
-  const int64_t sample = blockIdx.x / (row_tiles * col_tiles);
-  const int64_t tile = blockIdx.x % (row_tiles * col_tiles);
-  const int64_t first_row = tile / col_tiles * kTile, first_col = tile % col_tiles * kTile;
-  const Sample known = args.samples[sample];
-  if (!is_regular(known)) return;
-  const In* z = args.z + sample * n * d;
-  const int64_t ld = leading(m);
-  const T* w = args.terms + sample * ld * ld;
-  const Scale<T>* scales = args.scales + sample * n;
+struct ProductBlock {
+  __device__ __forceinline__ ProductBlock(const GradientArgs<T, In>& args, bool gram_side,
+                                          ProductShared<T>& shared)
+      : args(args), gram_side(gram_side), s(shared) {
+    const int64_t col_tiles = ceil_div(args.d, int64_t{kTile});
+    const int64_t tiles = ceil_div(args.n, int64_t{kTile}) * col_tiles;
+    b = blockIdx.x / tiles;
+    const int64_t tile = blockIdx.x % tiles;
+    first_row = tile / col_tiles * kTile;
+    first_col = tile % col_tiles * kTile;
+    sample = args.samples[b];
+    z = args.z + b * args.n * args.d;
+    scales = args.scales + b * args.n;
+    quad = threadIdx.x % 16;
+    line = threadIdx.x / 16;
+  }
 
-  const int row = threadIdx.x / 16, col = threadIdx.x % 16;
-  const int quad = threadIdx.x % 16, line = threadIdx.x / 16;  // a Quad of each operand
-  T sum[4][4] = {};
-  for (int k = 0; k < m; k += kChunk) {
-    T x[4];
-    {  // W is symmetric: its rows serve as columns
-      const int64_t at = gram_side ? first_row : first_col;
-      const int64_t left = k + line < m ? m - at - 4 * quad : 0;
-      load_quad(w + (k + line) * ld + at + 4 * quad, left, false, x);
-      T* to = gram_side ? &s.left[line][4 * quad] : &s.right[line][4 * quad];
-      *reinterpret_cast<Quad<T>*>(to) = {x[0], x[1], x[2], x[3]};
-    }
+  // Loads W. It is symmetric: its rows serve as columns.
+  __device__ __forceinline__ void stage_w(int k) {
+    const int64_t ld = leading(args.m), at = gram_side ? first_row : first_col;
+    const T* w = args.terms + b * ld * ld;
+    const int64_t left = k + line < args.m ? args.m - at - 4 * quad : 0;
+    Quad<T> x;
+    load_quad(w + (k + line) * ld + at + 4 * quad, left, false, x.v);
+    write_quad(gram_side ? &s.left[line][4 * quad] : &s.right[line][4 * quad], x);
+  }
+
+  __device__ __forceinline__ void stage_z(int k) {
+    Quad<T> x;
     if (gram_side) {
       const int j = k + line;
       const int64_t at = first_col + 4 * quad;
-      load_quad(z + j * d + at, j < m ? d - at : 0, args.vector, x);
-      const Scale<T> scale = j < m ? unit_trace(scales[j], known) : Scale<T>{T(1), T(0)};
-      *reinterpret_cast<Quad<T>*>(&s.right[line][4 * quad]) = {scale(x[0]), scale(x[1]),
-                                                               scale(x[2]), scale(x[3])};
+      load_quad(z + j * args.d + at, j < args.m ? args.d - at : 0, args.vector, x.v);
+      const Scale<T> scale = j < args.m ? unit_trace(scales[j], sample) : Scale<T>{T(1), T(0)};
+      write_quad(&s.right[line][4 * quad], scale(x));
     } else {
       constexpr int kQuads = kChunk / 4;
-      const int at_k = k + threadIdx.x % kQuads * 4, at_row = threadIdx.x / kQuads;
+      const int at_k = threadIdx.x % kQuads * 4, at_row = threadIdx.x / kQuads;
       const int64_t i = first_row + at_row;
-      load_quad(z + i * d + at_k, i < n ? m - at_k : 0, args.vector, x);
-      const Scale<T> scale = i < n ? unit_trace(scales[i], known) : Scale<T>{T(1), T(0)};
+      load_quad(z + i * args.d + k + at_k, i < args.n ? args.m - k - at_k : 0, args.vector, x.v);
+      const Scale<T> scale = i < args.n ? unit_trace(scales[i], sample) : Scale<T>{T(1), T(0)};
 #pragma unroll
-      for (int q = 0; q < 4; ++q) s.left[at_k - k + q][at_row] = scale(x[q]);
+      for (int q = 0; q < 4; ++q) s.left[at_k + q][at_row] = scale(x.v[q]);
     }
+  }
+
+  __device__ __forceinline__ void multiply_chunk() {
+#pragma unroll
+    for (int l = 0; l < kChunk; ++l)
+      sum.add_product(read_quad(&s.left[l][4 * line]), read_quad(&s.right[l][4 * quad]));
+  }
+
+  __device__ __forceinline__ void store() {
+    T* h = args.grad_z + b * args.n * args.d;
+    sum.for_each([&](int i, int j, T entry) {
+      const int64_t row = first_row + 4 * line + i, col = first_col + 4 * quad + j;
+      if (row < args.n && col < args.d) h[row * args.d + col] = entry;
+    });
+  }
+
+  Sample sample;
+
+ private:
+  const GradientArgs<T, In> args;
+  const bool gram_side;
+  ProductShared<T>& s;
+  const In* z;             // of the sample
+  const Scale<T>* scales;  // of the sample
+  int64_t b, first_row, first_col;
+  int quad, line;  // of the thread: 16 x 16 of them share a tile and a chunk
+  Tile<T, 4> sum{};
+};
+
+// grad_z <- h.
+template <typename T, typename In>
+__global__ void __launch_bounds__(kThreads, 2) product(GradientArgs<T, In> args, bool gram_side) {
+  VNE_SHARED(ProductShared<T>, s);
+  ProductBlock<T, In> block(args, gram_side, s);
+  if (!is_regular(block.sample)) return;
+  for (int k = 0; k < args.m; k += kChunk) {
+    block.stage_w(k);
+    block.stage_z(k);
     __syncthreads();
-#pragma unroll
-    for (int l = 0; l < kChunk; ++l) {
-      const Quad<T> a = *reinterpret_cast<const Quad<T>*>(&s.left[l][4 * row]);
-      const Quad<T> b = *reinterpret_cast<const Quad<T>*>(&s.right[l][4 * col]);
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sum[i][j] += a.v[i] * b.v[j];
-    }
+    block.multiply_chunk();
     __syncthreads();
   }
-  T* h = args.grad_z + sample * n * d;
-#pragma unroll
-  for (int i = 0; i < 4; ++i)
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      const int64_t at_row = first_row + 4 * row + i, at_col = first_col + 4 * col + j;
-      if (at_row < n && at_col < d) h[at_row * d + at_col] = sum[i][j];
-    }
+  block.store();
 }
 
-// grad_z, holding h, <- the gradient, a warp each row. Blocks behind those of the rows finish a
-// sample each.
+// grad_z, which holds h, <- the gradient, a warp each row. The blocks after those of the rows
+// finish a sample each.
 template <typename T, typename In>
 __global__ void __launch_bounds__(kThreads)
     finish_rows(GradientArgs<T, In> args, int64_t batch, FinishArgs<T> finish) {
-  using Scratch = double[32];
-  VNE_SHARED(Scratch, scratch);
+  VNE_SHARED_ARRAY(double, scratch, 32);
   const int64_t row_blocks = grid_for(batch * args.n, kWarps), d = args.d;
   if (blockIdx.x >= row_blocks) return finish_sample(finish, blockIdx.x - row_blocks, scratch);
   const int64_t index = blockIdx.x * static_cast<int64_t>(kWarps) + threadIdx.x / 32;
   if (index >= batch * args.n) return;
   const int lane = threadIdx.x % 32;
-  const Sample known = args.samples[index / args.n];
+  const Sample sample = args.samples[index / args.n];
   const In* z = args.z + index * d;
   T* grad_z = args.grad_z + index * d;
-  if (!is_regular(known)) {
-    const T value = known.trace == 0 ? T(0) : T(NAN);
+  if (!is_regular(sample)) {
+    const T value = irregular_gradient<T>(sample);
     for (int64_t j = lane; j < d; j += 32) grad_z[j] = value;
     if (args.grad_weights && lane == 0) args.grad_weights[index] = value;
     return;
   }
-  const Scale<T> scale = unit_trace(args.scales[index], known);
+  const Scale<T> scale = unit_trace(args.scales[index], sample);
   T radial = 0, square = 0;
   for (int64_t j = lane; j < d; j += 32) {
     const T x = scale(convert<T>(z[j]));
@@ -451,7 +534,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   radial = warp_sum(radial);
   square = warp_sum(square);
-  const RowRule<T> rule = make_rule(args, index, known, radial, square, lane == 0);
+  const RowRule<T> rule = make_rule(args, index, sample, radial, square, lane == 0);
   for (int64_t j = lane; j < d; j += 32)
     grad_z[j] = apply(rule, grad_z[j], scale(convert<T>(z[j])));
 }
@@ -459,8 +542,16 @@ __global__ void __launch_bounds__(kThreads)
 template <typename T>
 FinishArgs<T> finish_args(const Call& call, const MatrixFunction<T>& w, double shift,
                           const SecondView<T>& second, const Outputs<T>& out) {
-  return {w.samples.data, w.inner.data, w.parts,          shift,         w.identity, out.entropy,
-          second.cosines, out.cosine,   second.row_stats, call.problem.n};
+  return {.samples = w.samples.data,
+          .inner = w.inner.data,
+          .parts = w.parts,
+          .shift = shift,
+          .identity = w.identity,
+          .entropy = out.entropy,
+          .cosines = second.cosines,
+          .cosine = out.cosine,
+          .row_stats = second.row_stats,
+          .n = call.problem.n};
 }
 
 template <typename T>
@@ -475,43 +566,39 @@ void run_gradient(const Call& call, const Input& z, const Normalized<T>& normali
     finish.inner = w.inner.data;
     finish.parts = w.parts;
   }
-  dispatch_input(z.dtype, [&](auto element) {
+  dispatch_elements<T>(z.dtype, [&](auto element) {
     using In = decltype(element);
-    if constexpr (std::is_same_v<In, double> == std::is_same_v<T, double>) {
-      const In* data = static_cast<const In*>(z.data);
-      const GradientArgs<T, In> args{data,
-                                     is_vector(data, problem.d),
-                                     problem.n,
-                                     problem.d,
-                                     static_cast<int>(problem.m()),
-                                     normalized.rows.data,
-                                     normalized.scales.data,
-                                     w.samples.data,
-                                     normalized.a.data,
-                                     w.terms.data,
-                                     w.count,
-                                     static_cast<T>(w.terms_identity),
-                                     factor,
-                                     identity,
-                                     adds_log_trace,
-                                     out.grad_z,
-                                     out.grad_weights};
-      if (fused) {
-        const int64_t threads = ceil_div(problem.d, int64_t{64}) * 32;  // of two columns each
-        call.launch("fused_gradient", fused_gradient<T, In>,
-                    problem.batch * grid_for(problem.m(), kRows),
-                    std::min<int64_t>(threads, kThreads), args, finish);
-      } else {
-        const int64_t tiles =
-            ceil_div(problem.n, int64_t{kTile}) * ceil_div(problem.d, int64_t{kTile});
-        call.launch("product", product<T, In>, problem.batch * tiles, kThreads, args,
-                    problem.gram_side());
-        const bool finishes = finish.entropy || finish.cosine;
-        call.launch("finish_rows", finish_rows<T, In>,
-                    grid_for(problem.batch * problem.n, kWarps) + (finishes ? problem.batch : 0),
-                    kThreads, args, problem.batch, finish);
-      }
+    const In* data = static_cast<const In*>(z.data);
+    const GradientArgs<T, In> args{.z = data,
+                                   .vector = is_vector(data, problem.d),
+                                   .n = problem.n,
+                                   .d = problem.d,
+                                   .m = static_cast<int>(problem.m()),
+                                   .rows = normalized.rows.data,
+                                   .scales = normalized.scales.data,
+                                   .samples = w.samples.data,
+                                   .terms = w.terms.data,
+                                   .count = w.count,
+                                   .terms_identity = static_cast<T>(w.terms_identity),
+                                   .factor = factor,
+                                   .identity = identity,
+                                   .adds_log_trace = adds_log_trace,
+                                   .grad_z = out.grad_z,
+                                   .grad_weights = out.grad_weights};
+    if (fused) {
+      const int64_t threads = grid_for(problem.d, 64) * 32;  // of two columns each
+      call.launch("fused_gradient", fused_gradient<T, In>,
+                  problem.batch * grid_for(problem.m(), kRows),
+                  std::min<int64_t>(threads, kThreads), args, finish);
+      return;
     }
+    const int64_t tiles = grid_for(problem.n, kTile) * grid_for(problem.d, kTile);
+    call.launch("product", product<T, In>, problem.batch * tiles, kThreads, args,
+                problem.gram_side());
+    const bool finishes = finish.entropy || finish.cosine;
+    call.launch("finish_rows", finish_rows<T, In>,
+                grid_for(problem.batch * problem.n, kWarps) + (finishes ? problem.batch : 0),
+                kThreads, args, problem.batch, finish);
   });
 }
 

@@ -1,4 +1,4 @@
-// Reading z on the device: elements in the dtype they came in, four at a time, scaled without
+// Reads z on the device: elements in the dtype they came in, four at a time, scaled without
 // overflow, and the norm of a row.
 
 #pragma once
@@ -8,6 +8,7 @@
 #include <cfloat>
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 #include "cuda/runtime.h"
 
@@ -33,12 +34,27 @@ struct alignas(sizeof(In) * 4 < 16 ? sizeof(In) * 4 : 16) Quad {
   In v[4];
 };
 
-// to <- from[0 .. 3], zeros from `count` on. `vector`: `from` is aligned for a Quad and count is a
-// multiple of 4.
+template <typename T>
+__device__ __forceinline__ Quad<T> read_quad(const T* from) {
+  return *reinterpret_cast<const Quad<T>*>(from);
+}
+
+template <typename T>
+__device__ __forceinline__ void write_quad(T* to, const Quad<T>& quad) {
+  *reinterpret_cast<Quad<T>*>(to) = quad;
+}
+
+template <typename T>
+__device__ __forceinline__ T sum_of_squares(const T (&x)[4]) {
+  return x[0] * x[0] + x[1] * x[1] + (x[2] * x[2] + x[3] * x[3]);
+}
+
+// to <- from[0 .. 3], with zeros from `count` on. `vector` says that `from` is aligned for a Quad
+// and that count is a multiple of 4.
 template <typename T, typename In>
 __device__ __forceinline__ void load_quad(const In* from, int64_t count, bool vector, T (&to)[4]) {
   if (vector && count > 0) {
-    const Quad<In> quad = *reinterpret_cast<const Quad<In>*>(from);
+    const Quad<In> quad = read_quad(from);
 #pragma unroll
     for (int q = 0; q < 4; ++q) to[q] = convert<T>(quad.v[q]);
   } else {
@@ -47,30 +63,35 @@ __device__ __forceinline__ void load_quad(const In* from, int64_t count, bool ve
   }
 }
 
-// Whether rows of d elements from `data` on can be read as Quads.
+// Returns whether rows of d elements from `data` on can be read as Quads.
 template <typename In>
 bool is_vector(const In* data, int64_t d) {
   return d % 4 == 0 && reinterpret_cast<uintptr_t>(data) % alignof(Quad<In>) == 0;
 }
 
-// Sums of squares that neither overflowed nor lost what matters to underflow.
+// Returns whether a sum of squares neither overflowed nor lost digits to underflow.
 template <typename T>
 __device__ __forceinline__ bool is_safe_square(T square) {
   constexpr T kTiny = sizeof(T) == 8 ? T(1e-280) : T(1e-30);
   return square > kTiny && square < 1 / kTiny;
 }
 
-// A factor, possibly beyond the range of float32, as a product of a power of two and a rest of
-// ordinary size, to be multiplied with one after the other: the rest may be multiplied further.
-// The factor 0, of a row that is absent, makes 0 of a NaN and of an infinity too.
+// A factor that may be beyond the range of float32: a power of two times a mantissa of ordinary
+// size. An entry is multiplied by one after the other. The factor 0, of a row that is absent, makes
+// 0 of a NaN and of an infinity too.
 template <typename T>
 struct Scale {
-  T power, rest;
-  __device__ __forceinline__ bool is_zero() const { return rest == T(0); }
-  __device__ __forceinline__ T operator()(T x) const { return is_zero() ? T(0) : x * power * rest; }
+  T power_of_two, mantissa;
+  __device__ __forceinline__ bool is_zero() const { return mantissa == T(0); }
+  __device__ __forceinline__ T operator()(T x) const {
+    return is_zero() ? T(0) : x * power_of_two * mantissa;
+  }
+  __device__ __forceinline__ Quad<T> operator()(const Quad<T>& x) const {
+    return {(*this)(x.v[0]), (*this)(x.v[1]), (*this)(x.v[2]), (*this)(x.v[3])};
+  }
 };
 
-// The scale by factor times other, whose product may be beyond the range of float64.
+// The scale by factor * other. The product may be beyond the range of float64.
 template <typename T>
 __device__ Scale<T> make_scale(double factor, double other = 1) {
   if (factor == 0 || other == 0 || !isfinite(factor) || !isfinite(other)) {
@@ -80,11 +101,11 @@ __device__ Scale<T> make_scale(double factor, double other = 1) {
   const int factor_exponent = ilogb(factor), other_exponent = ilogb(other);
   const int whole = factor_exponent + other_exponent;
   const int exponent = min(max(whole, -kLimit), kLimit);
-  const double rest = ldexp(factor, -factor_exponent) * ldexp(other, -other_exponent);
-  return {static_cast<T>(ldexp(1.0, exponent)), static_cast<T>(ldexp(rest, whole - exponent))};
+  const double mantissa = ldexp(factor, -factor_exponent) * ldexp(other, -other_exponent);
+  return {static_cast<T>(ldexp(1.0, exponent)), static_cast<T>(ldexp(mantissa, whole - exponent))};
 }
 
-// |x| of a row x [d], computed by the 32 lanes of a warp.
+// Computes |x| of a row x [d] by the 32 lanes of a warp.
 template <typename T, typename In>
 __device__ double row_norm(const In* x, int64_t d, bool vector) {
   const int lane = threadIdx.x % 32;
@@ -93,7 +114,7 @@ __device__ double row_norm(const In* x, int64_t d, bool vector) {
   for (int64_t j = 4 * lane; j < d; j += 128) {
     T quad[4];
     load_quad(x + j, d - j, vector, quad);
-    sum += quad[0] * quad[0] + quad[1] * quad[1] + (quad[2] * quad[2] + quad[3] * quad[3]);
+    sum += sum_of_squares(quad);
   }
   sum = warp_sum(sum);
   if (is_safe_square(sum)) return sqrt(sum);  // in T
@@ -120,6 +141,20 @@ __device__ double row_norm(const In* x, int64_t d, bool vector) {
     for (int q = 0; q < 4; ++q) sum += scale(quad[q]) * scale(quad[q]);
   }
   return ldexp(sqrt(static_cast<double>(warp_sum(sum))), exponent);
+}
+
+// Runs f(In{}) with the type of the elements of z, which are computed in T.
+template <typename T, typename F>
+void dispatch_elements(ScalarType dtype, const F& f) {
+  if constexpr (std::is_same_v<T, double>) {
+    f(double{});
+  } else if (dtype == ScalarType::Half) {
+    f(__half{});
+  } else if (dtype == ScalarType::BFloat16) {
+    f(bfloat16{});
+  } else {
+    f(float{});
+  }
 }
 
 }  // namespace vne

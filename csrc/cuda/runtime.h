@@ -14,9 +14,8 @@
 #include "emulation/emulator.h"
 #endif
 
-// Static shared memory. `Type` is trivial; an array type gets a name first:
-//   using Tile = float[32][33];
-//   VNE_SHARED(Tile, tile);
+// Static shared memory: VNE_SHARED(Type, name) or VNE_SHARED_ARRAY(Type, name, size) for a trivial
+// type.
 #ifdef VNE_EMULATION
 #define VNE_SHARED(Type, name)     \
   static const char name##_site{}; \
@@ -24,6 +23,9 @@
 #else
 #define VNE_SHARED(Type, name) __shared__ Type name
 #endif
+#define VNE_SHARED_ARRAY(Type, name, size) \
+  using name##_array = Type[size];         \
+  VNE_SHARED(name##_array, name)
 
 namespace vne {
 

@@ -1,19 +1,28 @@
 // The inverse of a symmetric positive definite matrix by pivots, in the registers of one block:
 // "symmetric sweep" of csrc/README.md, (7).
 //
-// Thread t < kTiles owns a kTile x kTile tile (I, J), I >= J, of the lower triangle; with c the
+// Thread t < kTiles owns a kTile x kTile tile (I, J), I >= J, of the lower triangle. With c the
 // column of the pivot k and p = a_kk, a sweep is the rank-one update
 //
-//   a_ij <- a_ij - c'_i c'_j / p,   c'_k = p - 1, otherwise c' = c:
+//   a_ij <- a_ij - c'_i c'_j / p,   c'_k = p - 1, otherwise c' = c.
 //
-// row and column k come out as c / p by themselves, without a select, and the diagonal, which would
-// not, is kept apart. Each warp keeps the whole diagonal, spread over its lanes, and updates it
-// redundantly: so every warp knows the next pivot, its place and value, before the tiles are done
-// and without a barrier. The only barrier of a pivot is the one between publishing its column to
-// shared memory and reading it, and a second where the column is repaired; two buffers take turns.
-// For 256 rows, 17 warps of which one part of the multiprocessor holds five, registers are short:
-// there the copies of the diagonal are in shared memory, each entry still read and written by its
-// own lane only.
+// Row and column k come out as c / p by themselves, without a select. The diagonal would not: each
+// warp has a copy of all of it, spread over its lanes, and updates it by the same instructions.
+//
+// A step, in time:
+//
+//   1. The threads that own a part of column k write it to shared memory (broadcast_column). Two
+//      buffers take turns.
+//   2. Barrier: the column is complete.
+//   3. If the pivot is as small as rounding, warp 0 repairs the column, and there is a second
+//      barrier. The pivot has the same bits in all threads, so that all of them take this branch.
+//   4. Each warp updates its copy of the diagonal and finds the next pivot in it, before the tiles
+//      are done and without a barrier.
+//   5. Each thread updates its tile.
+//
+// 256 rows need 17 warps, of which one part of the multiprocessor holds five, so that registers are
+// short. There the copies of the diagonal are in shared memory; each entry is still read and
+// written by one lane only.
 //
 // Pivots are taken largest first, and what only rounding can have made is repaired: csrc/README.md
 // says why a floor alone does not do.
@@ -22,6 +31,7 @@
 
 #include "cuda/runtime.h"
 #include "cuda/stages.h"
+#include "cuda/tile.h"
 
 namespace vne {
 
@@ -41,8 +51,8 @@ struct SweepShared {
   T diagonal[Shape::kInShared ? Shape::kThreads / 32 : 1][Shape::kInShared ? kSize : 1];
 };
 
-// 1 / x for x of ordinary size. The division operator brings a subroutine for the others along, and
-// its registers; this is as accurate but for one rounding.
+// 1 / x for x of ordinary size, as accurate as the division operator but for one rounding. That
+// operator has a subroutine for other sizes, which costs registers.
 template <typename T>
 __device__ __forceinline__ T reciprocal(T x) {
 #ifdef __CUDA_ARCH__
@@ -67,6 +77,15 @@ __device__ __forceinline__ T square_root(T x) {
   return sqrt(x);
 }
 
+// Optimization barrier. Hides the value from the compiler so that addresses derived from it are
+// computed after the sweep instead of being kept in registers, which the tile needs.
+__device__ __forceinline__ int opaque(int value) {
+#ifdef __CUDA_ARCH__
+  asm volatile("" : "+r"(value));
+#endif
+  return value;
+}
+
 // Records nothing of the pivots.
 struct NoRecord {
   template <typename T>
@@ -80,7 +99,7 @@ struct Sweep {
   static constexpr int kOfLane = Shape::kOfLane;
   static constexpr bool kInShared = Shape::kInShared;
 
-  T a[kTile][kTile];  // zero beyond the matrix, as for a thread without a tile
+  Tile<T, kTile> a;  // zero beyond the matrix, as for a thread without a tile
   int tile_row, tile_col;
   bool has_tile;
 
@@ -90,7 +109,7 @@ struct Sweep {
     tile_col = has_tile ? static_cast<int>(threadIdx.x) - tile_row * (tile_row + 1) / 2 : 0;
   }
 
-  // Entry 32 i + lane of the diagonal. What the tiles hold of it is void.
+  // Entry 32 i + lane of the diagonal. Diagonal entries of the tiles are void.
   __device__ __forceinline__ T& diagonal(int i) {
     if constexpr (Shape::kInShared) {
       return s.diagonal[threadIdx.x / 32][32 * i + threadIdx.x % 32];
@@ -99,12 +118,83 @@ struct Sweep {
     }
   }
 
-  // How often an entry of the tile counts in a sum over the whole matrix.
+  // The weight of the tile's entries in a sum over the whole matrix.
   __device__ __forceinline__ T count() const { return tile_row == tile_col ? T(1) : T(2); }
 
-  // a and diagonal <- of -(matrix)^-1, rows and columns from `size` on left as they are. `noise`:
-  // what rounding may have put into an entry; `floor` >= noise: the least pivot.
-  // record(step, k, 1 / p, column): called by every thread after the barrier of each pivot.
+  // Loads A [ld, ld], ld = leading(m): the diagonal as it is, the tile times 1 / tr A. Returns tr
+  // A; squares <- the thread's part of |A^|_F^2.
+  __device__ __forceinline__ T load(const T* matrix, int m, T& squares) {
+    const int lane = threadIdx.x % 32, ld = static_cast<int>(leading(m));
+    double sum = 0;
+#pragma unroll(kInShared ? 1 : kOfLane)
+    for (int i = 0; i < kOfLane; ++i) {
+      const int place = 32 * i + lane;
+      diagonal(i) = place < m ? matrix[place * ld + place] : T(0);
+      sum += diagonal(i);
+    }
+    const T trace = static_cast<T>(warp_sum(sum));
+    const T scale = reciprocal(trace);
+    squares = 0;
+    const bool inside = has_tile && (tile_row + 1) * kTile <= ld;  // then all of the tile
+    const int below = tile_row * kTile * ld + tile_col * kTile;
+#pragma unroll
+    for (int i = 0; i < kTile; ++i) {
+      if (i % (kInShared ? 2 : 4) == 0) __syncthreads();  // bounds the loads in flight: registers
+#pragma unroll
+      for (int j = 0; j < kTile; j += 4) {
+        Quad<T> quad{};
+        if (inside) quad = read_quad(matrix + below + i * ld + j);
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+          a.v[i][j + q] = quad.v[q] * scale;
+          squares += a.v[i][j + q] * a.v[i][j + q];
+        }
+      }
+    }
+    squares *= count();
+    return trace;
+  }
+
+  // diagonal <- of A^ + t I, after load().
+  __device__ __forceinline__ void shift_diagonal(T trace, T t) {
+    const T scale = reciprocal(trace);
+#pragma unroll(kInShared ? 1 : kOfLane)
+    for (int i = 0; i < kOfLane; ++i) diagonal(i) = diagonal(i) * scale + t;
+  }
+
+  // Stores factor * matrix to `to` [ld, ld], both triangles. Returns the thread's part of its inner
+  // product with `other` [ld, ld]. `m` and the pointers are to come from opaque().
+  __device__ __forceinline__ T store(T factor, const T* other, T* to, int m) {
+    const int ld = static_cast<int>(leading(m));
+    const int row = opaque(tile_row * kTile), col = opaque(tile_col * kTile);
+    const bool writes = has_tile && row + kTile <= ld;
+    constexpr int kStep = kInShared ? 1 : 2;  // rows between barriers, as in load()
+    T product = 0;
+#pragma unroll
+    for (int i = 0; i < kTile; ++i) {
+      if (i % kStep == 0) __syncthreads();
+      if (!writes) continue;
+#pragma unroll
+      for (int j = 0; j < kTile; ++j) {
+        const int at = (row + i) * ld + col + j;
+        a.v[i][j] *= factor;
+        product += other[at] * a.v[i][j];
+        to[at] = a.v[i][j];
+      }
+    }
+#pragma unroll
+    for (int j = 0; j < kTile; ++j) {  // above the diagonal
+      if (j % kStep == 0) __syncthreads();
+      if (!writes) continue;
+#pragma unroll
+      for (int i = 0; i < kTile; ++i) to[(col + j) * ld + row + i] = a.v[i][j];
+    }
+    return product * count();
+  }
+
+  // a and diagonal <- of -(matrix)^-1; rows and columns from `size` on stay as they are. `noise` is
+  // what rounding may have put into an entry, `floor` >= noise the least pivot. Every thread calls
+  // record(step, k, 1 / p, column) after the barrier of each pivot.
   template <typename Record>
   __device__ __forceinline__ void run(int size, T floor, T noise, const Record& record) {
     const int lane = threadIdx.x % 32;
@@ -115,15 +205,15 @@ struct Sweep {
     int k = next_pivot(swept, pivot);
     for (int step = 0; step < size; ++step) {
       T* column = s.column[step % 2];
-      publish(column, k, pivot);
+      broadcast_column(column, k, pivot);
       __syncthreads();
 
-      const volatile T* c = column + lane;  // volatile: read at once, not where first needed
+      const volatile T* c = column + lane;  // volatile: read here, not where it is first needed
       const int own = k - lane;             // 32 i for the one entry that is the pivot
       // Not max(): a NaN has to stay one.
       const T raised = pivot < floor ? floor : pivot;
       if (pivot < 16 * noise) {  // the same in all threads of the block
-        // c_i^2 <= p a_ii holds exactly for what has not been swept; what is beyond is rounding.
+        // In exact arithmetic c_i^2 <= p a_ii for rows not swept yet; the excess is rounding.
         if (threadIdx.x < 32) {
 #pragma unroll(kInShared ? 1 : kOfLane)
           for (int i = 0; i < kOfLane; ++i) {
@@ -148,23 +238,18 @@ struct Sweep {
       if (has_tile) {
 #pragma unroll
         for (int j = 0; j < kTile; j += 4) {
-          Quad<T> y = *reinterpret_cast<const Quad<T>*>(column + tile_col * kTile + j);
+          Quad<T> y = read_quad(column + tile_col * kTile + j);
 #pragma unroll
           for (int q = 0; q < 4; ++q) y.v[q] *= inverse;
 #pragma unroll
-          for (int i = 0; i < kTile; i += 4) {
-            const Quad<T> c_i = *reinterpret_cast<const Quad<T>*>(column + tile_row * kTile + i);
-#pragma unroll
-            for (int p = 0; p < 4; ++p)
-#pragma unroll
-              for (int q = 0; q < 4; ++q) a[i + p][j + q] -= c_i.v[p] * y.v[q];
-          }
+          for (int i = 0; i < kTile; i += 4)
+            a.subtract_product(read_quad(column + tile_row * kTile + i), y, i, j);
         }
       }
     }
   }
 
-  // The diagonal back into the tiles.
+  // Writes the diagonal back into the tiles.
   __device__ __forceinline__ void restore_diagonal() {
     __syncthreads();
     if (threadIdx.x < 32) {
@@ -174,7 +259,7 @@ struct Sweep {
     __syncthreads();
     if (has_tile && tile_row == tile_col) {
 #pragma unroll
-      for (int i = 0; i < kTile; ++i) a[i][i] = s.column[0][tile_row * kTile + i];
+      for (int i = 0; i < kTile; ++i) a.v[i][i] = s.column[0][tile_row * kTile + i];
     }
   }
 
@@ -182,8 +267,9 @@ struct Sweep {
   Shared& s;
   T own_diagonal[Shape::kInShared ? 1 : kOfLane];
 
-  // The largest entry of the diagonal not swept yet, its place and value: the same in all warps.
-  // Between lanes, the comparison rounds entries to 15 bits of mantissa: the others are the place.
+  // Returns the place of the largest entry of the diagonal not swept yet, and its value: the same
+  // in all warps. The comparison between lanes rounds entries to 15 bits of mantissa; the place
+  // takes the other bits.
   __device__ __forceinline__ int next_pivot(unsigned swept, T& value) {
     constexpr unsigned kPlaceMask = 0xff, kLeast = 0x100;
     static_assert(kSize <= 256);
@@ -206,10 +292,9 @@ struct Sweep {
     return k;
   }
 
-  // column <- c', from the tiles that hold a part of row or column k. volatile: stored one by one,
-  // as four at a time would first have to be brought side by side, into registers that are not
-  // there.
-  __device__ __forceinline__ void publish(volatile T* column, int k, T pivot) const {
+  // column <- c', from the tiles that hold a part of row or column k. volatile: entries are stored
+  // one by one, as four at a time would need registers side by side.
+  __device__ __forceinline__ void broadcast_column(volatile T* column, int k, T pivot) const {
     if (!has_tile) return;
     const int tile = k / kTile, at = k % kTile;
     if (tile_col == tile) {
@@ -218,7 +303,7 @@ struct Sweep {
         if (q != at) continue;
 #pragma unroll
         for (int i = 0; i < kTile; ++i) {
-          column[tile_row * kTile + i] = tile_row == tile && i == q ? pivot - 1 : a[i][q];
+          column[tile_row * kTile + i] = tile_row == tile && i == q ? pivot - 1 : a.v[i][q];
         }
       }
     } else if (tile_row == tile) {
@@ -226,7 +311,7 @@ struct Sweep {
       for (int q = 0; q < kTile; ++q) {
         if (q != at) continue;
 #pragma unroll
-        for (int j = 0; j < kTile; ++j) column[tile_col * kTile + j] = a[q][j];
+        for (int j = 0; j < kTile; ++j) column[tile_col * kTile + j] = a.v[q][j];
       }
     }
   }
