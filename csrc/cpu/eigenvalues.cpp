@@ -270,7 +270,7 @@ void reduce_by_band(T* a, int64_t m, int64_t ld, double* diagonal, double* besid
       if (j < i + kBand) band[j * kRow + kOn + i - j] = entry;
     }
   }
-  simd::band_kernels().tridiagonalize(band.get(), rows, diagonal, beside);
+  simd::tables().reduction.tridiagonalize_band(band.get(), rows, diagonal, beside);
   for (int64_t i = rows; i < m; ++i) {
     diagonal[i] = a[i * ld + i];
     beside[i - 1] = 0;

@@ -52,7 +52,7 @@ struct Reduction : Tridiagonal {
 
 Reduction reduce(const float* matrix, int64_t m) {
   const simd::Kernels<float>& simd = simd::kernels<float>();
-  const simd::ReductionKernels& reduction = simd::reduction_kernels();
+  const simd::ReductionKernels& reduction = simd::tables().reduction;
   const int64_t stride = padded(m);
   Reduction result(m);
   Buffer<float> a(m * stride), zero(stride), w(stride), y(stride);
@@ -130,7 +130,7 @@ struct Pivots {
 
 // False if T + t is not safely positive definite for the smallest t, and so for one of them.
 bool eliminate(const Tridiagonal& q, int64_t m, double floor, Pivots* pivots) {
-  const auto next = simd::reduction_kernels().next_pivots;
+  const auto next = simd::tables().reduction.next_pivots;
   double t[kPoles], pivot[kPoles];
   for (int k = 0; k < kPoles; ++k) t[k] = Table::kPoles[k].t;
   const auto square = [&](int64_t i) { return q.beside[i] * q.beside[i]; };
@@ -171,7 +171,7 @@ void log_of_tridiagonal(const Pivots& pivots, int64_t m, double shift, float* f)
       ratio[k] = static_cast<float>(std::abs(exact) < kNoRatio ? 0 : exact);
     }
     fill(row.get(), stride, 0);
-    simd::reduction_kernels().advance(kPoles, ratio, running.get(), stride, row.get(), j);
+    simd::tables().reduction.advance(kPoles, ratio, running.get(), stride, row.get(), j);
     double sum = Table::kConstant + shift;
     for (int k = 0; k < kPoles; ++k) {
       const double entry = -Table::kPoles[k].w * pivots.inverse[j * kPoles + k];

@@ -1,103 +1,48 @@
 // Chooses the kernels of the widest instruction set that this processor has.
 
 #include <cstdlib>
-#include <cstring>
+#include <string>
 
 #include "cpu/simd/kernels.h"
 
 namespace vne::simd {
 
 namespace baseline {
-extern const Kernels<float> kFloat;
-extern const Kernels<double> kDouble;
-extern const ReductionKernels kReduction;
-extern const BandKernels kBands;
-}  // namespace baseline
-
+extern const Tables kTables;
+}
 #ifdef VNE_SIMD_X86
 namespace avx2 {
-extern const Kernels<float> kFloat;
-extern const Kernels<double> kDouble;
-extern const ReductionKernels kReduction;
-extern const BandKernels kBands;
-}  // namespace avx2
+extern const Tables kTables;
+}
 namespace avx512 {
-extern const Kernels<float> kFloat;
-extern const Kernels<double> kDouble;
-extern const ReductionKernels kReduction;
-extern const BandKernels kBands;
-}  // namespace avx512
+extern const Tables kTables;
+}
 #endif
 
 namespace {
 
-enum class Level { kBaseline, kAvx2, kAvx512 };
-
 // VNE_KERNELS_SIMD=baseline|avx2|avx512 lowers the level, for tests and for comparing them.
-Level limit() {
-  const char* name = std::getenv("VNE_KERNELS_SIMD");
-  if (name && std::strcmp(name, "baseline") == 0) return Level::kBaseline;
-  if (name && std::strcmp(name, "avx2") == 0) return Level::kAvx2;
-  return Level::kAvx512;
-}
-
-Level detect() {
+const Tables& choose() {
 #ifdef VNE_SIMD_X86
+  const char* variable = std::getenv("VNE_KERNELS_SIMD");
+  const std::string limit = variable ? variable : "";
   __builtin_cpu_init();
-  if (limit() >= Level::kAvx512 && __builtin_cpu_supports("avx512f") &&
+  if (limit != "baseline" && limit != "avx2" && __builtin_cpu_supports("avx512f") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma")) {
-    return Level::kAvx512;
+    return avx512::kTables;
   }
-  if (limit() >= Level::kAvx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    return Level::kAvx2;
-  }
+  if (limit != "baseline" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    return avx2::kTables;
 #endif
-  return Level::kBaseline;
-}
-
-template <typename Table>
-const Table* choose(const Table* baseline, [[maybe_unused]] const Table* avx2,
-                    [[maybe_unused]] const Table* avx512) {
-  switch (detect()) {
-    case Level::kAvx512:
-      return avx512;
-    case Level::kAvx2:
-      return avx2;
-    case Level::kBaseline:
-      break;
-  }
-  return baseline;
+  return baseline::kTables;
 }
 
 }  // namespace
 
-#ifdef VNE_SIMD_X86
-#define VNE_CHOOSE(table) choose(&baseline::table, &avx2::table, &avx512::table)
-#else
-#define VNE_CHOOSE(table) choose(&baseline::table, &baseline::table, &baseline::table)
-#endif
-
-template <>
-const Kernels<float>& kernels<float>() {
-  static const Kernels<float>* const chosen = VNE_CHOOSE(kFloat);
-  return *chosen;
-}
-
-template <>
-const Kernels<double>& kernels<double>() {
-  static const Kernels<double>* const chosen = VNE_CHOOSE(kDouble);
-  return *chosen;
-}
-
-const ReductionKernels& reduction_kernels() {
-  static const ReductionKernels* const chosen = VNE_CHOOSE(kReduction);
-  return *chosen;
-}
-
-const BandKernels& band_kernels() {
-  static const BandKernels* const chosen = VNE_CHOOSE(kBands);
-  return *chosen;
+const Tables& tables() {
+  static const Tables& chosen = choose();
+  return chosen;
 }
 
 }  // namespace vne::simd

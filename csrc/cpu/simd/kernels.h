@@ -1,8 +1,8 @@
-// The vectorised inner loops of the CPU backend, and how one is chosen at run time.
+// The vectorized inner loops of the CPU backend.
 //
 // kernels.cpp is compiled once per instruction set (VNE_SIMD = baseline, avx2, avx512) and gives
-// one Kernels table each; dispatch.cpp hands out the best one that the processor runs. Everything
-// above this folder is ordinary C++ that calls through the table.
+// its Tables each time; dispatch.cpp chooses the best that the processor runs. Everything above
+// this folder is ordinary C++ that calls through the tables.
 
 #pragma once
 
@@ -57,9 +57,15 @@ struct Kernels {
                    const T* f, T* y);
 };
 
-// For cpu/tridiagonal.cpp, in float32 alone. Rows are padded to a multiple of kPadding numbers,
-// which holds a whole number of any processor's vectors.
+// For cpu/tridiagonal.cpp. Rows are padded to a multiple of kPadding numbers, which holds a whole
+// number of any processor's vectors.
 constexpr int64_t kPadding = 16;
+
+// For cpu/eigenvalues.cpp: a symmetric matrix with `kBand` entries on either side of the diagonal.
+// Row i holds the columns i - kBand + 1 .. i + 2 kBand; those beyond the band are room for what the
+// reduction fills in.
+constexpr int64_t kBand = 16;
+constexpr int64_t kBandRow = 3 * kBand;
 
 struct ReductionKernels {
   // One step of Householder's reduction, in rows begin .. end of a [., stride]; columns before
@@ -72,28 +78,31 @@ struct ReductionKernels {
   void (*next_pivots)(int poles, double diagonal, const double* t, double square, double* pivot);
 
   // For every pole: running <- ratio running, running [poles, stride] and ratio [poles]; row [size]
-  // += their sum. What has become too small to matter is set to 0, so that nothing is denormal.
+  // += their sum. Entries too small to matter become 0, so that nothing is denormal.
   void (*advance)(int poles, const float* ratio, float* running, int64_t stride, float* row,
                   int64_t size);
+
+  // Reduces a band to diagonal [m] and off_diagonal [m - 1]. Row by row, a reflector makes the
+  // other entries zero, and further ones chase what it fills in down the band. 2 kBand rows of
+  // zeros follow the m rows of the band.
+  void (*tridiagonalize_band)(double* band, int64_t m, double* diagonal, double* off_diagonal);
 };
 
-// For cpu/eigenvalues.cpp: a symmetric matrix of `kBand` entries beside its diagonal on either
-// side.
-constexpr int64_t kBand = 16;
-// Its row i holds the columns i - kBand + 1 .. i + 2 kBand, of which those beyond the band are room
-// for what the reduction fills in.
-constexpr int64_t kBandRow = 3 * kBand;
-
-struct BandKernels {
-  // Entries beside the diagonal are made zero but for the next to it, row by row: a reflector for
-  // each, and those that chase what it fills in down the band. diagonal [m], beside [m - 1]; behind
-  // the m rows of the band stand 2 kBand of zeros.
-  void (*tridiagonalize)(double* band, int64_t m, double* diagonal, double* beside);
+struct Tables {
+  Kernels<float> float32;
+  Kernels<double> float64;
+  ReductionKernels reduction;
 };
+
+const Tables& tables();  // the best for this processor
 
 template <typename T>
-const Kernels<T>& kernels();  // the best table for this processor
-const ReductionKernels& reduction_kernels();
-const BandKernels& band_kernels();
+const Kernels<T>& kernels() {
+  if constexpr (sizeof(T) == 8) {
+    return tables().float64;
+  } else {
+    return tables().float32;
+  }
+}
 
 }  // namespace vne::simd

@@ -1,0 +1,78 @@
+// Tiles of a product, and the packing of its right operand. Included by kernels.cpp.
+
+// A tile of exactly kRows rows and at most kVectors vectors of columns, its accumulators in
+// registers for the whole of k.
+template <typename T, int kRows, int kVectors>
+void multiply_rows(int64_t k, MatrixView<T> a, const T* packed_b, T* c, int64_t c_stride, int cols,
+                   bool accumulate) {
+  using V = typename Vector<T>::Type;
+  constexpr int kWidth = Vector<T>::kSize, kCols = kVectors * kWidth;
+  V sum[kRows][kVectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    for (int p = 0; p < kVectors; ++p) sum[r][p] = V{};
+  }
+  for (int64_t i = 0; i < k; ++i) {
+    V b[kVectors];
+    for (int p = 0; p < kVectors; ++p) b[p] = load(packed_b + p * kWidth);
+    const T* column = a.data + i * a.col_stride;
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      for (int p = 0; p < kVectors; ++p) sum[r][p] += column[r * a.row_stride] * b[p];
+    }
+    packed_b += kTileCols<T>;
+  }
+  if (cols == kCols) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      for (int p = 0; p < kVectors; ++p) {
+        T* to = c + r * c_stride + p * kWidth;
+        store(to, accumulate ? load(to) + sum[r][p] : sum[r][p]);
+      }
+    }
+    return;
+  }
+  for (int r = 0; r < kRows; ++r) {
+    T tile[kCols];
+    for (int p = 0; p < kVectors; ++p) store(tile + p * kWidth, sum[r][p]);
+    T* row = c + r * c_stride;
+    for (int j = 0; j < cols; ++j) row[j] = accumulate ? row[j] + tile[j] : tile[j];
+  }
+}
+
+// multiply_rows by number of rows, up to kTileRows. Constant: the compiler makes the calls.
+template <typename T, int kVectors, int kRows = kTileRows>
+void multiply_columns(int64_t k, MatrixView<T> a, const T* packed_b, T* c, int64_t c_stride,
+                      int rows, int cols, bool accumulate) {
+  if (rows == kRows) {
+    multiply_rows<T, kRows, kVectors>(k, a, packed_b, c, c_stride, cols, accumulate);
+  } else if constexpr (kRows > 1) {
+    multiply_columns<T, kVectors, kRows - 1>(k, a, packed_b, c, c_stride, rows, cols, accumulate);
+  }
+}
+
+template <typename T>
+void multiply_tile(int64_t k, MatrixView<T> a, const T* packed_b, T* c, int64_t c_stride, int rows,
+                   int cols, bool accumulate) {
+  const auto columns = cols <= Vector<T>::kSize ? multiply_columns<T, 1> : multiply_columns<T, 2>;
+  columns(k, a, packed_b, c, c_stride, rows, cols, accumulate);
+}
+
+template <typename T>
+void pack(int64_t k, int cols, MatrixView<T> b, const T* row_scale, T* packed) {
+  constexpr int kCols = kTileCols<T>;
+  if (b.col_stride == 1 && cols == kCols) {
+    for (int64_t i = 0; i < k; ++i) {
+      const T* row = b.data + i * b.row_stride;
+      const T factor = row_scale ? row_scale[i] : T(1);
+      for (int j = 0; j < kCols; ++j) packed[i * kCols + j] = factor * row[j];
+    }
+    return;
+  }
+  for (int64_t i = 0; i < k; ++i) {
+    const T factor = row_scale ? row_scale[i] : T(1);
+    const T* row = b.data + i * b.row_stride;
+    for (int j = 0; j < cols; ++j) packed[i * kCols + j] = factor * row[j * b.col_stride];
+    for (int j = cols; j < kCols; ++j) packed[i * kCols + j] = T(0);
+  }
+}
