@@ -72,10 +72,9 @@ __device__ __forceinline__ Norm make_norm(double length, bool normalize, double 
 // The cosine between row `index` of z1, whose norm is `norm1`, and of z2, by a warp.
 template <typename T, typename In>
 __device__ __forceinline__ void measure_cosine(const MeasureArgs<T, In>& args, int64_t index,
-                                               const Norm& norm1) {
+                                               const In* z1, Norm norm1) {
   const int lane = threadIdx.x % 32;
-  const int64_t n = args.n, d = args.d, sample = index / n;
-  const In* z1 = args.z1 + index * d;
+  const int64_t d = args.d;
   const In* z2 = args.z2 + index * d;
   const Norm norm2 = make_norm<T>(row_norm<T>(z2, d, args.vector), true, args.eps);
   const Scale<T> scale1 = make_scale<T>(norm1.inverse), scale2 = make_scale<T>(norm2.inverse);
@@ -92,6 +91,7 @@ __device__ __forceinline__ void measure_cosine(const MeasureArgs<T, In>& args, i
   if (lane != 0) return;
   args.cosines[index] = cosine;
   if (!args.row_stats) return;
+  const int64_t n = args.n, sample = index / n;
   T* stats = args.row_stats + sample * kRowStats * n + index % n;
   stats[kInverseNorm1 * n] = static_cast<T>(norm1.inverse);
   stats[kInverseNorm2 * n] = static_cast<T>(norm2.inverse);
@@ -117,7 +117,7 @@ __device__ void measure_row(const MeasureArgs<T, In>& args, int64_t index) {
                         .projected = norm.projected};
     args.scales[index] = make_scale<T>(norm.inverse, kStretch<T> * root_weight);
   }
-  if (args.z2) measure_cosine(args, index, norm);
+  if (args.z2) measure_cosine(args, index, z1, norm);
 }
 
 // The rows of measuring block `block`, a warp each.
