@@ -40,10 +40,8 @@ struct Samples {
   Tensor result(std::initializer_list<int64_t> tail, bool is_wanted = true) const {
     return empty(z, is_wanted ? problem.sizes(tail) : std::vector<int64_t>{0}, dtype());
   }
-  Tensor grad_z(bool is_wanted = true) const { return result({problem.n, problem.d}, is_wanted); }
-  Tensor grad_weights(bool is_wanted = true) const {
-    return result({problem.n}, is_wanted && weights.has_value());
-  }
+  Tensor grad_z() const { return result({problem.n, problem.d}); }
+  Tensor grad_weights() const { return result({problem.n}, weights.has_value()); }
 };
 
 inline Samples check_samples(const Tensor& z, const std::optional<Tensor>& weights, bool normalize,

@@ -55,7 +55,8 @@ inline std::tuple<Tensor, Tensor, Tensor, Tensor> doe_loss_of(const Views& views
                                                               bool with_grad) {
   const Samples& samples = views.samples;
   const Tensor entropy = samples.result({}, with_entropy), cosine = samples.result({}),
-               entropy_grad = samples.grad_z(with_entropy && with_grad),
+               entropy_grad = samples.result({samples.problem.n, samples.problem.d},
+                                             with_entropy && with_grad),
                row_stats = samples.result({kRowStats, samples.problem.n}, with_grad);
   run(samples, [&]<typename T>(const Batch<T>& batch) {
     const DoeResults<T> out{batch.out(entropy), batch.out(cosine), batch.out(entropy_grad),

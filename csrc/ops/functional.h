@@ -51,16 +51,15 @@ FunctionCall<F> check_function(const F& f, Samples samples, const std::string& m
   return {f, std::move(samples), method};
 }
 
+// The gradients may be null.
 template <typename F>
-std::tuple<Tensor, Tensor, Tensor> evaluate_function(const FunctionCall<F>& call, bool with_grad) {
-  const Samples& samples = call.samples;
-  const Tensor value = samples.result({}), grad_z = samples.grad_z(with_grad),
-               grad_weights = samples.grad_weights(with_grad);
-  run(samples, [&]<typename T>(const Batch<T>& batch) {
-    const Results<T> out{batch.out(value), batch.out(grad_z), batch.out(grad_weights)};
-    evaluate(call.f, call.method, batch, out);
+void evaluate(const FunctionCall<F>& call, const Tensor& value, const Tensor* grad_z,
+              const Tensor* grad_weights) {
+  run(call.samples, [&]<typename T>(const Batch<T>& batch) {
+    const auto out = [&](const Tensor* grad) { return grad ? batch.out(*grad) : nullptr; };
+    const Results<T> results{batch.out(value), out(grad_z), out(grad_weights)};
+    evaluate(call.f, call.method, batch, results);
   });
-  return {value, grad_z, grad_weights};
 }
 
 // The operators' signatures, with as many parameters as F has.
@@ -92,13 +91,19 @@ struct FunctionOperators<F, std::index_sequence<I...>> {
   static std::string schema_of_rho() { return schema("(Tensor rho, ", "str method)"); }
 
   static Tensor value(const FunctionCall<F>& call) {
-    return std::get<0>(evaluate_function(call, false));
+    const Tensor value = call.samples.result({});
+    evaluate(call, value, nullptr, nullptr);
+    return value;
   }
   static std::tuple<Tensor, Tensor, Tensor> grad(const FunctionCall<F>& call) {
-    return evaluate_function(call, true);
+    const Tensor value = call.samples.result({}), grad_z = call.samples.grad_z(),
+                 grad_weights = call.samples.grad_weights();
+    evaluate(call, value, &grad_z, &grad_weights);
+    return {value, grad_z, grad_weights};
   }
   static std::tuple<Tensor, Tensor> grad_of_rho(const FunctionCall<F>& call) {
-    const auto [value, grad_rho, _] = evaluate_function(call, true);
+    const Tensor value = call.samples.result({}), grad_rho = call.samples.grad_z();
+    evaluate(call, value, &grad_rho, nullptr);
     return {value, grad_rho};
   }
 };
