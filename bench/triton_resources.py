@@ -47,7 +47,6 @@ import runner
 ARCHITECTURES = (80, 86, 89, 90, 120)
 #: (n, d): every size of matrix that a program sweeps, both sides, a panel, a depth in parts.
 SHAPES = ((24, 512), (64, 128), (128, 512), (512, 128), (300, 301), (4096, 256))
-CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 COLUMNS = (
     *("triton", "kernel", "arch", "warps"),
     *("registers", "shared", "local", "spills", "seconds"),  # registers, local: of a thread
@@ -129,9 +128,8 @@ def compile_for(arch: int, launch: Launch) -> tuple[str, runner.Row]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        printed = resources.run(CUOBJDUMP, "-res-usage", file.name)
-        ((_, registers, _, local),) = resources.usages(printed)
-        code = resources.run(CUOBJDUMP, "-sass", file.name) if local else ""
+        ((_, registers, _, local),) = resources.usages(resources.dump("-res-usage", file.name))
+        code = resources.dump("-sass", file.name) if local else ""
     spills = resources.accesses_in_loops(code) if local else 0
     shared, warps = compiled.metadata.shared, compiled.metadata.num_warps
     used = (registers, shared, local, spills, f"{seconds:.2f}")
