@@ -19,7 +19,7 @@ Equation numbers are those of csrc/README.md:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -145,13 +145,9 @@ def oracle(
     Returns:
         (...), S in nats, float64.
     """
-    z = z.double()
-    p, _ = _weights(z, weights, normalize if relative is None else relative)
-    u, _ = _rows(_present(z, p), normalize, eps)
-    a = _smaller_side(u, p)
-    valid = _valid(a, p)
-    eig_val = torch.linalg.eigvalsh(_masked(a, valid)).clamp_min(0.0)
-    return torch.where(valid, torch.special.entr(eig_val).sum(dim=-1), torch.nan)
+    sample = _Sample.of(z.double(), normalize, weights, eps, relative)
+    eig_val = torch.linalg.eigvalsh(sample.a).clamp_min(0.0)
+    return torch.where(sample.valid, torch.special.entr(eig_val).sum(dim=-1), torch.nan)
 
 
 def oracle_grad(z: Tensor, **options: Any) -> Tensor:
@@ -165,14 +161,7 @@ def oracle_grad(z: Tensor, **options: Any) -> Tensor:
     return eigh_grad(z.double(), **options)
 
 
-def eigh_grad(
-    z: Tensor,
-    *,
-    normalize: bool = True,
-    weights: Tensor | None = None,
-    eps: float = 1e-12,
-    relative: bool | None = None,
-) -> Tensor:
+def eigh_grad(z: Tensor, **options: Any) -> Tensor:
     """dS/dz in the precision of z, in closed form by equations (3) and (4) on the smaller side.
 
     It has the accuracy of a careful backward of ``eigh``. Half precisions are computed in float32.
@@ -186,32 +175,10 @@ def eigh_grad(
         (..., n, d), in the dtype of z.
     """
     compute = z.double() if z.dtype == torch.float64 else z.float()
-    p, _ = _weights(compute, weights, normalize if relative is None else relative)
-    u, norm = _rows(_present(compute, p), normalize, eps)
-    a, valid, log_a = _log_smaller_side(u, p)
-    if a.shape[-1] == z.shape[-2]:
-        root_p = p.sqrt().unsqueeze(-1)
-        g_log = -2 * root_p * (log_a @ (root_p * u))
-    else:
-        g_log = -2 * p.unsqueeze(-1) * (u @ log_a)
-    g = g_log - 2 * p.unsqueeze(-1) * u  # the "+ I" of (3)
-    if normalize:
-        # "+ I" is radial: left out of the projected rows, where it would only add rounding.
-        radial = (g_log * u).sum(dim=-1, keepdim=True) * u
-        g = torch.where(norm > eps, (g_log - radial) / norm, g / eps)
-    absent = (norm == 0) | (p == 0).unsqueeze(-1)
-    g = torch.where(absent, 0.0, g)
-    return torch.where(valid[..., None, None], g, torch.nan).to(z.dtype)
+    return _gradients(compute, **options)[0].to(z.dtype)
 
 
-def oracle_weights_grad(
-    z: Tensor,
-    *,
-    normalize: bool = True,
-    weights: Tensor | None = None,
-    eps: float = 1e-12,
-    relative: bool | None = None,
-) -> Tensor:
+def oracle_weights_grad(z: Tensor, **options: Any) -> Tensor:
     """dS/dw in float64, from dS/dp_i = -u_i^T (log rho + I) u_i; 0 for a sample of weight 0.
 
     Args: as `oracle`.
@@ -219,20 +186,7 @@ def oracle_weights_grad(
     Returns:
         (..., n), float64; a caller whose weights were broadcast sums over the broadcast axes.
     """
-    z = z.double()
-    relative = normalize if relative is None else relative
-    p, total = _weights(z, weights, relative)
-    u, _ = _rows(_present(z, p), normalize, eps)
-    a, valid, log_a = _log_smaller_side(u, p)
-    if a.shape[-1] == z.shape[-2]:  # n side: diag(sqrt p) log A diag(sqrt p) U has -g/2 as rows
-        log_rho_u = (log_a @ (p.sqrt().unsqueeze(-1) * u)) / p.sqrt().unsqueeze(-1)
-    else:
-        log_rho_u = u @ log_a
-    grad = -((log_rho_u + u) * u).sum(dim=-1)
-    if relative:  # p = w / total
-        grad = (grad - torch.where(p == 0, 0.0, p * grad).sum(-1, keepdim=True)) / total
-    grad = torch.where(p == 0, 0.0, grad)
-    return torch.where(valid.unsqueeze(-1), grad, torch.nan)
+    return _gradients(z.double(), **options)[1]
 
 
 def oracle_cosine(z1: Tensor, z2: Tensor, *, eps: float = 1e-12) -> Tensor:
@@ -271,51 +225,81 @@ def _rows(z: Tensor, normalize: bool, eps: float) -> tuple[Tensor, Tensor]:
     return (z / norm.clamp_min(eps) if normalize else z), norm
 
 
-def _weights(z: Tensor, weights: Tensor | None, relative: bool) -> tuple[Tensor, Tensor]:
-    """p, (..., n), in the dtype of z, and the sum, (..., 1), that the weights are divided by."""
-    if weights is None:
-        weights = z.new_full((), 1.0 / z.shape[-2])
-    p = weights.to(z).expand(z.shape[:-1])
-    total = p.sum(dim=-1, keepdim=True)
-    total = torch.where((total > 0) & relative, total, 1.0)
-    return p / total, total
+class _Sample(NamedTuple):
+    """What value and gradients are computed from."""
+
+    p: Tensor  # (..., n)
+    total: Tensor  # (..., 1), that the weights are divided by
+    u: Tensor  # (..., n, d), 0 in the rows of weight 0
+    norm: Tensor  # (..., n, 1), of the rows of z
+    a: Tensor  # A of equation (2), (..., n, n), if n <= d, otherwise rho, (..., d, d)
+    valid: Tensor  # (...), finite and without a negative weight; otherwise a is the identity
+    relative: bool  # whether p is the weights over their sum
+
+    @classmethod
+    def of(
+        cls, z: Tensor, normalize: bool, weights: Tensor | None, eps: float, relative: bool | None
+    ) -> _Sample:
+        n, d = z.shape[-2:]
+        p = (z.new_tensor(1.0 / n) if weights is None else weights.to(z)).expand(z.shape[:-1])
+        total = p.sum(dim=-1, keepdim=True)
+        relative = normalize if relative is None else relative
+        total = torch.where((total > 0) & relative, total, 1.0)
+        p = p / total
+        u, norm = _rows(torch.where((p == 0).unsqueeze(-1), 0.0, z), normalize, eps)
+        if n <= d:
+            v = p.sqrt().unsqueeze(-1) * u
+            a = v @ v.mT
+        else:
+            a = u.mT @ (p.unsqueeze(-1) * u)
+        valid = a.isfinite().all(dim=-1).all(dim=-1) & (p >= 0).all(dim=-1)
+        eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
+        # LAPACK raises on a NaN.
+        a = torch.where(valid[..., None, None], a, eye)
+        return cls(p, total, u, norm, a, valid, relative)
 
 
-def _present(z: Tensor, p: Tensor) -> Tensor:
-    """z with zeros in the rows of weight 0."""
-    return torch.where((p == 0).unsqueeze(-1), 0.0, z)
-
-
-def _smaller_side(u: Tensor, p: Tensor) -> Tensor:
-    """A of equation (2), (..., n, n), if n <= d, otherwise rho, (..., d, d)."""
-    n, d = u.shape[-2:]
-    if n <= d:
-        v = p.sqrt().unsqueeze(-1) * u
-        return v @ v.mT
-    return u.mT @ (p.unsqueeze(-1) * u)
-
-
-def _valid(a: Tensor, p: Tensor) -> Tensor:
-    """(...), whether the sample is finite and has no negative weight."""
-    return a.isfinite().all(dim=-1).all(dim=-1) & (p >= 0).all(dim=-1)
-
-
-def _masked(a: Tensor, valid: Tensor) -> Tensor:
-    """a with the identity in place of invalid samples: LAPACK raises on a NaN."""
-    eye = torch.eye(a.shape[-1], dtype=a.dtype, device=a.device)
-    return torch.where(valid[..., None, None], a, eye)
-
-
-def _log_smaller_side(u: Tensor, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The smaller side, whether each sample is valid, and the logarithm of the smaller side.
+def _gradients(
+    z: Tensor,
+    *,
+    normalize: bool = True,
+    weights: Tensor | None = None,
+    eps: float = 1e-12,
+    relative: bool | None = None,
+) -> tuple[Tensor, Tensor]:
+    """dS/dz, (..., n, d), and dS/dw, (..., n).
 
     Eigenvalues are raised to machine epsilon times the largest: U has no component along the
     directions where they are 0, so there any finite logarithm gives the same gradient.
     """
-    a = _smaller_side(u, p)
-    valid = _valid(a, p)
-    eig_val, eig_vec = torch.linalg.eigh(_masked(a, valid))
+    sample = _Sample.of(z, normalize, weights, eps, relative)
+    p, u, norm, a = sample.p, sample.u, sample.norm, sample.a
+    eig_val, eig_vec = torch.linalg.eigh(a)
     info = torch.finfo(a.dtype)
     floor = (info.eps * eig_val[..., -1:]).clamp_min(info.tiny)
-    log_eig_val = torch.maximum(eig_val, floor).log()
-    return a, valid, (eig_vec * log_eig_val.unsqueeze(-2)) @ eig_vec.mT
+    log_a = (eig_vec * torch.maximum(eig_val, floor).log().unsqueeze(-2)) @ eig_vec.mT
+    if a.shape[-1] == z.shape[-2]:  # log rho U = diag(1 / sqrt p) log A diag(sqrt p) U
+        root_p = p.sqrt().unsqueeze(-1)
+        log_rho_u = (log_a @ (root_p * u)) / root_p
+    else:
+        log_rho_u = u @ log_a
+
+    grad_p = -((log_rho_u + u) * u).sum(dim=-1)
+    if sample.relative:  # p = w / total
+        mean = torch.where(p == 0, 0.0, p * grad_p).sum(-1, keepdim=True)
+        grad_p = (grad_p - mean) / sample.total
+    grad_p = torch.where(p == 0, 0.0, grad_p)
+
+    g_log = -2 * p.unsqueeze(-1) * log_rho_u
+    grad = g_log - 2 * p.unsqueeze(-1) * u  # the "+ I" of (3)
+    if normalize:
+        # "+ I" is radial: left out of the projected rows, where it would only add rounding.
+        radial = (g_log * u).sum(dim=-1, keepdim=True) * u
+        grad = torch.where(norm > eps, (g_log - radial) / norm, grad / eps)
+    grad = torch.where((norm == 0) | (p == 0).unsqueeze(-1), 0.0, grad)
+
+    valid = sample.valid.unsqueeze(-1)
+    return (
+        torch.where(valid.unsqueeze(-1), grad, torch.nan),
+        torch.where(valid, grad_p, torch.nan),
+    )
