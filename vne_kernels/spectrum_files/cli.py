@@ -186,7 +186,7 @@ def _run(options: argparse.Namespace, signals: StopSignals) -> int:
         about = {
             "files": [outputs.well_formed(embeddings.name) for embeddings in data],
             "rows": rows,
-            "rows_left_out": work.nonfinite,
+            "rows_left_out": work.progress.nonfinite,
             "features": data[0].features,
             "normalize": settings.normalize,
             "precision": settings.precision,
@@ -206,8 +206,8 @@ def _run(options: argparse.Namespace, signals: StopSignals) -> int:
         (out / outputs.UNFINISHED).unlink(missing_ok=True)
 
     print(printable(title))
-    if work.nonfinite:
-        print(f"  {work.nonfinite:,} rows with NaN or infinity are left out")
+    if left_out := work.progress.nonfinite:
+        print(f"  {left_out:,} rows with NaN or infinity are left out")
     for name, value, remark in scoring.lines(scores, len(eigenvalues)):
         print(f"  {name:<24} {value:<13} {remark}".rstrip())
     seconds = time.monotonic() - begin

@@ -8,8 +8,9 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import msgspec
 import torch
@@ -62,21 +63,15 @@ def open_all(names: Sequence[str]) -> list[Embeddings]:
             )
     if sum(embeddings.rows for embeddings in data) == 0:
         raise FileError(", ".join(names), "no rows")
-    _check_memory(first)
-    return data
-
-
-def _check_memory(embeddings: Embeddings) -> None:
-    d = embeddings.features
-    needed = _MATRICES * 8 * d * d
+    shape, needed = (first.rows, first.features), _MATRICES * 8 * first.features**2
     total_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > total_memory:
-        shape = (embeddings.rows, d)
         raise FileError(
-            embeddings.name,
-            f"{shape} needs {needed / 1e9:,.0f} GB for its {d} x {d} matrices, this machine has "
-            f"{total_memory / 1e9:,.0f} GB; are rows and features the wrong way round?",
+            first.name,
+            f"{shape} needs {needed / 1e9:,.0f} GB for its {shape[1]} x {shape[1]} matrices, this "
+            f"machine has {total_memory / 1e9:,.0f} GB; are rows and features the wrong way round?",
         )
+    return data
 
 
 def default_chunk_rows(data: Sequence[Embeddings]) -> int:
@@ -84,16 +79,20 @@ def default_chunk_rows(data: Sequence[Embeddings]) -> int:
     return max(1, CHUNK_BYTES // row_bytes)
 
 
-class _Progress(msgspec.Struct, forbid_unknown_fields=True):
-    """What is summed up so far, and how far that is, as it is saved."""
+_Count = Annotated[int, msgspec.Meta(ge=0)]
 
-    identity: dict[str, dict[str, Any]]
-    file: int
-    row: int
-    nonfinite: int
-    first_nonfinite: str
-    exponent: int | None
-    sums: dict[str, dict[str, Any]]
+
+class Progress(msgspec.Struct, forbid_unknown_fields=True):
+    """How far the pass is, as it is saved."""
+
+    identity: dict[str, bool | int | str | list[str]]  # what has to be the same to go on
+    sums: dict[str, dict[str, Any]] = {}  # states of the accumulators, only while it is saved
+    file: _Count = 0  # with row: the next row to read
+    row: _Count = 0
+    nonfinite: _Count = 0  # rows with NaN or infinity
+    first_nonfinite: str = ""
+    #: All rows are divided by 2 to this power, that of the first chunk that is not 0
+    exponent: Annotated[int, msgspec.Meta(ge=-1100, le=1100)] | None = None
 
 
 class Work:
@@ -102,14 +101,9 @@ class Work:
     def __init__(self, data: Sequence[Embeddings], settings: Settings) -> None:
         self.data, self.settings = data, settings
         self.sums = self._new_sums()
-        self.file, self.row = 0, 0  # the next row to read
-        self.nonfinite = 0
-        self.first_nonfinite = ""
-        #: All rows are divided by 2 to this power, that of the first chunk that is not 0
-        self.exponent: int | None = None
-
-        self.rows_in_all = sum(embeddings.rows for embeddings in data)
-        self.identity = self._identity()  # of the files as they were opened
+        self.progress = Progress(self._identity())  # of the files as they were opened
+        #: rows before each file, and of all files
+        self.rows_before = [0, *accumulate(embeddings.rows for embeddings in data)]
         #: eps of the dtype that the rows count as
         self.rounding = max(torch.finfo(compute_dtype(x.matrix.dtype)).eps for x in data)
 
@@ -127,7 +121,7 @@ class Work:
 
     @property
     def rows_read(self) -> int:
-        return sum(embeddings.rows for embeddings in self.data[: self.file]) + self.row
+        return self.rows_before[self.progress.file] + self.progress.row
 
     def run(self, out: Path, signals: StopSignals) -> None:
         """Read what is left. Saves in ``out`` every minute and when a signal asks to stop.
@@ -138,47 +132,46 @@ class Work:
         """
         begin = saved = time.monotonic()
         signals.defer()
-        total, done = self.rows_in_all, self.rows_read
+        total, done, at = self.rows_before[-1], self.rows_read, self.progress
         # disable=None: no bar where stderr is no terminal
         with tqdm(total=total, initial=done, unit=" rows", unit_scale=True, disable=None) as bar:
             while True:
-                for chunk in self.data[self.file].chunks(self.row, self.settings.chunk_rows):
+                for chunk in self.data[at.file].chunks(at.row, self.settings.chunk_rows):
                     self._add(chunk)
                     bar.update(len(chunk))
                     if signals.received:
                         bar.close()
                         self._stop(out, signals.received)
                     if time.monotonic() - saved > SAVE_SECONDS:
-                        self._try_to_save(out, GOING_ON)
+                        self._save(out, GOING_ON)
                         saved = time.monotonic()
-                if self.file == len(self.data) - 1:
+                if at.file == len(self.data) - 1:
                     break
-                self.file, self.row = self.file + 1, 0
+                at.file, at.row = at.file + 1, 0
         signals.restore()
         if time.monotonic() - begin > SAVE_SECONDS:
-            self._try_to_save(out, GOING_ON)  # the eigenvalues can take long too
+            self._save(out, GOING_ON)  # the eigenvalues can take long too
         self._check_finite()
 
     def _add(self, chunk: Tensor) -> None:
         finite, largest = _finite_rows(chunk)
-        rows = chunk
+        rows, at = chunk, self.progress
         if finite is not None:
-            name, first = self.data[self.file].name, int(finite.logical_not().nonzero()[0])
-            self.first_nonfinite = self.first_nonfinite or f"row {self.row + first} of {name}"
-            self.nonfinite += int(finite.logical_not().sum())
+            name, first = self.data[at.file].name, int(finite.logical_not().nonzero()[0])
+            at.first_nonfinite = at.first_nonfinite or f"row {at.row + first} of {name}"
+            at.nonfinite += int(finite.logical_not().sum())
             rows = chunk[finite]
             largest = float(rows.abs().max()) if len(rows) else 0.0
-        if len(rows) and (self.settings.skip_nonfinite or not self.nonfinite):
+        if len(rows) and (self.settings.skip_nonfinite or not at.nonfinite):
             # else nothing can come of the sums: the others are counted
             if not all(accumulator.normalize for accumulator in self.sums.values()):
                 self._choose_exponent(chunk, largest)
-            rows = rows.to(self.settings.device)
-            scaled = _over_power_of_two(rows, self.exponent or 0)
+            rows, exponent = rows.to(self.settings.device), at.exponent or 0
+            scaled = _over_power_of_two(rows, exponent)
             for accumulator in self.sums.values():
                 # Normalized, large rows come to the same, and small ones among them are not lost.
-                as_is = accumulator.normalize and (self.exponent or 0) > 0
-                accumulator.update(rows if as_is else scaled)
-        self.row += len(chunk)
+                accumulator.update(rows if accumulator.normalize and exponent > 0 else scaled)
+        at.row += len(chunk)
 
     def _choose_exponent(self, chunk: Tensor, largest: float) -> None:
         """By the first chunk that is not 0; it has to do for all others.
@@ -188,26 +181,26 @@ class Work:
         """
         double = self.settings.precision == "float64"
         safe, most = _SAFE_AND_MOST[torch.float64 if double else compute_dtype(chunk.dtype)]
-        power = math.frexp(largest)[1]
-        is_first = self.exponent is None and largest > 0
+        power, at = math.frexp(largest)[1], self.progress
+        is_first = at.exponent is None and largest > 0
         if is_first:
-            self.exponent = power if self.settings.normalize and abs(power) > safe else 0
-        power -= self.exponent or 0
+            at.exponent = power if self.settings.normalize and abs(power) > safe else 0
+        power -= at.exponent or 0
         if power > most or (is_first and power < -safe):
-            row = self.row + int((chunk.abs().amax(-1) == largest).nonzero()[0])
+            row = at.row + int((chunk.abs().amax(-1) == largest).nonzero()[0])
             raise FileError(
-                self.data[self.file].name,
+                self.data[at.file].name,
                 f"row {row} (counted from 0) holds {largest:.3g}: squares of numbers so far from "
                 "1, or from those before, cannot be summed up; scale the rows",
             )
 
     def _check_finite(self) -> None:
-        if self.nonfinite and not self.settings.skip_nonfinite:
+        if self.progress.nonfinite and not self.settings.skip_nonfinite:
             raise FileError(
                 ", ".join(embeddings.name for embeddings in self.data),
-                f"{self.nonfinite:,} of {self.rows_read:,} rows hold NaN or infinity, the first is "
-                f"{self.first_nonfinite} (counted from 0): every score would be NaN; "
-                "--skip-nonfinite leaves them out",
+                f"{self.progress.nonfinite:,} of {self.rows_read:,} rows hold NaN or infinity, the "
+                f"first is {self.progress.first_nonfinite} (counted from 0): every score would be "
+                "NaN; --skip-nonfinite leaves them out",
             )
         if self.sums["rows"].rows == 0:
             raise FileError(self.data[0].name, "every row holds NaN or infinity")
@@ -217,35 +210,31 @@ class Work:
 
         The latter only from sums in float64.
         """
-        eigenvalues = self.sums["rows"].eigenvalues().cpu()
-        if self.settings.precision == "float32":
-            return eigenvalues, None
-        raw = self.sums.get(RAW)
-        return eigenvalues, eigenvalues if raw is None else raw.eigenvalues().cpu()
+        found = {name: accumulator.eigenvalues().cpu() for name, accumulator in self.sums.items()}
+        eigenvalues = found["rows"]
+        exact = self.settings.precision == "float64"
+        return eigenvalues, found.get(RAW, eigenvalues) if exact else None
 
     # ---- interruptions -------------------------------------------------------------------------
 
-    def save(self, out: Path) -> None:
-        content = {name: getattr(self, name) for name in _Progress.__struct_fields__}
-        content["sums"] = {name: sums.state_dict() for name, sums in self.sums.items()}
-        with atomic_write(out / UNFINISHED) as temporary:
-            torch.save(content, temporary)
-
-    def _stop(self, out: Path, signum: int) -> NoReturn:
-        if self._try_to_save(out, "what was read is lost"):
-            progress = f"{self.rows_read:,} of {self.rows_in_all:,} rows are summed up"
-            _print_message(f"{progress}, saved in {out}; the same command goes on from there")
-        raise Stopped(signum)
-
-    def _try_to_save(self, out: Path, otherwise: str) -> bool:
+    def _save(self, out: Path, otherwise: str) -> bool:
+        """Whether it could be saved in ``out``; a message says so if not."""
+        sums = {name: accumulator.state_dict() for name, accumulator in self.sums.items()}
+        content = msgspec.structs.asdict(self.progress) | {"sums": sums}
         try:
-            self.save(out)
+            with atomic_write(out / UNFINISHED) as temporary:
+                torch.save(content, temporary)
         except (OSError, RuntimeError) as error:  # the latter is what torch makes of a full disk
-            _print_message(
-                f"cannot write {out / UNFINISHED} ({first_sentence(error)}); {otherwise}"
-            )
+            why = first_sentence(error)
+            _print_message(f"cannot write {out / UNFINISHED} ({why}); {otherwise}")
             return False
         return True
+
+    def _stop(self, out: Path, signum: int) -> NoReturn:
+        if self._save(out, "what was read is lost"):
+            progress = f"{self.rows_read:,} of {self.rows_before[-1]:,} rows are summed up"
+            _print_message(f"{progress}, saved in {out}; the same command goes on from there")
+        raise Stopped(signum)
 
     def resume(self, out: Path) -> str | None:
         """Go on from what ``out`` holds; says what it goes on from, or why it cannot."""
@@ -253,19 +242,17 @@ class Work:
         if not path.exists():
             return None
         try:
-            saved = msgspec.convert(read_tensors(path), _Progress)
-            if changes := _changes(saved.identity, self.identity):
-                raise FileError(path, "; ".join(changes))
-            sums = self._sums_of(saved)
+            saved = msgspec.convert(read_tensors(path), Progress)
+            self._check_identity(saved.identity)
+            self.sums = self._sums_of(saved)
         except (msgspec.MsgspecError, OSError, TypeError, ValueError) as error:
             why = error.why if isinstance(error, FileError) else error
             return f"{path} is not used, all rows are read again: {why}"
-        self.sums = sums
-        for name in ("file", "row", "nonfinite", "first_nonfinite", "exponent"):
-            setattr(self, name, getattr(saved, name))
+        saved.sums.clear()
+        self.progress = saved
         return f"going on after {self.rows_read:,} rows"
 
-    def _sums_of(self, saved: _Progress) -> dict[str, DensityAccumulator]:
+    def _sums_of(self, saved: Progress) -> dict[str, DensityAccumulator]:
         """The sums that were saved, which have to agree with all else that was saved.
 
         Raises:
@@ -276,14 +263,9 @@ class Work:
             raise ValueError("it holds other sums")
         for name, accumulator in sums.items():
             accumulator.load_state_dict(saved.sums[name])
-        if not (
-            0 <= saved.file < len(self.data)
-            and 0 <= saved.row <= self.data[saved.file].rows
-            and saved.nonfinite >= 0
-            and abs(saved.exponent or 0) <= 1100
-        ):
+        if saved.file >= len(self.data) or saved.row > self.data[saved.file].rows:
             raise ValueError("it is of rows that are not there")
-        read = sum(embeddings.rows for embeddings in self.data[: saved.file]) + saved.row
+        read = self.rows_before[saved.file] + saved.row
         left = read - saved.nonfinite
         for accumulator in sums.values():
             rows, weight = accumulator.rows, float(accumulator.weight)
@@ -294,20 +276,30 @@ class Work:
                 raise ValueError("the sums are not finite")
         return sums
 
-    def _identity(self) -> dict[str, dict[str, Any]]:
-        """What has to be the same for the sums to be the same, part by part."""
-        identity: dict[str, dict[str, Any]] = {
-            "files": {"number": len(self.data), "names": [x.name for x in self.data]},
-            "options": asdict(self.settings),
-            "versions": {"vne_kernels": vne_kernels.__version__, "torch": str(torch.__version__)},
+    def _identity(self) -> dict[str, bool | int | str | list[str]]:
+        """What has to be the same for the sums to be the same, by what messages call it."""
+        return {
+            "files": [embeddings.name for embeddings in self.data],
+            **{f"options: {name}": value for name, value in asdict(self.settings).items()},
+            "versions: vne_kernels": vne_kernels.__version__,
+            "versions: torch": str(torch.__version__),
+            **{f"{x.name}: path": str(x.path.resolve()) for x in self.data},
+            **{f"{x.name}: size": x.version.size for x in self.data},
+            **{f"{x.name}: modification time": x.version.modified for x in self.data},
         }
-        for embeddings in self.data:
-            identity[embeddings.name] = {
-                "path": str(embeddings.path.resolve()),
-                "size": embeddings.version.size,
-                "modification time": embeddings.version.modified,
-            }
-        return identity
+
+    def _check_identity(self, saved: dict[str, bool | int | str | list[str]]) -> None:
+        """Raises ValueError, which says all that has changed since it was saved."""
+        now = self.progress.identity
+        if saved.get("files") != now["files"]:
+            raise ValueError("it is of other files")
+        changes = [
+            f"{name} was {saved.get(name)}, is {value}"
+            for name, value in now.items()
+            if saved.get(name) != value
+        ]
+        if changes:
+            raise ValueError("; ".join(changes))
 
 
 def _print_message(message: str) -> None:
@@ -326,14 +318,3 @@ def _over_power_of_two(chunk: Tensor, exponent: int) -> Tensor:
         return chunk
     half = exponent // 2  # 2 ** 1074 is no number of float64
     return chunk * 2.0**-half * 2.0 ** (half - exponent)
-
-
-def _changes(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> list[str]:
-    if before.get("files") != now["files"]:
-        return ["it is of other files"]
-    return [
-        f"{part}: {name} was {before.get(part, {}).get(name)}, is {value}"
-        for part in now
-        for name, value in now[part].items()
-        if before.get(part, {}).get(name) != value
-    ]
