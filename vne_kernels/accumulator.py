@@ -173,8 +173,8 @@ class DensityAccumulator:
     def scores(self) -> dict[str, Tensor]:
         """The scores of the spectrum, from one eigendecomposition: each () float64.
 
-        All but ``largest_eigenvalue`` and ``trace`` are of rho over its trace, which is 1 unless
-        rows are zero or, with ``normalize=False``, of other lengths. ``entropy``, its bound log m
+        ``entropy`` of normalized rows is `entropy`. It and all others but ``largest_eigenvalue``
+        and ``trace`` are otherwise of rho over its trace. ``entropy``, its bound log m
         of m eigenvalues (``entropy_bound``), ``renyi_2`` and ``min_entropy`` (Rényi's of order
         infinity) are in nats; ``effective_rank``, also known as the Vendi score, and
         ``participation_ratio`` are exp of ``entropy`` and of ``renyi_2``.
@@ -187,7 +187,11 @@ class DensityAccumulator:
             >>> float(scores["participation_ratio"])
             4.0
         """
-        return spectra.summary(self.eigenvalues())
+        values = self.eigenvalues()
+        scores = spectra.summary(values)
+        if self.normalize:
+            scores["entropy"] = spectra.vn_entropy(values)
+        return scores
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain numbers, for ``torch.save``; loaded, it goes on to the same bits."""

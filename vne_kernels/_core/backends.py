@@ -13,6 +13,7 @@ dispatcher: the callers of the operators do not see it.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import sys
@@ -271,8 +272,9 @@ def _dissolve(operator: str) -> None:
     torch.library.register_torch_dispatch(f"vne_kernels::{operator}", FunctionalTensorMode, rule)
 
 
+@functools.cache
 def register() -> None:
-    """Binds every operator to its kernels; called once, when all operators are declared."""
+    """Binds every operator to its kernels, once, when all operators are declared."""
     for name in names_with_kernels():
         torch.library.impl(f"vne_kernels::{name}", ("MPS", "XPU"))(_on_host(name))
         _dissolve(name)
