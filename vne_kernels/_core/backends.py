@@ -19,6 +19,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from functools import cache
 from types import TracebackType
 from typing import Any
 
@@ -154,23 +155,19 @@ def _on_host(name: str) -> Callable[..., Any]:
 
 def _by_triton(name: str) -> Callable[..., Any]:
     """The operator in Triton; imported when it is first called, as that takes a second."""
-    call: Callable[..., Any] | None = None
 
-    def first(*args: Any) -> Any:
-        nonlocal call
-        if call is None:
-            reason = _why_no_triton()
-            if reason and _asked == "triton":
-                raise RuntimeError(f"{_asked_by} is 'triton', which cannot serve: {reason}")
-            if reason:
-                call = _on_host(name)
-            else:
-                from vne_kernels._triton.operators import implementation
+    @cache
+    def found() -> Callable[..., Any]:
+        reason = _why_no_triton()
+        if reason and _asked == "triton":
+            raise RuntimeError(f"{_asked_by} is 'triton', which cannot serve: {reason}")
+        if reason:
+            return _on_host(name)
+        from vne_kernels._triton.operators import implementation
 
-                call = implementation(name)
-        return call(*args)
+        return implementation(name)
 
-    return first
+    return lambda *args: found()(*args)
 
 
 def _register(key: str, implement: Callable[[str], Callable[..., Any]]) -> torch.library.Library:
