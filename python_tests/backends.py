@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import vne_kernels
-from vne_kernels._core.backends import names_with_kernels
+from vne_kernels.backends import names_with_kernels
 
 
 def _map_tensors(function: Callable[[Any], Any], values: Any) -> Any:
@@ -64,7 +64,7 @@ def on_cuda(name: str) -> Callable[..., Any]:
 def install(backend: str) -> object:
     """Replaces the CPU kernels of the operators for as long as the result lives."""
     if backend == "triton":
-        if not vne_kernels._core.backends.is_interpreted():
+        if not vne_kernels.backends.is_interpreted():
             raise pytest.UsageError("--backend triton: Triton was imported before conftest.py")
         return vne_kernels.use_backend("triton")
     if backend == "cuda" and not torch.cuda.is_available():

@@ -26,8 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 import vne_kernels
-from vne_kernels import available_backends, use_backend
-from vne_kernels._core import backends
+from vne_kernels import available_backends, backends, use_backend
 from vne_kernels._core import load as _load
 
 pytestmark = pytest.mark.cpu_only("it chooses backends itself")
@@ -268,7 +267,7 @@ def test_an_install_without_nvcc_has_the_operators(tmp_path: Path) -> None:
     assert [path.name for path in (packages / "vne_kernels").glob("_C*")] == ["_C.abi3.so"]
     (tmp_path / "serves.py").write_text(
         textwrap.dedent(SERVES) + "assert available_backends()['cuda'] is not None\n"
-        "for name in vne_kernels._core.backends.names_with_kernels():\n"
+        "for name in vne_kernels.backends.names_with_kernels():\n"
         "    assert torch._C._dispatch_has_kernel_for_dispatch_key("
         "f'vne_kernels::{name}', 'CUDA')\n"
         "    assert 'backends.py' in torch._C._dispatch_dump(f'vne_kernels::{name}')\n"

@@ -2,10 +2,10 @@
 
 from types import FunctionType as _Function
 
-from vne_kernels._core import backends as _backends
-from vne_kernels._core.backends import available_backends, use_backend
+from vne_kernels import backends as _backends
 from vne_kernels._core.exporters import refused_by_script as _refused_by_script
 from vne_kernels.accumulator import DensityAccumulator
+from vne_kernels.backends import available_backends, use_backend
 from vne_kernels.functional.density import vn_entropy_from_density
 from vne_kernels.functional.entropy import get_vne, spectrum, vn_entropy
 from vne_kernels.functional.estimate import (

@@ -27,6 +27,7 @@ if dist.is_available():
     from torch.distributed.device_mesh import DeviceMesh
 
 from vne_kernels._core import collectives
+from vne_kernels._core.cosine import mean_cosine
 from vne_kernels._core.dtypes import compute_dtype
 from vne_kernels._core.ops import DENSITY_ONCE, operator
 from vne_kernels._core.transforms import refuse, scaled, wants_grad
@@ -361,15 +362,32 @@ class _DoE(torch.autograd.Function):
 
 
 def doe_terms(
-    z1: Tensor, z2: Tensor, ranks: RankRows, *, method: str, eps: float, route: str = "auto"
+    z1: Tensor,
+    z2: Tensor,
+    ranks: RankRows,
+    *,
+    weights: Tensor | None = None,
+    method: str,
+    eps: float,
+    route: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """S of the first view and the mean cosine of the pairs, of the rows of all processes.
 
     Only what the entropy needs of the first view travels, and one number for the cosine.
 
+    Args:
+        weights: (..., n) of this process's pairs, relative to those of all; None: all alike.
+
     Returns:
         (...), (...), the same on every process.
     """
+    if weights is not None:
+        entropy = vn_entropy(
+            z1, weights, ranks, normalize=True, method=method, eps=eps, route=route
+        )
+        own = torch.stack([mean_cosine(z1, z2, weights, eps), weights.sum(-1)])
+        weighted, total_weight = summed(own, ranks)
+        return entropy, weighted / total_weight
     options = _Options(True, method, eps, wants_grad(z1, z2), route)
     n = z1.shape[-2]
     batch, dtype = z1.shape[:-2], compute_dtype(z1.dtype)

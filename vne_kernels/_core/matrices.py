@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vne_kernels._core import ops, spectra
 from vne_kernels._core.dtypes import compute_dtype, to_float64
-from vne_kernels._core.transforms import in_forward_mode, is_transformed, once
+from vne_kernels._core.transforms import in_forward_mode, is_transformed, once, wants_grad
 
 
 def vn_entropy(rho: Tensor, method: str = "auto", normalize_trace: bool = False) -> Tensor:
@@ -111,9 +111,8 @@ def _suits_operator(rho: Tensor, method: str) -> bool:
         return False
     if method == "auto":
         dtype = compute_dtype(rho.dtype)
-        of_gradient = torch.is_grad_enabled() and rho.requires_grad
         too_small = rho.shape[-1] < _OPERATOR_FROM[dtype]
-        if rho.device.type != "cpu" or too_small or (dtype == torch.float64 and of_gradient):
+        if rho.device.type != "cpu" or too_small or (dtype == torch.float64 and wants_grad(rho)):
             return False
     return _is_positive(rho)
 
@@ -164,9 +163,8 @@ def _eigvalsh(hermitian: Tensor) -> Tensor:
 
     In a compiled graph it is torch's own, as dynamo takes no function with a jvp.
     """
-    of_gradient = torch.is_grad_enabled() and hermitian.requires_grad
     values: Tensor
-    if torch.compiler.is_compiling() or not (of_gradient or is_transformed(hermitian)):
+    if torch.compiler.is_compiling() or not (wants_grad(hermitian) or is_transformed(hermitian)):
         values = torch.linalg.eigvalsh(hermitian)
     else:
         values, _ = _Eigenvalues.apply(hermitian)

@@ -28,8 +28,7 @@ from vne_kernels._core.derivatives import (
     by_unit_gradients,
     hessian_product,
 )
-from vne_kernels._core.dtypes import compute_dtype as compute_dtype
-from vne_kernels._core.dtypes import to_float64 as to_float64
+from vne_kernels._core.dtypes import compute_dtype
 from vne_kernels._core.exporters import refuse_onnx
 from vne_kernels._core.transforms import is_transformed, last_step, step, wants_grad, with_gradient
 

@@ -269,7 +269,7 @@ def _check_options(
 
 def _check_no_gradient(**tensors: Tensor | None) -> None:
     for name, tensor in tensors.items():
-        if torch.is_grad_enabled() and tensor is not None and tensor.requires_grad:
+        if transforms.wants_grad(tensor):
             raise ValueError(
                 f"{name} must not require a gradient, as the estimate has none; "
                 f"pass {name}.detach()"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from vne_kernels import distributed
 from vne_kernels._core import checks, ops, transforms
-from vne_kernels._core.dtypes import compute_dtype, to_float64
+from vne_kernels._core.cosine import mean_cosine
 from vne_kernels._core.rows import relative
 from vne_kernels.functional.entropy import EPS, OVER_PROCESSES
 
@@ -76,13 +75,7 @@ def doe_loss(
     if group is not None:
         transforms.refuse(OVER_PROCESSES.format("doe_loss"), z1, z2, w)
         share = distributed.make_share(z1, w, group, checks.max_rows(max_rows))
-        if w is None:
-            entropy, cosine = distributed.doe_terms(z1, z2, share, method=method, eps=EPS)
-        else:
-            entropy = distributed.vn_entropy(z1, w, share, normalize=True, method=method, eps=EPS)
-            own = torch.stack([mean_cosine(z1, z2, w, EPS), w.sum(-1)])
-            weighted, total = distributed.summed(own, share)
-            cosine = weighted / total
+        entropy, cosine = distributed.doe_terms(z1, z2, share, weights=w, method=method, eps=EPS)
     elif w is not None or transforms.is_transformed(z1, z2):
         p = relative(w)
         entropy = ops.vn_entropy(z1, p, True, method, EPS)
@@ -93,28 +86,3 @@ def doe_loss(
         entropy, cosine = _ops.doe_loss(z1, z2, method, EPS)
     loss: Tensor = -entropy - beta * cosine
     return DoEComponents(loss, entropy, cosine) if return_components else loss
-
-
-def mean_cosine(z1: Tensor, z2: Tensor, p: Tensor | None, eps: float) -> Tensor:
-    """sum_i p_i cos(z1_i, z2_i), (...), in plain torch; the mean where p is None.
-
-    The operators have it fused with the entropy: for all rows alike, and in reverse mode.
-    """
-    # An absent row may hold anything.
-    absent = (z1.new_zeros(()) if p is None else p == 0).to(torch.bool).unsqueeze(-1)
-    views = [torch.where(absent, 0, to_float64(z)) for z in (z1, z2)]
-
-    def unit(z: Tensor) -> Tensor:
-        size = z.detach().abs().amax(-1, keepdim=True)  # the square of a row may overflow
-        size = torch.where((size > 0) & (size < math.inf), size, 1)
-        zero = (z == 0).all(-1, keepdim=True)  # its gradient is 0
-        row = torch.where(zero, 1, z / size)
-        norm = torch.linalg.vector_norm(row, dim=-1, keepdim=True)
-        return torch.where(zero, 0, row / torch.maximum(norm, eps / size))
-
-    cosines = (unit(views[0]) * unit(views[1])).sum(-1)
-    mean = cosines.mean(-1) if p is None else (p.to(cosines) * cosines).sum(-1)
-    # Of a sample that is not finite the gradient is NaN throughout, of its zero rows too.
-    nothing = (0 * mean.detach())[..., None, None]
-    mean = mean + (nothing * (views[0] + views[1])).sum((-2, -1))
-    return mean.to(z1.device, compute_dtype(z1.dtype))

@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import vne_kernels
-from vne_kernels._core.ops import compute_dtype
+from vne_kernels._core.dtypes import compute_dtype
 from vne_kernels.accumulator import DensityAccumulator
 from vne_kernels.common.files import atomic_write
 from vne_kernels.common.reading import FileError, first_sentence, printable, read_tensors
