@@ -32,11 +32,7 @@ void compute_density_backward(const Batch<T>& batch, const T* grad_rho, T* grad_
     Buffer<T> w(d * d);
     // A gradient that is not finite comes from the part of another process that is not.
     if (!add_transpose(grad_rho + sample * d * d, d, 2, w.get())) rows.valid = false;
-    if (!rows.has_matrix()) {
-      fill(sample_grad, n * d, rows.without_matrix());
-      fill(sample_p_grad, n, rows.without_matrix());
-      return;
-    }
+    if (fill_without_matrix(problem, rows, sample_grad, sample_p_grad)) return;
     gradient<T>(problem, rows, w.get(), 2, 0, sample_grad, sample_p_grad);
   });
 }

@@ -35,11 +35,8 @@ struct Slope {
 template <typename T, typename F>
 double of_rows(const F& f, const Choice& choice, const Problem& problem, const Rows<T>& rows,
                T* grad_z, T* grad_weights) {
-  if (!rows.has_matrix()) {
-    fill(grad_z, problem.n * problem.d, rows.without_matrix());
-    fill(grad_weights, problem.n, rows.without_matrix());
+  if (fill_without_matrix(problem, rows, grad_z, grad_weights))
     return rows.without_matrix() + F::kOfZeros;
-  }
   const int64_t m = problem.m();
   Buffer<T> a(m * m);
   gram(problem, rows, a.get());

@@ -1,23 +1,13 @@
 // log A^ = c0 I - sum_k w_k (A^ + t_k I)^-1: equation (6), for a trace-one A^.
 //
 // The poles are independent: threads share them out, and their sum is taken in a fixed order, so
-// the result does not depend on the number of threads. One inverse is a symmetric sweep, pivot by
-// pivot,
+// that the result does not depend on the number of threads. One inverse is a symmetric sweep in
+// panels of pivots: the columns of a panel are swept at once, and what they add to the rest of the
+// matrix is one product, on its lower triangle only.
 //
-//   a_ij <- a_ij - a_ik a_kj / a_kk,   a_ik <- a_ik / a_kk,   a_kk <- -1 / a_kk,
-//
-// after which A is -A^-1. Pivots are taken in panels: the columns of a panel are swept at once,
-// what they add to the rest of the matrix is one product, on its lower triangle only.
-//
-// A pivot is a Schur complement of A^ + t I, so exactly it is at least t, and the column c below it
-// has c_i^2 <= pivot a_ii. Where A^ has low rank, rounding breaks both: a pivot that is only
-// rounding has a column that is rounding too, which its reciprocal makes larger from pivot to
-// pivot, for some matrices without end (python_tests/pivoting.py counts them). So
-//  - a pivot is raised to max(t / 2, 4 u |A^|_F), u the unit roundoff, and a c_i of a row to come
-//    that is larger than sqrt(pivot a_ii) is cut down to that;
-//  - a pole that needs either is done again with the pivots in the order of a pivoted Cholesky
-//    factorisation, largest first: then all that is left once a pivot is rounding is rounding.
-// A matrix of full rank pays for none of it, and of another the poles t >> u need nothing either.
+// Rounding breaks the sweep of a matrix of low rank (csrc/README.md, (7), "Pivot floor" and "Order
+// of the pivots"). The panels raise pivots and clamp columns; a pole that needs either is swept
+// again with the largest pivot first. A matrix of full rank pays for none of it.
 
 #include <algorithm>
 #include <cmath>
@@ -235,23 +225,23 @@ template void log_by_sweeps(const double*, int64_t, double, double*);
 namespace {
 
 template <typename T>
-void write_poles(double* rows) {
+Tensor table_of(const Tensor& like) {
   using Table = PoleTable<T>;
-  *rows++ = Table::kConstant;
-  *rows++ = 0;
+  const Tensor table = empty(like, {1 + Table::kSize, 2}, ScalarType::Double);
+  double* row = static_cast<double*>(table.mutable_data_ptr());
+  row[0] = Table::kConstant;
+  row[1] = 0;
   for (int k = 0; k < Table::kSize; ++k) {
-    *rows++ = Table::kPoles[k].t;
-    *rows++ = Table::kPoles[k].w;
+    *(row += 2) = Table::kPoles[k].t;
+    row[1] = Table::kPoles[k].w;
   }
+  return table;
 }
 
 // The table of the dtype that `like` is computed in: c0 and 0, then t and w of each pole.
 Tensor pole_table(const Tensor& like) {
   const bool wide = compute_dtype(like.scalar_type()) == ScalarType::Double;
-  const Tensor table = empty(like, {1 + (wide ? kPoles64 : kPoles32), 2}, ScalarType::Double);
-  double* rows = static_cast<double*>(table.mutable_data_ptr());
-  wide ? write_poles<double>(rows) : write_poles<float>(rows);
-  return table;
+  return wide ? table_of<double>(like) : table_of<float>(like);
 }
 
 }  // namespace

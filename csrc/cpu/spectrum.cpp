@@ -65,11 +65,7 @@ void compute_spectrum_backward(const Batch<T>& batch, const T* grad, const T* ei
     T* sample_grad = grad_z + sample * problem.n * problem.d;
     T* sample_p_grad = at(grad_weights, sample * problem.n);
     const Rows<T> rows = normalize(batch, sample);
-    if (!rows.has_matrix()) {
-      fill(sample_grad, problem.n * problem.d, rows.without_matrix());
-      fill(sample_p_grad, problem.n, rows.without_matrix());
-      return;
-    }
+    if (fill_without_matrix(problem, rows, sample_grad, sample_p_grad)) return;
     Buffer<T> w(m * m);
     const MatrixView<T> vectors = row_major<T>(eigenvectors + sample * m * m, m);
     multiply<T>(m, m, m, vectors, grad + sample * m, transposed(vectors), w.get(),

@@ -129,4 +129,13 @@ void fill(T* data, int64_t size, double value) {
   for (int64_t i = 0; i < size; ++i) data[i] = static_cast<T>(value);
 }
 
+// Whether a sample has no A^; its gradients are then filled.
+template <typename T>
+bool fill_without_matrix(const Problem& problem, const Rows<T>& rows, T* grad_z, T* grad_weights) {
+  if (rows.has_matrix()) return false;
+  fill(grad_z, problem.n * problem.d, rows.without_matrix());
+  fill(grad_weights, problem.n, rows.without_matrix());
+  return true;
+}
+
 }  // namespace vne

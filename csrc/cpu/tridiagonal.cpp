@@ -1,27 +1,15 @@
-// log A^ by way of a tridiagonal matrix: A^ = Q T Q^T, log A^ = Q log(T) Q^T, and
+// log A^ by way of a tridiagonal matrix, A^ = Q T Q^T: csrc/README.md, (7).
 //
-//   log T = c0 I - sum_k w_k (T + t_k I)^-1,
+// A pole of T takes m^2 operations. Householder's reduction takes 2 m^3 and the way back 4 m^3,
+// while 16 sweeps of A^ itself (poles.cpp) take 16 m^3. Threads could share out the sweeps, but not
+// the reduction, whose steps wait for each other.
 //
-// where a pole of T takes m^2 operations, not m^3. Householder's reduction takes 2 m^3 of them, the
-// way back 4 m^3; 16 sweeps of A^ itself (poles.cpp) take 16 m^3. Threads could share out the
-// sweeps, and not the reduction, whose steps wait for each other: many of them would be needed to
-// draw level.
+// Reduction: H_k = I - tau_k v_k v_k^T makes the entries of row k beyond k + 1 zero. With
+// p = tau A v and w = p - tau/2 (p . v) v, H A H = A - v w^T - w v^T. The update of one step and
+// the product A v of the next are one pass over the matrix.
 //
-// Reduction: H_k = I - tau_k v_k v_k^T
-// makes the entries of row k beyond k + 1 zero. With p = tau A v and w = p - tau/2 (p . v) v, H A H
-// = A - v w^T - w v^T. The update of one step and the product A v of the next are one pass over the
-// matrix.
-//
-// Poles of T: with T + t = a on its diagonal, e beside it, and the pivots of the eliminations from
-// the top, f_i = a_i - e_{i-1}^2 / f_{i-1}, and from the bottom, b_i = a_i - e_i^2 / b_{i+1},
-//
-//   inverse_ii = 1 / (f_i + b_i - a_i),   inverse_ij = -e_{j-1} / b_j inverse_{i,j-1}  (i < j).
-//
-// In float32, but the pivots in double: T is small, and an inverse whose parts are rounded each for
-// itself is off by the condition number. Where the rounding of A^ may have made an eigenvalue of
-// T + t negative (a pivot is below 4 u |A^|_F) the inverse means nothing, and the sweeps, which
-// know what to do then, take over. In double the pivots would have to be in more than that, and S
-// was off by 4e-12 near collapse.
+// All is float32 but the pivots of the poles. Where one is too small to be told from rounding the
+// inverse means nothing, and the sweeps take over.
 
 #include <algorithm>
 #include <cmath>

@@ -32,9 +32,12 @@ struct Samples {
 
   ScalarType dtype() const { return compute_dtype(z.scalar_type()); }
 
-  // Whether a tensor has the sizes (..., tail) and the dtype of results.
-  bool has(const Tensor& tensor, std::initializer_list<int64_t> tail) const {
-    return same_sizes(tensor, problem.sizes(tail)) && tensor.scalar_type() == dtype();
+  // Throws unless a tensor has the sizes (..., tail), `shape` in words, and the dtype of results.
+  void check(const char* name, const Tensor& tensor, std::initializer_list<int64_t> tail,
+             const char* shape) const {
+    VNE_CHECK(same_sizes(tensor, problem.sizes(tail)) && tensor.scalar_type() == dtype(), name,
+              " must be ", shape, " in the dtype of results");
+    check_beside(z, name, tensor);
   }
   // A result (..., tail), not initialized; (0,) if it is not wanted.
   Tensor result(std::initializer_list<int64_t> tail, bool is_wanted = true) const {

@@ -40,9 +40,7 @@ inline DensityGradient check_density_backward(const Tensor& grad_rho, const Tens
                                               const std::optional<Tensor>& weights, bool normalize,
                                               double eps) {
   const Samples samples = check_density(z, weights, normalize, eps);
-  VNE_CHECK(samples.has(grad_rho, {samples.problem.d, samples.problem.d}),
-            "grad_rho must be (..., d, d) in the dtype of rho");
-  check_beside(z, "grad_rho", grad_rho);
+  samples.check("grad_rho", grad_rho, {samples.problem.d, samples.problem.d}, "(..., d, d)");
   return {samples, grad_rho};
 }
 

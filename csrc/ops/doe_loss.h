@@ -90,14 +90,11 @@ inline DoeGradient check_doe_loss_backward(const Tensor& grad_entropy, const Ten
                                            const Tensor& entropy_grad, const Tensor& row_stats) {
   const Views views = check_cosine(z1, z2, 0);
   const Samples& samples = views.samples;
-  VNE_CHECK(samples.has(grad_entropy, {}) && samples.has(grad_cosine, {}) &&
-                samples.has(entropy_grad, {samples.problem.n, samples.problem.d}) &&
-                samples.has(row_stats, {kRowStats, samples.problem.n}),
-            "doe_loss_backward takes what doe_loss_grad gave, in its shapes and dtype");
-  check_beside(z1, "grad_entropy", grad_entropy);
-  check_beside(z1, "grad_cosine", grad_cosine);
-  check_beside(z1, "entropy_grad", entropy_grad);
-  check_beside(z1, "row_stats", row_stats);
+  samples.check("grad_entropy", grad_entropy, {}, "(...)");
+  samples.check("grad_cosine", grad_cosine, {}, "(...)");
+  samples.check("entropy_grad", entropy_grad, {samples.problem.n, samples.problem.d},
+                "(..., n, d)");
+  samples.check("row_stats", row_stats, {kRowStats, samples.problem.n}, "(..., 4, n)");
   return {views, grad_entropy, grad_cosine, entropy_grad, row_stats};
 }
 

@@ -44,11 +44,8 @@ inline SpectrumGradient check_spectrum_backward(const Tensor& grad, const Tensor
                                                 bool normalize, double eps) {
   const Samples samples = check_samples(z, weights, normalize, eps);
   const int64_t m = samples.problem.m();
-  VNE_CHECK(samples.has(grad, {m}), "grad must be (..., m) in the dtype of the eigenvalues");
-  VNE_CHECK(samples.has(eigenvectors, {m, m}),
-            "eigenvectors must be (..., m, m) in the dtype of the eigenvalues");
-  check_beside(z, "grad", grad);
-  check_beside(z, "eigenvectors", eigenvectors);
+  samples.check("grad", grad, {m}, "(..., m)");
+  samples.check("eigenvectors", eigenvectors, {m, m}, "(..., m, m)");
   return {samples, grad, eigenvectors};
 }
 
