@@ -2,10 +2,11 @@
 
 #pragma once
 
+#include <ucontext.h>
+
 #include <cstddef>
 #include <exception>
 #include <functional>
-#include <memory>
 
 namespace vne::emulation {
 
@@ -22,16 +23,23 @@ class Fibre {
   // here.
   bool resume();
   // To be called from inside the function: back to whoever called resume().
-  void pause();
+  void pause() { switch_stack(own_, caller_); }
 
  private:
-  struct Stacks;
+  struct Stack {
+    void* place[5];        // where it stopped, as __builtin_setjmp has it
+    void* fake = nullptr;  // these three are AddressSanitizer's
+    const void* begin = nullptr;
+    size_t size = 0;
+  };
   static void enter();
-  void switch_in();
-  void switch_out();
+  static void switch_stack(Stack& from, Stack& to, const ucontext_t* start = nullptr);
 
   const std::function<void()>& function_;
-  std::unique_ptr<Stacks> stacks_;
+  void* mapping_;  // a page that must not be touched, then the stack
+  ucontext_t start_;
+  bool started_ = false;
+  Stack own_, caller_;
   std::exception_ptr error_;
   bool returned_ = false;
 };
