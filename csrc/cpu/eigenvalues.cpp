@@ -9,13 +9,13 @@
 // one product of matrices. Half of the operations are in the products A v, which are as fast as
 // memory gives A: its upper triangle is read, once.
 //
-// Larger matrices go by a band first: rows are made zero beyond it a panel at a time, for which A
-// is multiplied by a panel of vectors at once, at the speed of arithmetic, not of memory. The band
-// is then made tridiagonal in a number of operations that is small beside that (simd/kernels.cpp).
+// Larger matrices are reduced to a band first, a panel of rows at a time. Then A is multiplied by a
+// panel of vectors at once, at the speed of arithmetic, not of memory. simd/band.h reduces the band
+// to a tridiagonal matrix, in comparatively few operations.
 //
-// Eigenvalues of T. The variant by Pal, Walker and Kahan of the QL algorithm, on the squares of the
-// entries beside the diagonal, without square roots; in double for either type, as T is small. Each
-// step makes the entry beside one eigenvalue vanish, cubically.
+// Eigenvalues of T. The variant by Pal, Walker and Kahan of the QL algorithm works on the squares
+// of the off-diagonal entries, without square roots; in double for either type, as T is small. Each
+// step makes the entry next to one eigenvalue vanish, cubically.
 
 #include <algorithm>
 #include <cmath>
@@ -34,7 +34,7 @@ constexpr double kEpsilon = std::numeric_limits<double>::epsilon() / 2;
 // Steps whose updates are made at once: each costs corrections that grow with it.
 int64_t panel_size(int64_t m) { return m <= 96 ? 8 : 16; }
 
-// From this side on the way by a band takes less time (bench/NOTES.md).
+// From this side on the reduction by a band takes less time (bench/NOTES.md).
 template <typename T>
 constexpr int64_t kByBand = sizeof(T) == 8 ? 384 : 896;
 
@@ -81,16 +81,17 @@ double square_norm(const T* a, int64_t m, int64_t ld, int64_t from) {
   return sum;
 }
 
-// Of a matrix of rank r little more than r steps leave its rounding alone, a part of about this
-// norm. Then they end: what stands beside its diagonal moves no eigenvalue by more than that. Here
-// is its square.
+// The square of the norm below which a remaining part is rounding: a matrix of rank r has only that
+// left after little more than r steps. Then they end, as the off-diagonal entries of that part move
+// no eigenvalue by more than its norm.
 template <typename T>
 double negligible_part(const T* a, int64_t m, int64_t ld) {
   constexpr double kRounding = 4 * std::numeric_limits<T>::epsilon();
   return kRounding * kRounding * square_norm(a, m, ld, 0);
 }
 
-// Whether a is that small from `from` on. Its diagonal tells of most that it is not.
+// Returns whether a is that small from `from` on. For most matrices the diagonal shows that it is
+// not.
 template <typename T>
 bool is_negligible(const T* a, int64_t m, int64_t ld, int64_t from, double negligible) {
   double sum = 0;
@@ -100,7 +101,7 @@ bool is_negligible(const T* a, int64_t m, int64_t ld, int64_t from, double negli
 
 // T of a [m, ld], whose upper triangle is read and overwritten.
 template <typename T>
-void reduce(T* a, int64_t m, int64_t ld, double* diagonal, double* beside) {
+void reduce(T* a, int64_t m, int64_t ld, double* diagonal, double* off_diagonal) {
   const simd::Kernels<T>& simd = simd::kernels<T>();
   const int64_t panel = panel_size(m);
   Buffer<T> vw(2 * panel * ld), y(m), of_v(panel), of_w(panel);
@@ -124,7 +125,7 @@ void reduce(T* a, int64_t m, int64_t ld, double* diagonal, double* beside) {
       double tau;
       T* v_i = v + i * ld;
       T* w_i = w + i * ld;
-      beside[k] = householder(row + k + 1, rest, v_i + k + 1, &tau);
+      off_diagonal[k] = householder(row + k + 1, rest, v_i + k + 1, &tau);
       fill(&y[k + 1], rest, 0);
       simd.symmetric_multiply(a, ld, k + 1, m, v_i, y.get());
       simd.dots(w, ld, i, k + 1, m, v_i, of_v.get());
@@ -143,7 +144,7 @@ void reduce(T* a, int64_t m, int64_t ld, double* diagonal, double* beside) {
     update(a, m, ld, next, v, size);
     if (is_negligible(a, m, ld, next, negligible)) {
       for (int64_t k = next; k < m; ++k) diagonal[k] = a[k * ld + k];
-      std::fill(beside + next, beside + m - 1, 0);
+      std::fill(off_diagonal + next, off_diagonal + m - 1, 0);
       return;
     }
   }
@@ -204,7 +205,7 @@ void multiply_symmetric(const T* a, int64_t m, int64_t ld, int64_t from, const T
 // W = S^T (X^T - 1/2 V X S V) the rest becomes A - V^T W - W^T V. X is a product of matrices: what
 // takes the time here is not memory.
 //
-// Returns the row from which on what stands beside the diagonal does not count, or m.
+// Returns the row from which on off-diagonal entries do not count, or m.
 template <typename T>
 int64_t reduce_to_band(T* a, int64_t m, int64_t ld) {
   constexpr int64_t kBand = simd::kBand;
@@ -257,7 +258,7 @@ int64_t reduce_to_band(T* a, int64_t m, int64_t ld) {
 
 // T of a [m, ld] by way of a band.
 template <typename T>
-void reduce_by_band(T* a, int64_t m, int64_t ld, double* diagonal, double* beside) {
+void reduce_by_band(T* a, int64_t m, int64_t ld, double* diagonal, double* off_diagonal) {
   constexpr int64_t kBand = simd::kBand, kRow = simd::kBandRow, kOn = kBand - 1;
   const int64_t end = reduce_to_band(a, m, ld), rows = std::min(m, end + kBand);
   Buffer<double> band((rows + 2 * kBand) * kRow);
@@ -270,10 +271,10 @@ void reduce_by_band(T* a, int64_t m, int64_t ld, double* diagonal, double* besid
       if (j < i + kBand) band[j * kRow + kOn + i - j] = entry;
     }
   }
-  simd::tables().reduction.tridiagonalize_band(band.get(), rows, diagonal, beside);
+  simd::tables().reduction.tridiagonalize_band(band.get(), rows, diagonal, off_diagonal);
   for (int64_t i = rows; i < m; ++i) {
     diagonal[i] = a[i * ld + i];
-    beside[i - 1] = 0;
+    off_diagonal[i - 1] = 0;
   }
 }
 
@@ -286,7 +287,8 @@ std::pair<double, double> of_two_by_two(double a, double square_b, double c) {
   return {larger, high / larger * low - square_b / larger};
 }
 
-// One step of QL on the rows first .. last of T, d its diagonal and e2 the squares beside it.
+// One step of QL on the rows first .. last of T, d its diagonal and e2 the squares of its
+// off-diagonal.
 void ql_step(double* d, double* e2, int64_t first, int64_t last) {
   const double root = std::sqrt(e2[first]);
   const double theta = (d[first + 1] - d[first]) / (2 * root);
@@ -376,23 +378,23 @@ void triangular_factor(const T* gram, const T* tau, int64_t size, T* s) {
 }
 
 template <typename T>
-void tridiagonalize(const T* a, int64_t m, double* diagonal, double* beside) {
+void tridiagonalize(const T* a, int64_t m, double* diagonal, double* off_diagonal) {
   const int64_t ld = leading<T>(m);
   Buffer<T> work(m * ld);
   for (int64_t i = 0; i < m; ++i) std::copy_n(a + i * m + i, m - i, &work[i * ld + i]);
   if (m < kByBand<T>) {
-    reduce(work.get(), m, ld, diagonal, beside);
+    reduce(work.get(), m, ld, diagonal, off_diagonal);
   } else {
-    reduce_by_band(work.get(), m, ld, diagonal, beside);
+    reduce_by_band(work.get(), m, ld, diagonal, off_diagonal);
   }
 }
 
 template <typename T>
 void eigenvalues(const T* a, int64_t m, T* values) {
-  std::vector<double> diagonal(m), beside(m);
-  tridiagonalize(a, m, diagonal.data(), beside.data());
-  for (double& entry : beside) entry *= entry;
-  VNE_CHECK(diagonalize(diagonal.data(), beside.data(), m), "the eigenvalues were not found");
+  std::vector<double> diagonal(m), off_diagonal(m);
+  tridiagonalize(a, m, diagonal.data(), off_diagonal.data());
+  for (double& entry : off_diagonal) entry *= entry;
+  VNE_CHECK(diagonalize(diagonal.data(), off_diagonal.data(), m), "the eigenvalues were not found");
   std::sort(diagonal.begin(), diagonal.end());
   std::transform(diagonal.begin(), diagonal.end(), values,
                  [](double value) { return static_cast<T>(value); });
