@@ -73,6 +73,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for marker in (
         "cpu_only(reason): about the CPU kernels, deselected for another --backend",
         "device_only(reason): about a real device, deselected for --backend emulated and triton",
+        "every_backend: of the table that CI runs by every --backend",
         "sanitize: launches every kernel once, small enough for compute-sanitizer",
         "slow: the second tier, which `pytest` leaves out and `pytest -m slow` runs",
     ):

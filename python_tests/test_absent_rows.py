@@ -13,6 +13,8 @@ from torch import Tensor
 
 from vne_kernels import renyi_entropy, spectrum, vn_entropy
 
+pytestmark = pytest.mark.every_backend
+
 _ops = torch.ops.vne_kernels
 
 SHAPES = ((6, 9), (21, 7))

@@ -42,6 +42,8 @@ from torch import Tensor
 
 from vne_kernels import reference
 
+pytestmark = pytest.mark.every_backend
+
 ops = torch.ops.vne_kernels
 EPS = 1e-12
 FLOATS = (torch.float64, torch.float32)

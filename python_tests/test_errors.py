@@ -22,6 +22,8 @@ from vne_kernels import (
     vn_entropy,
 )
 
+pytestmark = pytest.mark.every_backend
+
 TAKES_Z: dict[str, Callable[[Tensor], Tensor]] = {
     "vn_entropy": vn_entropy,
     "spectrum": spectrum,

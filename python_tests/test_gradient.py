@@ -42,6 +42,8 @@ from cases import (
 
 from vne_kernels import reference, spectrum, vn_entropy
 
+pytestmark = pytest.mark.every_backend
+
 FLOATS = (torch.float64, torch.float32)
 NON_FINITE = (math.nan, math.inf, -math.inf)
 

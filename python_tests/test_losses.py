@@ -36,6 +36,8 @@ from torch import Tensor, nn
 
 from vne_kernels import DoELoss, VNEntropy, doe_loss, reference, vn_entropy
 
+pytestmark = pytest.mark.every_backend
+
 FLOATS = (torch.float64, torch.float32)
 BETA = 2.5
 

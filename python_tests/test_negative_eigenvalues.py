@@ -41,6 +41,8 @@ from vne_kernels import (
 from vne_kernels._core import spectra
 from vne_kernels._core.matrices import result_dtype
 
+pytestmark = pytest.mark.every_backend
+
 ALL_DTYPES = (
     torch.float16,
     torch.bfloat16,

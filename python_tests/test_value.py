@@ -30,6 +30,8 @@ from torch import Tensor
 
 from vne_kernels import reference, spectrum, vn_entropy
 
+pytestmark = pytest.mark.every_backend
+
 NON_FINITE = (math.nan, math.inf, -math.inf)
 FLOATS = (torch.float64, torch.float32)
 
