@@ -100,7 +100,7 @@ def test_rows_of_every_format(tmp_path: Path, name: str) -> None:
     for start, size in ((0, 7), (0, 100), (28, 7), (30, 15), (57, 3)):
         chunks = [chunk.clone() for chunk in embeddings.chunks(start, size)]
         assert [len(chunk) for chunk in chunks[:-1]] == [size] * (len(chunks) - 1)
-        assert all(chunk.dtype == embeddings.matrix.dtype for chunk in chunks)
+        assert all(chunk.dtype == embeddings.dtype for chunk in chunks)
         read = torch.cat(chunks) if chunks else torch.empty(0, D)
         assert np.array_equal(read.double().numpy(), z[start:].astype(np.float64))
 

@@ -168,7 +168,7 @@ def _run(options: argparse.Namespace, signals: StopSignals) -> int:
         skip_nonfinite=options.skip_nonfinite,
     )
     for embeddings in data:
-        if ignored := embeddings.matrix.ignored:
+        if ignored := embeddings.ignored:
             _print_message(f"{embeddings.name}: leaves out {ignored}")
     out: Path = options.out or _default_out(data)
     with locked(out, "spectrum"):

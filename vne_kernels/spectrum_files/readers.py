@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from pathlib import Path
 from shutil import copyfileobj
@@ -65,22 +66,14 @@ class Matrix:
 
 
 @dataclass(frozen=True)
-class Embeddings:
+class Embeddings(Matrix):
     """A matrix in a file, that is read in chunks."""
 
+    _: KW_ONLY
     name: str  # as it was given: PATH, or PATH:KEY
     path: Path
     key: str | None  # likewise
     version: Version  # of the file when it was opened
-    matrix: Matrix
-
-    @property
-    def rows(self) -> int:
-        return self.matrix.rows
-
-    @property
-    def features(self) -> int:
-        return self.matrix.features
 
     def chunks(self, start: int, size: int) -> Iterator[Tensor]:
         """The rows from ``start`` on, as `Read` yields them.
@@ -95,7 +88,7 @@ class Embeddings:
             unchanged(self.name, file, self.version),
         ):
             row = start
-            for chunk in self.matrix.read(file, start, size):
+            for chunk in self.read(file, start, size):
                 row += len(chunk)
                 if row > self.rows:
                     break
@@ -119,7 +112,8 @@ def open_embeddings(text: str) -> Embeddings:
             got = repr(path.suffix)
             raise FileError(path, f"must end in {', '.join(_READERS)}, got {got}")
         with open_regular(path) as file, unchanged(text, file):
-            return Embeddings(text, path, key, Version.of(file), reader(text, path, key, file))
+            found = vars(reader(text, path, key, file))
+            return Embeddings(**found, name=text, path=path, key=key, version=Version.of(file))
 
 
 def _path_and_key(text: str) -> tuple[Path, str | None]:
@@ -212,26 +206,21 @@ def _open_npz(name: str, path: Path, key: str | None, file: IO[bytes]) -> Matrix
         with Npz(path, file).open(chosen) as member, tempfile.TemporaryFile() as unpacked:
             if header.by_columns:  # which are read side by side: not possible while unpacking
                 copyfileobj(member, unpacked, PIECE)
-                yield from _array_chunks(header, unpacked, start, size)
-            else:
-                # Read rather than skipped, which would leave the checksum out.
-                before = header.offset + start * features * header.dtype.itemsize
-                while before:
-                    before -= len(member.read(min(before, PIECE))) or before
-                yield from _next_chunks(header, member, start, size)
+            source = unpacked if header.by_columns else member
+            yield from _array_chunks(header, source, start, size)
 
     return Matrix(rows, features, dtype, read)
 
 
 def _array_chunks(header: Header, file: IO[bytes], start: int, size: int) -> Iterator[Tensor]:
-    if not header.by_columns:
-        file.seek(header.offset + start * header.shape[1] * header.dtype.itemsize)
-    return _next_chunks(header, file, start, size)
-
-
-def _next_chunks(header: Header, file: IO[bytes], start: int, size: int) -> Iterator[Tensor]:
-    """Yields the rows from ``start`` on; a file that is stored by rows is at that row."""
     rows, features = header.shape
+    begin = header.offset + start * features * header.dtype.itemsize
+    if isinstance(file, zipfile.ZipExtFile):
+        # Read rather than skipped, which would leave the checksum out.
+        while file.tell() < begin and file.read(min(begin - file.tell(), PIECE)):
+            pass
+    elif not header.by_columns:
+        file.seek(begin)
     block = np.empty((min(size, rows), features), header.dtype)
     column = np.empty(len(block), header.dtype)
     for first in range(start, rows, size):
@@ -304,38 +293,33 @@ def _safetensors_header(name: str, file: IO[bytes]) -> tuple[dict[str, _Entry], 
 
 
 def _open_parquet(name: str, path: Path, key: str | None, file: IO[bytes]) -> Matrix:
-    import pyarrow.types as kinds
-
-    def is_list(kind: Any) -> bool:
-        some = kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
-        return bool(some and kinds.is_floating(kind.value_type))
+    import pyarrow.types as types
 
     content = _parquet(file)
     schema, groups = content.schema_arrow, content.metadata
-    kinds_by_name = {field.name: field.type for field in schema}
-    if len(kinds_by_name) < len(schema):
+    kinds = {field.name: field.type for field in schema}
+    if len(kinds) < len(schema):
         raise FileError(name, "holds several columns of one name")
-    lists = {k: kind for k, kind in kinds_by_name.items() if is_list(kind)}
-    numbers = [k for k, kind in kinds_by_name.items() if kinds.is_floating(kind)]
-    describe = kinds_by_name.__getitem__
+    #: column -> the type of its numbers, where they are floating-point
+    numbers = {k: kind for k, kind in kinds.items() if types.is_floating(kind)}
+    is_list = (types.is_list, types.is_large_list, types.is_fixed_size_list)
+    lists = {k: kind.value_type for k, kind in kinds.items() if any(of(kind) for of in is_list)}
+    lists = {k: kind for k, kind in lists.items() if types.is_floating(kind)}
+    describe = kinds.__getitem__
+    columns = list(numbers)
     if key is not None or lists:
         # named, a column of numbers is a matrix of one feature
         keys = [*lists, *([] if key is None else numbers)]
         what = "column of floating-point numbers"
         columns = [_choose(name, path, key, keys, what, describe)]
-    else:
-        columns = numbers
     if not columns:
-        listed = _listed(list(kinds_by_name), describe) or "no column at all"
+        listed = _listed(list(kinds), describe) or "no column at all"
         raise FileError(
             name, f"holds no floating-point column and no list of such numbers: {listed}"
         )
     of_lists = columns[0] in lists
-    values = [kinds_by_name[k].value_type if of_lists else kinds_by_name[k] for k in columns]
-    dtype = np.result_type(*(kind.to_pandas_dtype() for kind in values))
-    width = len(columns)
-    if of_lists:
-        width = _list_width(name, file, columns[0], kinds_by_name[columns[0]])
+    dtype = np.result_type(*((lists | numbers)[k].to_pandas_dtype() for k in columns))
+    width = _list_width(name, file, columns[0], kinds[columns[0]]) if of_lists else len(columns)
     rows, features, torch_dtype = _matrix(name, (groups.num_rows, width), str(dtype))
 
     def blocks(file: IO[bytes], skip_groups: int, row: int, size: int) -> Iterator[Tensor]:
@@ -343,10 +327,8 @@ def _open_parquet(name: str, path: Path, key: str | None, file: IO[bytes]) -> Ma
         for batch in _batches(file, columns, at_once, skip_groups):
             if of_lists:
                 block = _list_rows(name, batch.column(0), row, features)
-            else:
-                block = np.empty((batch.num_rows, features), dtype)
-                for j, column in enumerate(batch.columns):
-                    block[:, j] = column.to_numpy(zero_copy_only=False)  # null is NaN
+            else:  # null is NaN
+                block = np.stack([x.to_numpy(zero_copy_only=False) for x in batch.columns], 1)
             row += batch.num_rows
             yield torch.from_numpy(np.array(block, dtype))
 
@@ -354,10 +336,9 @@ def _open_parquet(name: str, path: Path, key: str | None, file: IO[bytes]) -> Ma
         lengths = [groups.row_group(i).num_rows for i in range(groups.num_row_groups)]
         skip = int(np.searchsorted(np.cumsum(lengths), start, side="right"))
         before = sum(lengths[:skip])
-        rows_of = blocks(file, skip, before, size)
-        yield from _regrouped(rows_of, start - before, min(size, rows))
+        return _regrouped(blocks(file, skip, before, size), start - before, min(size, rows))
 
-    ignored = [k for k in kinds_by_name if k not in columns]
+    ignored = [k for k in kinds if k not in columns]
     left_out = _listed(ignored, lambda k: f"({describe(k)})")
     return Matrix(rows, features, torch_dtype, read, left_out)
 
@@ -392,7 +373,7 @@ def _batches(file: IO[bytes], columns: list[str], rows: int, skip_groups: int = 
 
 def _list_width(name: str, file: IO[bytes], column: str, kind: Any) -> int:
     """How many numbers a list holds: as its type says, or else the first row."""
-    from pyarrow import types
+    import pyarrow.types as types
 
     if types.is_fixed_size_list(kind):
         return int(kind.list_size)

@@ -75,7 +75,7 @@ def open_all(names: Sequence[str]) -> list[Embeddings]:
 
 
 def default_chunk_rows(data: Sequence[Embeddings]) -> int:
-    row_bytes = max(embeddings.matrix.dtype.itemsize for embeddings in data) * data[0].features
+    row_bytes = max(embeddings.dtype.itemsize for embeddings in data) * data[0].features
     return max(1, CHUNK_BYTES // row_bytes)
 
 
@@ -105,7 +105,7 @@ class Work:
         #: rows before each file, and of all files
         self.rows_before = [0, *accumulate(embeddings.rows for embeddings in data)]
         #: eps of the dtype that the rows count as
-        self.rounding = max(torch.finfo(compute_dtype(x.matrix.dtype)).eps for x in data)
+        self.rounding = max(torch.finfo(compute_dtype(x.dtype)).eps for x in data)
 
     def _new_sums(self) -> dict[str, DensityAccumulator]:
         s = self.settings
