@@ -20,6 +20,7 @@ import torch
 
 from vne_kernels.common import files, reading, terminal
 from vne_kernels.common.reading import FileError
+from vne_kernels.pretrain import tables
 
 # ---- temporaries ---------------------------------------------------------------------------------
 
@@ -73,7 +74,7 @@ def test_a_file_is_whole_or_as_it_was(tmp_path: Path) -> None:
 def test_a_name_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
     path = tmp_path / ("n" * 251 + ".csv")
     files.write_table(path, ["a"], [[1]])
-    assert reading.read_table(path) == (["a"], [[1.0]])
+    assert tables.read_table(path) == (["a"], [[1.0]])
 
 
 # ---- locks ---------------------------------------------------------------------------------------
@@ -132,7 +133,7 @@ def test_what_is_no_regular_file_is_refused_without_waiting(tmp_path: Path) -> N
     (tmp_path / "folder").mkdir()
     begin = time.monotonic()
     for name in ("pipe", "zero", "folder"):
-        for read in (reading.read_bytes, reading.read_text, reading.read_table):
+        for read in (reading.read_bytes, reading.read_text, tables.read_table):
             with pytest.raises(FileError, match=name):
                 read(tmp_path / name)
         with pytest.raises(FileError, match=name):
@@ -259,9 +260,9 @@ def test_tables(content: str, rows: list[list[float]] | None, tmp_path: Path) ->
     path.write_text(content, newline="")
     if rows is None:
         with pytest.raises(FileError, match=r"table\.csv"):
-            reading.read_table(path, ("b",))
+            tables.read_table(path, ("b",))
     else:
-        assert reading.read_table(path, ("b",)) == (["a", "b"], rows)
+        assert tables.read_table(path, ("b",)) == (["a", "b"], rows)
 
 
 def test_no_damaged_byte_of_tensors_is_believed(tmp_path: Path) -> None:

@@ -16,10 +16,11 @@ from typing_extensions import Required  # of typing from Python 3.11 on
 
 from vne_kernels.common import figures
 from vne_kernels.common.files import write_table
-from vne_kernels.common.reading import read_json, read_rows
+from vne_kernels.common.reading import read_json
 from vne_kernels.pretrain import paper
 from vne_kernels.pretrain.config import LOSSES, load_config
 from vne_kernels.pretrain.protocol import Accuracy
+from vne_kernels.pretrain.tables import read_rows
 
 # Okabe and Ito's colors, which readers of any color vision can tell apart.
 MARKS = {  # colour, marker

@@ -24,7 +24,6 @@ from torchvision.transforms import v2
 from vne_kernels import spectrum, vn_entropy
 from vne_kernels.callbacks import CollapseWatch
 from vne_kernels.common.files import write_table
-from vne_kernels.common.reading import read_table
 from vne_kernels.pretrain import evaluate
 from vne_kernels.pretrain.data import ImageSet, ViewBatch, stratified
 from vne_kernels.pretrain.disk import Disk, Rows
@@ -32,6 +31,7 @@ from vne_kernels.pretrain.events import BROKEN_IMAGE, COLLAPSE, RECOVERED, Event
 from vne_kernels.pretrain.faults import NonFiniteLoss
 from vne_kernels.pretrain.model import Pretraining
 from vne_kernels.pretrain.ranks import gathered
+from vne_kernels.pretrain.tables import read_table
 
 #: per step, as the objective gives them
 TERMS = ("loss", "entropy", "cosine", "information", "beta", "lr")

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from vne_kernels.common.files import write_table
-from vne_kernels.common.reading import FileError, printable, read_rows
+from vne_kernels.common.reading import FileError, printable
 from vne_kernels.pretrain.disk import Disk, Rows
+from vne_kernels.pretrain.tables import read_rows
 
 HEADER = ("step", "kind", "message")
 COLLAPSE, RECOVERED, BROKEN_IMAGE = "collapse", "recovered", "broken-image"

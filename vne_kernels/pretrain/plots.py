@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from vne_kernels.common.figures import ACCENT, INK, MUTED, literal, save, tidy
-from vne_kernels.common.reading import read_table
 from vne_kernels.pretrain.config import DIFFERENCES_OF_ENTROPIES
 from vne_kernels.pretrain.events import COLLAPSE, RECOVERED, read_events
+from vne_kernels.pretrain.tables import read_table
 
 SPECTRA = 12  # at most so many curves in one plot
 FEW = 12  # points up to which a curve gets markers: a lone point has no line to be seen by

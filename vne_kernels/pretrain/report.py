@@ -20,7 +20,7 @@ from typing_extensions import Required  # of typing from Python 3.11 on
 
 import vne_kernels
 from vne_kernels.common.files import atomic_write
-from vne_kernels.common.reading import Kind, read_json, read_table
+from vne_kernels.common.reading import Kind, read_json
 from vne_kernels.pretrain import plots, recipes
 from vne_kernels.pretrain.config import (
     DIFFERENCES_OF_ENTROPIES,
@@ -32,6 +32,7 @@ from vne_kernels.pretrain.config import (
 )
 from vne_kernels.pretrain.events import BROKEN_IMAGE, COLLAPSE, RECOVERED, read_events
 from vne_kernels.pretrain.protocol import ENCODERS, LinearProtocol, Setting
+from vne_kernels.pretrain.tables import read_table
 
 FILE = "report.html"
 SHOWN_IMAGES = 20  # broken ones that are named at once; the others unfold

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from vne_kernels.common.files import atomic_write, remove_temporaries, write_json
-from vne_kernels.common.reading import printable, read_table
+from vne_kernels.common.reading import printable
 from vne_kernels.common.stopping import Stopped, StopSignals
 from vne_kernels.pretrain import checkpoints, environment, evaluate, precision, ranks, report
 from vne_kernels.pretrain.augment import make_views, plain_view
@@ -44,6 +44,7 @@ from vne_kernels.pretrain.faults import Fault, compilation, loading_processes
 from vne_kernels.pretrain.finite import FiniteLoss
 from vne_kernels.pretrain.model import Pretraining, make_encoder
 from vne_kernels.pretrain.saving import CheckpointFolder, Checkpoints
+from vne_kernels.pretrain.tables import read_table
 from vne_kernels.pretrain.tensorboard import PatientTensorBoard
 
 EVENTS, ENVIRONMENT = "events.csv", "environment.json"

@@ -20,10 +20,11 @@ from matplotlib.figure import Figure
 
 from vne_kernels.common import figures
 from vne_kernels.common.files import write_table
-from vne_kernels.common.reading import read_json, read_table
+from vne_kernels.common.reading import read_json
 from vne_kernels.pretrain import paper
 from vne_kernels.pretrain.config import Config, load_config
 from vne_kernels.pretrain.protocol import Accuracy
+from vne_kernels.pretrain.tables import read_table
 
 TITLES = {
     "simclr": "SimCLR:  I$_{NCE}$(Z₁; Z₂)",

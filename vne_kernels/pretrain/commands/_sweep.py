@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vne_kernels.common.files import spare
-from vne_kernels.common.reading import FileError, read_rows
+from vne_kernels.common.reading import FileError
 from vne_kernels.common.stopping import PREEMPTIONS, REQUEUE
 from vne_kernels.pretrain import recipes
 from vne_kernels.pretrain.commands import make_parser, train
 from vne_kernels.pretrain.config import CONFIG, OptionError, check_bounds, resumed_config
+from vne_kernels.pretrain.tables import read_rows
 
 if TYPE_CHECKING:  # it needs the extra, which help and bad options do without
     from vne_kernels.pretrain.sweep import Run
