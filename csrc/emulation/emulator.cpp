@@ -1,17 +1,14 @@
 #include "emulation/emulator.h"
 
 #include <algorithm>
-#include <array>
 #include <map>
 #include <memory>
 #include <numeric>
-#include <optional>
 #include <random>
 #include <span>
-#include <sstream>
-#include <stdexcept>
 
 #include "emulation/fibre.h"
+#include "emulation/tensor.h"
 
 uint3 threadIdx, blockIdx;
 dim3 blockDim, gridDim;
@@ -34,24 +31,9 @@ struct Thread {
   std::unique_ptr<Fibre> fibre;
 };
 
-struct Warp {
-  std::array<Thread, kLanes> lanes;
-  // Exchanged values. Two sets: a lane that writes to one has met the others since they read it.
-  uint64_t slots[2][kLanes];
-};
-
 struct SharedMemory {
-  SharedMemory(size_t size, std::align_val_t alignment)
-      : size(size), alignment(alignment), data(::operator new(size, alignment)) {
-    std::memset(data, 0xff, size);
-  }
-  ~SharedMemory() { ::operator delete(data, alignment); }
-  SharedMemory(const SharedMemory&) = delete;
-  SharedMemory& operator=(const SharedMemory&) = delete;
-
   size_t size;
-  std::align_val_t alignment;
-  void* data;
+  std::shared_ptr<void> data;
 };
 
 struct Running {
@@ -63,19 +45,16 @@ struct Running {
 
 // Fibres outlive a block and a launch: making one costs more than a small kernel.
 std::function<void()> thread_function;
-std::vector<std::unique_ptr<Warp>> warps;
+std::vector<Thread> threads;
+// Exchanged values. Two sets: a lane that writes to one has met the others since they read it.
+uint64_t slots[2][kMaxThreads];
 Running running;
-Warp* warp = nullptr;
 Thread* thread = nullptr;
 
-std::string where() {
-  std::ostringstream out;
-  out << "kernel " << running.name << ", block (" << blockIdx.x << ", " << blockIdx.y << ", "
-      << blockIdx.z << ")";
-  return out.str();
+[[noreturn]] void fail(const std::string& what) {
+  throw std::runtime_error(concatenate("kernel ", running.name, ", block (", blockIdx.x, ", ",
+                                       blockIdx.y, ", ", blockIdx.z, "): ", what));
 }
-
-[[noreturn]] void fail(const std::string& what) { throw std::runtime_error(where() + ": " + what); }
 
 // 0 .. size - 1 as `order` has them.
 class Sequence {
@@ -107,89 +86,68 @@ void wait(State state, Site site) {
   self.fibre->pause();
 }
 
-template <typename Threads>
-bool all_wait(const Threads& threads, State state) {
-  return std::all_of(threads.begin(), threads.end(), [&](const Thread& t) {
-    return t.state == state && t.site == threads[0].site;
+bool all_are(std::span<const Thread> some, State state) {
+  return std::all_of(some.begin(), some.end(), [&](const Thread& t) {
+    return t.state == state && (state == State::kReturned || t.site == some[0].site);
   });
 }
 
+void make_ready(std::span<Thread> some) {
+  for (Thread& t : some) t.state = State::kReady;
+}
+
 // Runs the threads of a warp until none can go on without another warp.
-void run_warp(Warp& chosen, Sequence& lanes, std::minstd_rand& random) {
-  warp = &chosen;
+void run_warp(std::span<Thread> warp, Sequence& lanes, std::minstd_rand& random) {
   for (;;) {
     for (const unsigned lane : lanes.next(random)) {
-      if (chosen.lanes[lane].state == State::kReady) resume(chosen.lanes[lane]);
+      if (warp[lane].state == State::kReady) resume(warp[lane]);
     }
-    if (!all_wait(chosen.lanes, State::kAtWarp)) return;
-    for (Thread& lane : chosen.lanes) lane.state = State::kReady;
+    if (!all_are(warp, State::kAtWarp)) return;
+    make_ready(warp);
   }
 }
 
 // "3 threads wait at __syncthreads (poles.cu:7), 29 threads have returned"
-std::string describe(std::span<const std::unique_ptr<Warp>> block) {
+std::string describe(std::span<const Thread> block) {
   std::map<std::string, int> counts;
-  for (const auto& w : block) {
-    for (const Thread& t : w->lanes) {
-      std::ostringstream state;
-      if (t.state == State::kReturned) {
-        state << "have returned";
-      } else {
-        state << "wait at " << t.site.function << " (" << t.site.file << ":" << t.site.line << ")";
-      }
-      ++counts[state.str()];
-    }
+  for (const Thread& t : block) {
+    ++counts[t.state == State::kReturned ? "have returned"
+                                         : concatenate("wait at ", t.site.function, " (",
+                                                       t.site.file, ":", t.site.line, ")")];
   }
-  std::ostringstream out;
-  for (const auto& [state, count] : counts) {
-    out << (out.tellp() > 0 ? ", " : "") << count << " threads " << state;
-  }
-  return out.str();
+  std::string text;
+  for (const auto& [state, count] : counts)
+    text += concatenate(text.empty() ? "" : ", ", count, " threads ", state);
+  return text;
 }
 
-void run_block(std::span<const std::unique_ptr<Warp>> block, std::minstd_rand& random) {
-  for (const auto& w : block) {
-    for (Thread& lane : w->lanes) {
-      lane.state = State::kReady;
-      lane.turn = 0;
-    }
-  }
-  Sequence order(block.size()), lanes(kLanes);
+void run_block(std::span<Thread> block, std::minstd_rand& random) {
+  for (Thread& t : block) t.turn = 0;
+  Sequence order(block.size() / kLanes), lanes(kLanes);
   for (;;) {
-    for (const unsigned index : order.next(random)) run_warp(*block[index], lanes, random);
-    const Thread& first = block[0]->lanes[0];
-    bool all_returned = true, all_met = true;
-    for (const auto& w : block) {
-      for (const Thread& t : w->lanes) {
-        all_returned = all_returned && t.state == State::kReturned;
-        all_met = all_met && t.state == State::kAtBlock && t.site == first.site;
-      }
-    }
-    if (all_returned) return;
-    if (!all_met) fail("a barrier that not all threads reach: " + describe(block));
-    for (const auto& w : block) {
-      for (Thread& t : w->lanes) t.state = State::kReady;
-    }
+    make_ready(block);
+    for (const unsigned warp : order.next(random))
+      run_warp(block.subspan(warp * kLanes, kLanes), lanes, random);
+    if (all_are(block, State::kReturned)) return;
+    if (!all_are(block, State::kAtBlock))
+      fail("a barrier that not all threads reach: " + describe(block));
     running.result = running.any;
     running.any = false;
   }
 }
 
-void make_warps(dim3 block) {
-  const unsigned threads = block.x * block.y * block.z;
-  while (warps.size() < threads / kLanes) {
-    auto made = std::make_unique<Warp>();
-    for (Thread& lane : made->lanes) lane.fibre = std::make_unique<Fibre>(thread_function);
-    warps.push_back(std::move(made));
-  }
-  for (unsigned i = 0; i < threads; ++i) {
-    warps[i / kLanes]->lanes[i % kLanes].index = {i % block.x, i / block.x % block.y,
-                                                  i / (block.x * block.y)};
-  }
+// The first of the threads, with the indices of a block's.
+std::span<Thread> make_threads(dim3 block) {
+  const size_t count = block.x * block.y * block.z;
+  while (threads.size() < count)
+    threads.emplace_back().fibre = std::make_unique<Fibre>(thread_function);
+  for (unsigned i = 0; i < count; ++i)
+    threads[i].index = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
+  return std::span(threads).first(count);
 }
 
 void check_mask(Site site, unsigned mask) {
-  if (mask != kAllLanes) fail(std::string(site.function) + " without all lanes in its mask");
+  if (mask != kAllLanes) fail(concatenate(site.function, " without all lanes in its mask"));
 }
 
 }  // namespace
@@ -208,15 +166,14 @@ void launch(const char* name, dim3 grid, dim3 block, cudaStream_t stream,
       block.y > kMaxThreads / block.x || block.z > kMaxThreads / (block.x * block.y)) {
     fail("a block has 1 to 1024 threads");
   }
-  const unsigned threads = block.x * block.y * block.z;
-  if (threads % kLanes != 0) fail("a block is made of whole warps");
+  if (block.x * block.y * block.z % kLanes != 0) fail("a block is made of whole warps");
   if (grid.x > 0x7fffffffu || grid.y > 0xffffu || grid.z > 0xffffu) fail("the grid is too large");
   settings().launches.push_back({name, grid, block, stream});
 
   blockDim = block;
   gridDim = grid;
   thread_function = function;
-  make_warps(block);
+  const std::span<Thread> of_block = make_threads(block);
   std::minstd_rand random(1);
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   Sequence order(blocks);
@@ -225,26 +182,25 @@ void launch(const char* name, dim3 grid, dim3 block, cudaStream_t stream,
       blockIdx = {static_cast<unsigned>(index % grid.x),
                   static_cast<unsigned>(index / grid.x % grid.y),
                   static_cast<unsigned>(index / grid.x / grid.y)};
-      run_block(std::span(warps).first(threads / kLanes), random);
+      run_block(of_block, random);
       running.shared.clear();
     }
   } catch (...) {
-    warps.clear();  // fibres stuck half-way cannot be used again
+    threads.clear();  // fibres stuck half-way cannot be used again
     running = {};
     throw;
   }
 }
 
-void* shared_memory(const void* site, size_t size, size_t alignment) {
+void* shared_memory(const void* site, size_t size) {
   auto found = running.shared.find(site);
   if (found == running.shared.end()) {
     size_t total = size;
     for (const auto& [_, memory] : running.shared) total += memory.size;
     if (total > kMaxShared) fail("more than 48 KB of shared memory");
-    found =
-        running.shared.try_emplace(site, size, std::align_val_t(std::max(alignment, 16ul))).first;
+    found = running.shared.emplace(site, SharedMemory{size, allocate(size, 0)}).first;
   }
-  return found->second.data;
+  return found->second.data.get();
 }
 
 void meet_block(Site site) { wait(State::kAtBlock, site); }
@@ -260,15 +216,16 @@ void meet_warp(Site site, unsigned mask) {
   wait(State::kAtWarp, site);
 }
 
-int lane() { return static_cast<int>(thread - warp->lanes.data()); }
+int lane() { return static_cast<int>((thread - threads.data()) % kLanes); }
 
 const uint64_t* exchange(Site site, unsigned mask, uint64_t bits) {
   check_mask(site, mask);
-  uint64_t* slots = warp->slots[thread->turn];
+  uint64_t* slot = &slots[thread->turn][thread - threads.data()];
+  const uint64_t* of_warp = slot - lane();
   thread->turn ^= 1;
-  slots[lane()] = bits;
+  *slot = bits;
   wait(State::kAtWarp, site);
-  return slots;
+  return of_warp;
 }
 
 }  // namespace vne::emulation

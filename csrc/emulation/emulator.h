@@ -41,13 +41,13 @@ void launch(const char* name, dim3 grid, dim3 block, cudaStream_t stream,
 
 // Memory of the running block, the same for all its threads that come from one place. It is on the
 // heap, so that AddressSanitizer sees its ends, and begins as NaN in every block.
-void* shared_memory(const void* site, size_t size, size_t alignment);
+void* shared_memory(const void* site, size_t size);
 
 template <typename T>
 T* shared(const void* site) {
   static_assert(std::is_trivially_default_constructible_v<T> &&
                 std::is_trivially_destructible_v<T>);
-  return std::launder(reinterpret_cast<T*>(shared_memory(site, sizeof(T), alignof(T))));
+  return std::launder(reinterpret_cast<T*>(shared_memory(site, sizeof(T))));
 }
 
 }  // namespace vne::emulation
