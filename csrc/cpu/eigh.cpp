@@ -32,19 +32,8 @@ Eigen eigh_in_double(const float* a, int64_t m) {
   Buffer<double> wide(m * m);
   std::copy_n(a, m * m, wide.get());
   const Eigen eigen = eigh(wide.get(), m);
-  const Eigen result = {empty(eigen.values, {m}, ScalarType::Float),
-                        empty(eigen.vectors, {m, m}, ScalarType::Float)};
-  const double* values = static_cast<const double*>(eigen.values.const_data_ptr());
-  const double* vectors = static_cast<const double*>(eigen.vectors.const_data_ptr());
-  float* to = static_cast<float*>(result.vectors.mutable_data_ptr());
-  std::copy_n(values, m, static_cast<float*>(result.values.mutable_data_ptr()));
-  for (int64_t i = 0; i < m; ++i) {
-    for (int64_t k = 0; k < m; ++k) {
-      to[i * m + k] =
-          static_cast<float>(vectors[i * eigen.vectors.stride(0) + k * eigen.vectors.stride(1)]);
-    }
-  }
-  return result;
+  const auto to_float = [](const Tensor& x) { return torch::stable::to(x, ScalarType::Float); };
+  return {to_float(eigen.values), to_float(eigen.vectors)};
 }
 
 // The rows of a trace-one a [m, m] that rounding leaves something of beside the others: not those
