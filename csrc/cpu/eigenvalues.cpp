@@ -157,7 +157,7 @@ void multiply_symmetric(const T* a, int64_t m, int64_t ld, int64_t from, const T
   constexpr int64_t kBlock = 48;   // rows of x, a multiple of any tile's
   constexpr int64_t kDepth = 256;  // what is read of a stays in the caches for all tiles of a block
   const simd::Kernels<T>& simd = simd::kernels<T>();
-  const int64_t tile_rows = simd.tile_rows, tile_cols = simd.tile_cols, side = m - from;
+  const int64_t tile_cols = simd.tile_cols, side = m - from;
   const int64_t tiles = ceil_div(simd::kBand, tile_cols);
   const auto cols_of = [&](int64_t tile) {
     return static_cast<int>(std::min(tile_cols, simd::kBand - tile * tile_cols));
@@ -181,13 +181,9 @@ void multiply_symmetric(const T* a, int64_t m, int64_t ld, int64_t from, const T
       bool accumulate = false;
       const auto add = [&](MatrixView<T> view, int64_t first, int64_t size) {
         for (int64_t tile = 0; tile < tiles; ++tile) {
-          for (int64_t i = 0; i < rows; i += tile_rows) {
-            simd.multiply_tile(
-                size, {view.data + i * view.row_stride, view.row_stride, view.col_stride},
-                &packed[(tile * side + first) * tile_cols],
-                x + (top + i) * simd::kBand + tile * tile_cols, simd::kBand,
-                static_cast<int>(std::min(tile_rows, rows - i)), cols_of(tile), accumulate);
-          }
+          multiply_column(rows, cols_of(tile), size, view,
+                          &packed[(tile * side + first) * tile_cols],
+                          x + top * simd::kBand + tile * tile_cols, simd::kBand, accumulate);
         }
         accumulate = true;
       };
@@ -401,9 +397,7 @@ void eigenvalues(const T* a, int64_t m, T* values) {
 }
 
 template double householder(const float*, int64_t, float*, double*);
-template double householder(const double*, int64_t, double*, double*);
 template void triangular_factor(const float*, const float*, int64_t, float*);
-template void triangular_factor(const double*, const double*, int64_t, double*);
 template void tridiagonalize(const float*, int64_t, double*, double*);
 template void eigenvalues(const float*, int64_t, float*);
 template void eigenvalues(const double*, int64_t, double*);

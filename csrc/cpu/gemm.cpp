@@ -1,7 +1,5 @@
 #include "cpu/gemm.h"
 
-#include <algorithm>
-
 namespace vne {
 namespace {
 
@@ -27,18 +25,6 @@ struct Tiling {
 };
 
 }  // namespace
-
-template <typename T>
-void mirror_lower(T* c, int64_t size) {
-  constexpr int64_t kBlock = 32;  // both sides of the transpose stay in cache
-  for (int64_t row = 0; row < size; row += kBlock) {
-    for (int64_t col = 0; col <= row; col += kBlock) {
-      for (int64_t i = row; i < std::min(row + kBlock, size); ++i) {
-        for (int64_t j = col; j < std::min(col + kBlock, i); ++j) c[j * size + i] = c[i * size + j];
-      }
-    }
-  }
-}
 
 template <typename T>
 void multiply(int64_t rows, int64_t cols, int64_t k, MatrixView<T> a, const T* scale,
@@ -102,8 +88,6 @@ void multiply(int64_t rows, int64_t cols, int64_t k, MatrixView<T> a, const T* s
   if (result == Result::kSymmetric) mirror_lower(c, rows);
 }
 
-template void mirror_lower(float*, int64_t);
-template void mirror_lower(double*, int64_t);
 template void multiply(int64_t, int64_t, int64_t, MatrixView<float>, const float*,
                        MatrixView<float>, float*, Result);
 template void multiply(int64_t, int64_t, int64_t, MatrixView<double>, const double*,

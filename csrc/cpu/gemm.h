@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <new>
 
@@ -52,8 +53,37 @@ template <typename T>
 void multiply(int64_t rows, int64_t cols, int64_t k, MatrixView<T> a, const T* scale,
               MatrixView<T> b, T* c, Result result);
 
+// visit(entry, mirrored) for each entry of c [size, size] below the diagonal.
+template <typename T, typename Visit>
+void visit_lower(T* c, int64_t size, Visit visit) {
+  constexpr int64_t kBlock = 32;  // both of a pair stay in the cache
+  for (int64_t row = 0; row < size; row += kBlock) {
+    for (int64_t col = 0; col <= row; col += kBlock) {
+      for (int64_t i = row; i < std::min(row + kBlock, size); ++i) {
+        for (int64_t j = col; j < std::min(col + kBlock, i); ++j)
+          visit(c[i * size + j], c[j * size + i]);
+      }
+    }
+  }
+}
+
 // Copies the lower triangle of c [size, size] to the upper one.
 template <typename T>
-void mirror_lower(T* c, int64_t size);
+void mirror_lower(T* c, int64_t size) {
+  visit_lower(c, size, [](T below, T& above) { above = below; });
+}
+
+// c [rows, cols] (+)= a b for one column of tiles, cols <= tile_cols: b [k, cols] comes packed.
+template <typename T>
+void multiply_column(int64_t rows, int cols, int64_t k, MatrixView<T> a, const T* packed, T* c,
+                     int64_t stride, bool accumulate = true) {
+  const simd::Kernels<T>& simd = simd::kernels<T>();
+  const int64_t tile_rows = simd.tile_rows;
+  for (int64_t i = 0; i < rows; i += tile_rows) {
+    simd.multiply_tile(k, {a.data + i * a.row_stride, a.row_stride, a.col_stride}, packed,
+                       c + i * stride, stride, static_cast<int>(std::min(tile_rows, rows - i)),
+                       cols, accumulate);
+  }
+}
 
 }  // namespace vne

@@ -69,10 +69,9 @@ bool sweep(T* a, int64_t m, T shift, T floor, IfRepaired if_repaired, const Work
     for (int64_t j = 0; j < m; j += tile_cols) {
       const int cols = static_cast<int>(std::min(tile_cols, m - j));
       simd.pack(size, cols, {&work.c[j], m, 1}, nullptr, work.packed.get());
-      for (int64_t i = j / tile_rows * tile_rows; i < m; i += tile_rows) {
-        simd.multiply_tile(size, {&work.y[i], 1, m}, work.packed.get(), a + i * m + j, m,
-                           static_cast<int>(std::min(tile_rows, m - i)), cols, true);
-      }
+      const int64_t top = j / tile_rows * tile_rows;
+      multiply_column<T>(m - top, cols, size, {&work.y[top], 1, m}, work.packed.get(),
+                         a + top * m + j, m);
     }
     for (int64_t k = 0; k < size; ++k)
       std::copy_n(panel + k * m, first + k + 1, a + (first + k) * m);
@@ -115,7 +114,7 @@ std::vector<int64_t> pivot_order(const T* a, int64_t m, double floor) {
   return order;
 }
 
-// lower triangle of to [m, m] <- from[order, order], or the inverse of that.
+// Lower triangle of to [m, m] <- from[order, order].
 template <typename T>
 void permute(const T* from, const std::vector<int64_t>& order, T* to) {
   const int64_t m = static_cast<int64_t>(order.size());
@@ -133,12 +132,6 @@ bool has_grown(const T* inverse, int64_t m, T limit) {
     if (!(std::abs(inverse[i * m + i]) <= limit)) return true;
   }
   return false;
-}
-
-std::vector<int64_t> inverse_of(const std::vector<int64_t>& order) {
-  std::vector<int64_t> inverse(order.size());
-  for (size_t i = 0; i < order.size(); ++i) inverse[order[i]] = static_cast<int64_t>(i);
-  return inverse;
 }
 
 }  // namespace
@@ -183,7 +176,9 @@ void log_by_sweeps(const T* a, int64_t m, double shift, T* result) {
       if (!clean[k]) again.push_back(k);
     }
     if (!again.empty()) {
-      const std::vector<int64_t> order = pivot_order(a, m, noise), back = inverse_of(order);
+      const std::vector<int64_t> order = pivot_order(a, m, noise);
+      std::vector<int64_t> back(m);
+      for (int64_t i = 0; i < m; ++i) back[order[i]] = i;
       torch::stable::parallel_for(
           0, static_cast<int64_t>(again.size()), 1, [&](int64_t begin, int64_t end) {
             const Workspace<T> work(m);

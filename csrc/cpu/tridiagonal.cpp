@@ -14,6 +14,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "cpu/pole_table.h"
 #include "cpu/stages.h"
@@ -79,7 +80,7 @@ void multiply_by_q(const Reduction& q, int64_t m, float* f) {
   const int64_t stride = padded(m), reflectors = m - 1;
   // Reflectors multiplied on at a time: many make few passes over f, and waste a larger triangle.
   const int64_t panel = m <= 256 ? 32 : 64;
-  const int64_t tile_rows = simd.tile_rows, tile_cols = simd.tile_cols;
+  const int64_t tile_cols = simd.tile_cols;
   Buffer<float> gram(panel * panel), s(panel * panel), product(panel * m), weighted(panel * m);
   Buffer<float> packed(ceil_div(m, tile_cols) * panel * tile_cols);
   for (int64_t first = (reflectors - 1) / panel * panel; first >= 0; first -= panel) {
@@ -101,10 +102,7 @@ void multiply_by_q(const Reduction& q, int64_t m, float* f) {
             const int cols = static_cast<int>(std::min(tile_cols, m - j));
             float* part = &packed[column * panel * tile_cols];
             simd.pack(size, cols, {&weighted[j], m, 1}, nullptr, part);
-            for (int64_t i = 0; i < rows; i += tile_rows) {
-              simd.multiply_tile(size, {v.data + i, 1, stride}, part, f + (from + i) * m + j, m,
-                                 static_cast<int>(std::min(tile_rows, rows - i)), cols, true);
-            }
+            multiply_column(rows, cols, size, transposed(v), part, f + from * m + j, m);
           }
         });
   }
@@ -187,18 +185,6 @@ Tridiagonal tridiagonal(const float* a, int64_t m) {
   return result;
 }
 
-void transpose(float* f, int64_t m) {
-  constexpr int64_t kBlock = 32;  // both of a pair stay in the cache
-  for (int64_t row = 0; row < m; row += kBlock) {
-    for (int64_t col = 0; col <= row; col += kBlock) {
-      for (int64_t i = row; i < std::min(row + kBlock, m); ++i) {
-        for (int64_t j = col; j < std::min(col + kBlock, i); ++j)
-          std::swap(f[i * m + j], f[j * m + i]);
-      }
-    }
-  }
-}
-
 }  // namespace
 
 bool log_by_tridiagonal(const float* a, int64_t m, double shift, float* result) {
@@ -207,7 +193,8 @@ bool log_by_tridiagonal(const float* a, int64_t m, double shift, float* result) 
   if (!eliminate(q, m, least_pivot(a, m), &pivots)) return false;
   log_of_tridiagonal(pivots, m, shift, result);
   multiply_by_q(q, m, result);
-  transpose(result, m);  // Q (Q f)^T = Q f Q^T, as f is symmetric
+  // Q (Q f)^T = Q f Q^T, as f is symmetric.
+  visit_lower(result, m, [](float& below, float& above) { std::swap(below, above); });
   multiply_by_q(q, m, result);
   return true;
 }
