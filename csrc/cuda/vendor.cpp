@@ -83,11 +83,11 @@ struct Solver {
   std::vector<char> host_workspace;
 };
 
-// Solvers of threads that ended, for threads to come. None is ever destroyed: when a process ends,
-// CUDA may be gone before.
+// Solvers of threads that ended, by device, for threads to come. None is ever destroyed: when a
+// process ends, CUDA may be gone before.
 struct SpareSolvers {
   std::mutex mutex;
-  std::unordered_map<int, std::vector<Solver*>> of_device;
+  std::unordered_multimap<int, Solver*> of_device;
 };
 
 SpareSolvers& spare_solvers() {
@@ -100,7 +100,7 @@ struct SolversOfThread {
   ~SolversOfThread() {
     SpareSolvers& spare = spare_solvers();
     const std::lock_guard<std::mutex> lock(spare.mutex);
-    for (const auto& [device, solver] : of_device) spare.of_device[device].push_back(solver);
+    spare.of_device.merge(of_device);
   }
 };
 
@@ -108,12 +108,7 @@ Solver* take_solver(int device) {
   SpareSolvers& spare = spare_solvers();
   {
     const std::lock_guard<std::mutex> lock(spare.mutex);
-    std::vector<Solver*>& solvers = spare.of_device[device];
-    if (!solvers.empty()) {
-      Solver* solver = solvers.back();
-      solvers.pop_back();
-      return solver;
-    }
+    if (const auto found = spare.of_device.extract(device)) return found.mapped();
   }
   return new Solver;
 }
