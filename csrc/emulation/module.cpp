@@ -71,13 +71,6 @@ py::object call(const std::string& name, const Operator& called, const py::args&
   return arrays;
 }
 
-template <typename T>
-const T& look_up(const std::map<std::string, T>& table, const std::string& name) {
-  const auto found = table.find(name);
-  if (found == table.end()) throw py::value_error("there is no '" + name + "'");
-  return found->second;
-}
-
 py::tuple to_tuple(const dim3& d) { return py::make_tuple(d.x, d.y, d.z); }
 
 }  // namespace
@@ -90,13 +83,7 @@ PYBIND11_MODULE(VNE_EMULATION_MODULE, module) {
       return call(name, registered, arguments);
     });
   }
-  module.attr("ORDERS") = [] {
-    py::list names;
-    for (const auto& [name, _] : kOrders) names.append(name);
-    return py::tuple(names);
-  }();
-  module.def("set_order",
-             [](const std::string& name) { settings().order = look_up(kOrders, name); });
+  module.def("set_order", [](const std::string& name) { settings().order = kOrders.at(name); });
   module.def("set_multiprocessors", [](int count) { settings().multiprocessors = count; });
   // (name, grid, block, stream) of every launch since clear_launches(); a product or an
   // eigendecomposition of a vendor's library has zeros for grid and block.
