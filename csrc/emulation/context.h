@@ -4,8 +4,8 @@
 
 #include <cuda_runtime.h>
 
-#include "common/stable.h"
 #include "emulation/emulator.h"
+#include "emulation/tensor.h"
 
 namespace vne {
 
