@@ -187,8 +187,8 @@ def test_an_invalid_weight_makes_its_sample_nan(bad: float) -> None:
     weights = torch.full((3, 4), 0.25)
     weights[1, 2] = bad
     rho = ops.density(z, weights, True, EPS)
-    of_z, of_weights = ops.density_backward(rho[:1].expand(3, -1, -1), z, weights, True, EPS)
-    for result in (rho, of_z, of_weights):
+    grad_z, grad_weights = ops.density_backward(rho[:1].expand(3, -1, -1), z, weights, True, EPS)
+    for result in (rho, grad_z, grad_weights):
         assert result[1].isnan().all()
         assert result[::2].isfinite().all()
 
@@ -453,11 +453,11 @@ def test_a_zero_row_has_gradient_zero(shape: tuple[int, int], method: str) -> No
 
 
 def test_a_part_of_zero_rows_has_gradient_zero() -> None:
-    of_z, of_weights = ops.density_backward(
+    grad_z, grad_weights = ops.density_backward(
         torch.eye(5).expand(2, 5, 5), torch.zeros(2, 3, 5), torch.ones(2, 3), True, EPS
     )
-    assert (of_z == 0).all()
-    assert (of_weights == 0).all()
+    assert (grad_z == 0).all()
+    assert (grad_weights == 0).all()
 
 
 @pytest.mark.parametrize("shape", [(4, 1), (1, 4)])

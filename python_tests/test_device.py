@@ -268,7 +268,7 @@ def check_density(
     """S and its gradients by way of rho, with weights of which some are 0."""
     z = spectrum_case("iid", shape, dtype)
     weights = weights_case("zeros", shape[:-1], result_dtype(dtype))
-    value, grad, of_weights = differentiate(
+    value, grad, grad_weights = differentiate(
         partial(entropy_of_density, method=method), z.to(device), weights.to(device)
     )
     assert value.device.type == device.type
@@ -276,9 +276,9 @@ def check_density(
     assert_value(value.cpu(), reference.oracle(z, weights=weights), VALUE_DEFICIENT[dtype])
     exact = reference.oracle_grad(z, weights=weights)
     assert absolute_error(grad.cpu(), exact) <= gradient_tolerance(z, exact, weights=weights)
-    exact_of_weights = reference.oracle_weights_grad(z, weights=weights, relative=False)
+    exact_grad_weights = reference.oracle_weights_grad(z, weights=weights, relative=False)
     tolerance = GRADIENT_FLOAT64 if dtype == FLOAT64 else GRADIENT_WELL_CONDITIONED
-    assert relative_error(of_weights.cpu(), exact_of_weights) <= tolerance
+    assert relative_error(grad_weights.cpu(), exact_grad_weights) <= tolerance
     z1, z2 = (z.to(device) for z in views("iid", shape, dtype))
     cosine, _ = torch.ops.vne_kernels.cosine(z1, z2, 1e-12)
     assert_value(cosine.cpu(), reference.oracle_cosine(z1.cpu(), z2.cpu()), VALUE[dtype])
@@ -415,7 +415,7 @@ def capture(
 ) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
     """`replay` and the results that it writes to, for work on `static`, which stays where it is.
 
-    On the CPU a stand-in that works anew at every replay.
+    On the CPU a stand-in that computes again at every replay.
     """
     if device.type != "cuda":
         results = work(static)

@@ -99,8 +99,8 @@ def test_objectives_of_the_program(world: int, loss: str) -> None:
         assert relative_error(whole, flat(expected.values())) <= 1e-6
     mean = torch.stack([values[0] for _, values in found]).mean()
     assert float(mean) == pytest.approx(float(value.detach()), rel=1e-6)
-    for _, (_, *everyones) in found:  # what is logged is of all pairs
-        assert torch.stack(everyones).tolist() == pytest.approx(
+    for _, (_, *gathered) in found:  # what is logged is of all pairs
+        assert torch.stack(gathered).tolist() == pytest.approx(
             torch.stack(terms).tolist(), rel=1e-5, nan_ok=True
         )
 
@@ -159,8 +159,8 @@ def test_sub_groups() -> None:
 def test_gathered_rows_may_be_used_differently_by_each_process() -> None:
     found = on_processes(3, "uneven_gather")
     rows = torch.cat([torch.full((rank + 1, 2), float(rank)) for rank in range(3)]).double()
-    for rank, (everyones, grad) in enumerate(found):
-        assert torch.equal(everyones, rows)
+    for rank, (gathered, grad) in enumerate(found):
+        assert torch.equal(gathered, rows)
         # factors 1, 2 and 3 of the squares
         assert torch.equal(grad, torch.full((rank + 1, 2), 2.0 * rank * 6).double())
 

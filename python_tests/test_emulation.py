@@ -245,11 +245,11 @@ def entropy_cases() -> list[tuple[str, tuple[int, int], str]]:
 @pytest.mark.parametrize(("name", "shape", "method"), entropy_cases())
 def test_entropy(kernels: ModuleType, name: str, shape: tuple[int, int], method: str) -> None:
     z = spectrum_case(name, shape, FLOAT32)
-    value, grad, of_weights = call(kernels, "vn_entropy_grad", z, None, True, method, EPS)
+    value, grad, grad_weights = call(kernels, "vn_entropy_grad", z, None, True, method, EPS)
     tolerance = (VALUE_DEFICIENT if name in DEFICIENT_SPECTRA else VALUE)[FLOAT32]
     assert_value(value, reference.oracle(z), tolerance)
     assert_gradient(grad, z)
-    assert of_weights.shape == (0,)
+    assert grad_weights.shape == (0,)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -275,17 +275,17 @@ def test_dtypes_batches_and_weights(
     weights[..., 2::5] = 0
     weights /= weights.sum(dim=-1, keepdim=True)
     options = {"weights": weights, "normalize": normalize, "relative": False}
-    value, grad, of_weights = call(kernels, "vn_entropy_grad", z, weights, normalize, method, EPS)
+    value, grad, grad_weights = call(kernels, "vn_entropy_grad", z, weights, normalize, method, EPS)
     (alone,) = call(kernels, "vn_entropy", z, weights, normalize, method, EPS)
     assert_value(value, reference.oracle(z, **options), VALUE[dtype])
     assert_value(alone, value, VALUE[dtype])
-    assert grad.dtype == of_weights.dtype == compute
+    assert grad.dtype == grad_weights.dtype == compute
     tolerance = GRADIENT_FLOAT64 if dtype == FLOAT64 else GRADIENT_WELL_CONDITIONED
-    exact, exact_of_weights = (
+    exact, exact_grad_weights = (
         oracle(z, **options) for oracle in (reference.oracle_grad, reference.oracle_weights_grad)
     )
     assert absolute_error(grad, exact) <= tolerance * exact.norm() + gradient_floor(z)
-    assert relative_error(of_weights, exact_of_weights) <= tolerance
+    assert relative_error(grad_weights, exact_grad_weights) <= tolerance
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -330,12 +330,12 @@ def test_spectrum(
     same_values, vectors = call(kernels, "spectrum_eigh", z, weights, True, EPS)
     assert_value(torch.special.entr(values).sum(dim=-1), reference.oracle(z), VALUE[dtype])
     assert_value(same_values, values, VALUE[dtype])
-    grad, of_weights = call(
+    grad, grad_weights = call(
         kernels, "spectrum_backward", -values.log() - 1, z, vectors, weights, True, EPS
     )
     tolerance = GRADIENT_FLOAT64 if dtype == FLOAT64 else 4 * GRADIENT_WELL_CONDITIONED
     assert relative_error(grad, reference.oracle_grad(z)) <= tolerance
-    assert of_weights.shape == (weights.shape if weighted else (0,))
+    assert grad_weights.shape == (weights.shape if weighted else (0,))
 
 
 @pytest.mark.parametrize("options", ["plain", "raw", "weights"])
@@ -351,22 +351,22 @@ def test_purity(
         weights = torch.linspace(0, 2, shape[-2]).expand(shape[:-1]).contiguous()
         weights = weights.double() if dtype == FLOAT64 else weights
     (alone,) = call(kernels, "purity", z, weights, normalize, "auto", EPS)
-    value, grad, of_weights = call(kernels, "purity_grad", z, weights, normalize, "auto", EPS)
+    value, grad, grad_weights = call(kernels, "purity_grad", z, weights, normalize, "auto", EPS)
     leaf = z.double().requires_grad_()
     p = torch.ones(shape[:-1], dtype=FLOAT64) if weights is None else weights.double()
     p.requires_grad_()
     u = torch.nn.functional.normalize(leaf, dim=-1) if normalize else leaf
     rho = u.mT @ (p.unsqueeze(-1) * u)
     exact = rho.square().sum((-1, -2)) / rho.diagonal(dim1=-2, dim2=-1).sum(-1).square()
-    exact_grad, exact_of_weights = torch.autograd.grad(exact.sum(), (leaf, p))
+    exact_grad, exact_grad_weights = torch.autograd.grad(exact.sum(), (leaf, p))
     tolerance = GRADIENT_FLOAT64 if dtype == FLOAT64 else GRADIENT_WELL_CONDITIONED
     for purity in (value, alone):
         assert_value(purity, exact, VALUE[dtype])
     assert relative_error(grad, exact_grad) <= tolerance
     if weights is not None:
         present = weights > 0  # a sample of weight 0 counts as absent
-        assert relative_error(of_weights[present], exact_of_weights[present]) <= tolerance
-        assert (of_weights[~present] == 0).all()
+        assert relative_error(grad_weights[present], exact_grad_weights[present]) <= tolerance
+        assert (grad_weights[~present] == 0).all()
 
 
 def test_purity_of_zeros_nan_and_one_direction(kernels: ModuleType) -> None:
@@ -417,11 +417,13 @@ def test_stages_of_a_batch_that_is_spread_over_processes(
     value, grad_rho = call(kernels, "density_entropy_grad", rho, method)
     for s in (value, alone):
         assert_value(s, reference.oracle(z), VALUE_DEFICIENT[dtype])
-    grad, of_weights = call(kernels, "density_backward", grad_rho, z, weights, True, EPS)
+    grad, grad_weights = call(kernels, "density_backward", grad_rho, z, weights, True, EPS)
     assert_gradient(grad, z)
-    exact_of_weights = reference.oracle_weights_grad(z, weights=weights, relative=False)
+    exact_grad_weights = reference.oracle_weights_grad(z, weights=weights, relative=False)
     tolerance = GRADIENT_FLOAT64 if dtype == FLOAT64 else GRADIENT_WELL_CONDITIONED
-    assert absolute_error(of_weights, exact_of_weights) <= tolerance * (1 + exact_of_weights.norm())
+    assert absolute_error(grad_weights, exact_grad_weights) <= tolerance * (
+        1 + exact_grad_weights.norm()
+    )
     z2 = z.roll(1, dims=-1)
     cosine, stats = call(kernels, "cosine", z, z2, EPS)
     _, expected, _, expected_stats = call(kernels, "doe_loss_grad", z, z2, method, EPS)

@@ -171,7 +171,7 @@ def test_over_two_processes() -> None:
 
 
 def test_states_are_shared_where_their_sums_are_the_same_and_only_there() -> None:
-    """The first rows are of length one: raw sums and normalised ones cannot be told apart yet."""
+    """The first rows are of length one: raw sums and normalized ones are still the same."""
     z = torch.nn.functional.normalize(spectrum_case("relu", (40, 12), torch.float64), dim=-1)
     collected = MetricCollection(
         {

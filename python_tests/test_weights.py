@@ -152,11 +152,11 @@ def test_the_gradient_of_a_masked_row_is_zero(function: Callable[..., Tensor]) -
     weights = torch.rand(N, generator=generator(3), dtype=FLOAT64) + 0.1
     weights[4], z[4] = 0, torch.nan
     leaves = z.requires_grad_(), weights.requires_grad_()
-    of_z, of_weights = torch.autograd.grad(function(leaves[0], weights=leaves[1]).sum(), leaves)
-    assert of_z.isfinite().all()
-    assert of_weights.isfinite().all()
-    assert (of_z[4] == 0).all()
-    assert of_weights[4] == 0
+    grad_z, grad_weights = torch.autograd.grad(function(leaves[0], weights=leaves[1]).sum(), leaves)
+    assert grad_z.isfinite().all()
+    assert grad_weights.isfinite().all()
+    assert (grad_z[4] == 0).all()
+    assert grad_weights[4] == 0
 
 
 @pytest.mark.parametrize("bad", [-1.0, torch.nan])

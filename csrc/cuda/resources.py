@@ -66,8 +66,8 @@ def run(*command: str | Path, text: str | None = None) -> str:
 def dump(option: str, file: str | Path) -> str:
     """The output of cuobjdump. Triton's is as new as the compilers that come with torch."""
     triton = importlib.util.find_spec("triton")
-    beside = Path(triton.origin if triton and triton.origin else "").parent
-    with_triton = str(beside / "backends/nvidia/bin/cuobjdump")
+    folder = Path(triton.origin if triton and triton.origin else "").parent
+    with_triton = str(folder / "backends/nvidia/bin/cuobjdump")
     if not (cuobjdump := shutil.which(with_triton) or shutil.which("cuobjdump")):
         sys.exit("cuobjdump was found neither in triton nor in PATH")
     return run(cuobjdump, option, file)

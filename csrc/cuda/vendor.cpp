@@ -69,7 +69,7 @@ void check_cusolver(cusolverStatus_t status, const char* call) {
             static_cast<int>(status));
 }
 
-// What cuSOLVER needs beside the matrices. Used by one thread, for one device.
+// What cuSOLVER needs besides the matrices. Used by one thread, for one device.
 struct Solver {
   Solver() {
     check_cusolver(cusolverDnCreate(&handle), "cusolverDnCreate");

@@ -19,7 +19,7 @@ class Fibre {
   Fibre(const Fibre&) = delete;
   Fibre& operator=(const Fibre&) = delete;
 
-  // True once the function has returned; the next resume() calls it anew. What it throws comes out
+  // True once the function has returned; the next resume() calls it again. What it throws comes out
   // here.
   bool resume();
   // To be called from inside the function: back to whoever called resume().
