@@ -13,14 +13,12 @@ dispatcher: the callers of the operators do not see it.
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 import sys
 import warnings
 from collections.abc import Callable
 from functools import cache
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -41,7 +39,7 @@ _LEAST_CAPABILITY = (7, 5)
 
 def is_interpreted() -> bool:
     """Whether Triton kernels are run by its interpreter, on the host."""
-    if importlib.util.find_spec("triton") is None:
+    if _no_triton():
         return False
     if "triton" not in sys.modules and "TRITON_INTERPRET" not in os.environ:
         return False  # without importing Triton, which takes 75 MB
@@ -59,11 +57,14 @@ def _why_no_cuda() -> str | None:
     return _load.cuda_reason or _no_gpu()
 
 
+def _no_triton() -> str | None:
+    found = importlib.util.find_spec("triton")
+    return None if found else "triton is not installed: pip install triton"
+
+
 def _why_no_triton() -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed: pip install triton"
-    if is_interpreted():
-        return None
+    if (reason := _no_triton()) or is_interpreted():
+        return reason
     if reason := _no_gpu():
         return f"{reason}; TRITON_INTERPRET=1 runs the Triton kernels on the host"
     capability = torch.cuda.get_device_capability()
@@ -124,7 +125,7 @@ def resolve(name: str) -> str:
         return name
     if _load.cuda_reason is None:
         return "cuda"
-    return "cpu" if importlib.util.find_spec("triton") is None else "triton"
+    return "cpu" if _no_triton() else "triton"
 
 
 def _on_host_by_triton(name: str) -> bool:
@@ -191,10 +192,7 @@ def _serve(name: str, asked_by: str) -> None:
     if name not in NAMES:
         names = ", ".join(repr(known) for known in NAMES[:-1])
         raise ValueError(f"{asked_by} must be {names} or {NAMES[-1]!r}, got {name!r}")
-    reason = {"cuda": _load.cuda_reason, "triton": None}.get(name)
-    if name == "triton" and importlib.util.find_spec("triton") is None:
-        reason = _why_no_triton()
-    if reason:
+    if reason := {"cuda": _load.cuda_reason, "triton": _no_triton()}.get(name):
         raise RuntimeError(f"{asked_by} is {name!r}, which cannot serve: {reason}")
     _registered.clear()
     chosen = resolve(name)
@@ -235,12 +233,7 @@ class use_backend:
     def __enter__(self) -> None:
         pass
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         _serve(*self._before)
 
 
@@ -269,7 +262,7 @@ def _dissolve(operator: str) -> None:
     torch.library.register_torch_dispatch(f"vne_kernels::{operator}", FunctionalTensorMode, rule)
 
 
-@functools.cache
+@cache
 def register() -> None:
     """Binds every operator to its kernels, once, when all operators are declared."""
     for name in names_with_kernels():
