@@ -30,8 +30,9 @@ _T64, _W64 = map(_constant, zip(*POLE_TABLE[torch.float64][1:], strict=True))
 
 
 @triton.jit
-def pick(pole, TABLE: tl.constexpr, DTYPE: tl.constexpr):
+def pick(pole, TABLE32: tl.constexpr, TABLE64: tl.constexpr, DTYPE: tl.constexpr):
     """TABLE[pole] of each of [P] poles: a table in the code needs no memory of its own."""
+    TABLE: tl.constexpr = TABLE64 if DTYPE == tl.float64 else TABLE32
     value = tl.full([1], 0.0, DTYPE)
     for k in tl.static_range(len(TABLE)):
         value = tl.where(pole == k, tl.full([1], TABLE[k], DTYPE), value)
@@ -41,19 +42,13 @@ def pick(pole, TABLE: tl.constexpr, DTYPE: tl.constexpr):
 @triton.jit
 def pole_shift(pole, DTYPE: tl.constexpr):
     """t_k."""
-    if DTYPE == tl.float64:
-        return pick(pole, _T64, DTYPE)
-    else:
-        return pick(pole, _T32, DTYPE)
+    return pick(pole, _T32, _T64, DTYPE)
 
 
 @triton.jit
 def pole_weight(pole, DTYPE: tl.constexpr):
     """w_k."""
-    if DTYPE == tl.float64:
-        return pick(pole, _W64, DTYPE)
-    else:
-        return pick(pole, _W32, DTYPE)
+    return pick(pole, _W32, _W64, DTYPE)
 
 
 @triton.jit
