@@ -93,13 +93,12 @@ def operator(name: str) -> Callable[..., Any]:
 # ---- functions of the spectrum -------------------------------------------------------------------
 
 
-def rows_of(z: Tensor, weights: Tensor | None, normalize: bool, eps: float) -> Rows:
-    """X^ on the smaller side, equation (2)."""
-    return normalize_rows(samples_of(z, weights, normalize, eps))
-
-
-def samples_of(z: Tensor, weights: Tensor | None, normalize: bool, eps: float) -> Samples:
-    return Samples(z, weights, normalize, least_norm(eps), z.shape[1] <= z.shape[2])
+def rows_of(
+    z: Tensor, weights: Tensor | None, normalize: bool, eps: float, d_side: bool = False
+) -> Rows:
+    """X^ on the smaller side, equation (2), or on the d side."""
+    gram_side = not d_side and z.shape[1] <= z.shape[2]
+    return normalize_rows(Samples(z, weights, normalize, least_norm(eps), gram_side))
 
 
 def least_norm(eps: float) -> float:
@@ -175,12 +174,8 @@ doe_loss_backward = cosine_gradients
 # Equation (12): parts of a batch have the d side in common, whatever their n.
 
 
-def density_rows(z: Tensor, weights: Tensor | None, normalize: bool, eps: float) -> Rows:
-    return normalize_rows(replace(samples_of(z, weights, normalize, eps), gram_side=False))
-
-
 def density(z: Tensor, weights: Tensor | None, normalize: bool, eps: float) -> Tensor:
-    rows = density_rows(z, weights, normalize, eps)
+    rows = rows_of(z, weights, normalize, eps, d_side=True)
     a = matrix_of(rows)
     return regular_or(rows.traces, (rows.traces[:, None, None] * a).to(a.dtype))
 
@@ -192,7 +187,7 @@ def density_backward(
 
     A G that is not finite comes from the part of another process that is not.
     """
-    rows = density_rows(z, weights, normalize, eps)
+    rows = rows_of(z, weights, normalize, eps, d_side=True)
     finite = grad_rho.isfinite().flatten(1).all(-1)
     rows = replace(rows, traces=torch.where(finite, rows.traces, torch.nan))
     return gradient(rows, MatrixGradient((grad_rho + grad_rho.mT) / 2, 2.0))
