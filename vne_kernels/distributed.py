@@ -33,7 +33,6 @@ from vne_kernels._core.ops import DENSITY_ONCE, operator
 from vne_kernels._core.transforms import refuse, scaled, wants_grad
 
 _ops = torch.ops.vne_kernels
-ROUTES = ("auto", "reduce", "gather")
 
 
 class RankRows(NamedTuple):
@@ -107,7 +106,7 @@ def make_share(z: Tensor, weights: Tensor | None, group: Any, max_rows: int | No
 
 
 def takes_gather(rows: int, d: int) -> bool:
-    """Whether the route "auto" is to gather ``rows`` rows of d features, not to reduce d x d.
+    """Whether the route is to gather ``rows`` rows of d features, not to reduce d x d.
 
     Then fewer numbers travel, and the matrix whose logarithm everyone takes is the smaller one.
     Between d and 2 d rows the reduction moves more, but works less: see bench/scaling.py.
@@ -194,7 +193,6 @@ class _Options(NamedTuple):
     method: str
     eps: float
     with_grad: bool
-    route: str
 
 
 _Forward = tuple[Tensor, Tensor | None, Tensor | None]
@@ -212,7 +210,7 @@ def _of_relative(grad_p: Tensor, along: Tensor, p: Tensor, total: Tensor) -> Ten
 
 
 def _by_reduce(z: Tensor, weights: Tensor | None, ranks: RankRows, options: _Options) -> _Forward:
-    normalize, method, eps, *_ = options
+    normalize, method, eps, with_grad = options
     n, d = z.shape[-2:]
     if n == 0:  # no rows here: one that is absent
         z = z.new_zeros(*z.shape[:-2], 1, d)
@@ -232,7 +230,7 @@ def _by_reduce(z: Tensor, weights: Tensor | None, ranks: RankRows, options: _Opt
         p = p / total
     else:
         rho = collectives.all_reduce(rho, ranks.name)
-    if not options.with_grad:
+    if not with_grad:
         return _ops.density_entropy(rho, method), None, None
     entropy, grad_rho = _ops.density_entropy_grad(rho, method)
     grad_z, grad_p = _ops.density_backward(grad_rho, z, p, normalize, eps)
@@ -244,7 +242,7 @@ def _by_reduce(z: Tensor, weights: Tensor | None, ranks: RankRows, options: _Opt
 
 def _by_gather(z: Tensor, weights: Tensor | None, ranks: RankRows, options: _Options) -> _Forward:
     # The rows as they are, not on the sphere: half precisions keep their two bytes and all digits.
-    normalize, method, eps, *_ = options
+    normalize, method, eps, with_grad = options
     n, first = z.shape[-2], ranks.first
     all_z = _all_rows(z, ranks, -2)
     own, all_p, total = weights, None, None
@@ -255,7 +253,7 @@ def _by_gather(z: Tensor, weights: Tensor | None, ranks: RankRows, options: _Opt
         if weights is None or normalize:
             total = _nonzero(all_p.sum(-1, keepdim=True))
             all_p = all_p / total
-    if not options.with_grad:
+    if not with_grad:
         return _ops.vn_entropy(all_z, all_p, normalize, method, eps), None, None
     entropy, grad_z, grad_p = _ops.vn_entropy_grad(all_z, all_p, normalize, method, eps)
     grad_z = grad_z.narrow(-2, first, n)
@@ -267,10 +265,7 @@ def _by_gather(z: Tensor, weights: Tensor | None, ranks: RankRows, options: _Opt
 
 
 def _forward(z: Tensor, weights: Tensor | None, ranks: RankRows, options: _Options) -> _Forward:
-    route = options.route
-    if route == "auto":
-        route = "gather" if takes_gather(ranks.total, z.shape[-1]) else "reduce"
-    by_route = {"reduce": _by_reduce, "gather": _by_gather}[route]
+    by_route = _by_gather if takes_gather(ranks.total, z.shape[-1]) else _by_reduce
     with torch.no_grad():
         return by_route(z.detach(), None if weights is None else weights.detach(), ranks, options)
 
@@ -315,19 +310,17 @@ def vn_entropy(
     normalize: bool,
     method: str,
     eps: float,
-    route: str = "auto",
 ) -> Tensor:
     """S of the rows of all processes; arguments as `vne_kernels.vn_entropy` has checked them.
 
     Args:
         weights: (..., n) of this process's rows, relative to those of all if ``normalize``; None:
             1/N each, of N rows in all.
-        route: "auto", "reduce" or "gather"; the same on every process.
 
     Returns:
         (...), the same on every process.
     """
-    options = _Options(normalize, method, eps, wants_grad(z, weights), route)
+    options = _Options(normalize, method, eps, wants_grad(z, weights))
     found = _forward(z, weights, ranks, options)
     if not options.with_grad:
         return found[0]
@@ -369,7 +362,6 @@ def doe_terms(
     weights: Tensor | None = None,
     method: str,
     eps: float,
-    route: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     """S of the first view and the mean cosine of the pairs, of the rows of all processes.
 
@@ -382,13 +374,11 @@ def doe_terms(
         (...), (...), the same on every process.
     """
     if weights is not None:
-        entropy = vn_entropy(
-            z1, weights, ranks, normalize=True, method=method, eps=eps, route=route
-        )
+        entropy = vn_entropy(z1, weights, ranks, normalize=True, method=method, eps=eps)
         own = torch.stack([mean_cosine(z1, z2, weights, eps), weights.sum(-1)])
         weighted, total_weight = summed(own, ranks)
         return entropy, weighted / total_weight
-    options = _Options(True, method, eps, wants_grad(z1, z2), route)
+    options = _Options(True, method, eps, wants_grad(z1, z2))
     n = z1.shape[-2]
     batch, dtype = z1.shape[:-2], compute_dtype(z1.dtype)
     with torch.no_grad():
