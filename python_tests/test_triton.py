@@ -389,7 +389,7 @@ def test_every_kernel_is_launched_for_the_resources(resources: ModuleType) -> No
     """bench/triton_resources.py compiles what is launched: a kernel that is not, it overlooks."""
     launched = {launch.kernel.__name__ for launch in resources.launches((torch.float32,))}
     defined = set()
-    for path in Path(vne_kernels.__file__).parent.glob("triton/*.py"):
+    for path in (Path(vne_kernels.__file__).parent / "_triton").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         for body in re.split(r"^@triton\.jit\n", text, flags=re.M)[1:]:
             if "tl.program_id" in body.partition("\n\n\n")[0]:
