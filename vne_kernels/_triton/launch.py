@@ -30,7 +30,8 @@ def _launch_now(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) 
         kernel[grid](*args, **options)
 
 
-def _launch_traced(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+def launch_traced(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """Makes the launch a node of the graph that torch traces."""
     torch.library.wrap_triton(kernel)[grid](*args, **options)
 
 
@@ -45,11 +46,6 @@ def launching_by(function: Launch) -> Iterator[None]:
         yield
     finally:
         _launch.reset(token)
-
-
-def tracing() -> Any:
-    """Within it a launch becomes a node of the graph that torch traces."""
-    return launching_by(_launch_traced)
 
 
 def launch(

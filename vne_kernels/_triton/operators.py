@@ -29,7 +29,7 @@ from vne_kernels._core.ops import FUNCTIONALS, OPERATORS
 from vne_kernels._triton.doe_loss import cosine_gradients, cosine_terms
 from vne_kernels._triton.eigh import eigh, spectral_function
 from vne_kernels._triton.gradient import gradient
-from vne_kernels._triton.launch import is_interpreted, tracing
+from vne_kernels._triton.launch import is_interpreted, launch_traced, launching_by
 from vne_kernels._triton.normalize import matrix_of, normalize_rows
 from vne_kernels._triton.stages import MatrixGradient, Rows, Samples, regular_or
 
@@ -54,7 +54,7 @@ def decomposition(name: str) -> Callable[..., Any]:
     call_batch = operator(name)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        with tracing():
+        with launching_by(launch_traced):
             return call_batch(*args, **kwargs)
 
     return call
