@@ -23,15 +23,7 @@ from torch import Tensor
 
 from vne_kernels._triton.launch import block_of, ceil_div, launch, new
 from vne_kernels._triton.normalize import load_tile
-from vne_kernels._triton.poles import (
-    CONSTANT,
-    COUNT,
-    in_waves,
-    pole_shift,
-    pole_weight,
-    rounding_of,
-    wave_of,
-)
+from vne_kernels._triton.poles import CONSTANT, COUNT, pole_shift, pole_weight, rounding_of
 from vne_kernels._triton.stages import MatrixFunction, with_unit_trace
 from vne_kernels._triton.sweep import bounded, indicator, sweep
 
@@ -255,8 +247,6 @@ def sweep_matrices(matrices: Tensor, norms: Tensor, poles: int) -> None:
 
 def log_by_blocked_poles(a: Tensor) -> MatrixFunction:
     """log A^ + log(m) I of matrices [batch, m, m] of trace one but for rounding."""
-    if a.shape[0] > (wave := wave_of(a)):
-        return in_waves(log_by_blocked_poles, a, wave)
     a = with_unit_trace(a)
     batch, m, _ = a.shape
     poles = COUNT[a.dtype]

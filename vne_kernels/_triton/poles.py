@@ -107,14 +107,12 @@ WORKSPACE_BYTES = 2**30
 """Of one matrix a pole and sample; a larger batch is taken in parts."""
 
 
-def wave_of(a: Tensor) -> int:
-    """How many samples are worked on at a time."""
-    m = a.shape[-1]
-    return max(WORKSPACE_BYTES // (COUNT[a.dtype] * m * m * a.element_size()), 1)
-
-
-def in_waves(log_by: Callable[[Tensor], MatrixFunction], a: Tensor, wave: int) -> MatrixFunction:
-    """`log_by` of that many samples at a time, each wave's terms added up before the next."""
+def in_waves(log_by: Callable[[Tensor], MatrixFunction], a: Tensor) -> MatrixFunction:
+    """`log_by` of so many samples at a time, each wave's terms added up before the next."""
+    batch, m, _ = a.shape
+    wave = max(WORKSPACE_BYTES // (COUNT[a.dtype] * m * m * a.element_size()), 1)
+    if batch <= wave:
+        return log_by(a)
     terms, inner = [], []
     for part in a.split(wave):
         w = log_by(part)
@@ -144,8 +142,6 @@ def tuned_sweep(size: int, dtype: torch.dtype) -> Any:
 
 def log_by_poles(a: Tensor) -> MatrixFunction:
     """log A^ + log(m) I of matrices [batch, m, m] of trace one but for rounding."""
-    if a.shape[0] > (wave := wave_of(a)):
-        return in_waves(log_by_poles, a, wave)
     batch, m, _ = a.shape
     poles = COUNT[a.dtype]
     size = power_of_2(m, 16)

@@ -11,7 +11,7 @@ from vne_kernels._triton.blocked import log_by_blocked_poles
 from vne_kernels._triton.eigh import log_by_eigh
 from vne_kernels._triton.launch import block_of, ceil_div, launch, new
 from vne_kernels._triton.normalize import is_regular
-from vne_kernels._triton.poles import LARGEST, log_by_poles
+from vne_kernels._triton.poles import LARGEST, in_waves, log_by_poles
 from vne_kernels._triton.policy import method_for
 from vne_kernels._triton.stages import MatrixFunction, MatrixGradient
 
@@ -82,7 +82,7 @@ def logarithm(a: Tensor, method: str) -> MatrixFunction:
     m = a.shape[-1]
     if method_for(method, m, a.dtype) == "eigh":
         return log_by_eigh(a)
-    return log_by_poles(a) if m <= LARGEST else log_by_blocked_poles(a)
+    return in_waves(log_by_poles if m <= LARGEST else log_by_blocked_poles, a)
 
 
 def sum_of_terms(w: MatrixFunction) -> Tensor:
