@@ -71,7 +71,7 @@ class DensityAccumulator:
             self._total = torch.zeros(self.d, self.d, dtype=torch.float64, device=device)
             self._weight = torch.zeros((), dtype=torch.float64, device=device)
         self.device = self._total.device
-        self._pending = _Pending.empty(self.d, torch.float32, self.device)
+        self._pending = _Pending(self.d, torch.float32, self.device)
 
     @property
     def rows(self) -> int:
@@ -107,7 +107,7 @@ class DensityAccumulator:
         dtype = torch.float64 if self.double else compute_dtype(z.dtype)
         if self._pending.x.dtype != dtype:
             self._flush()
-            self._pending = _Pending.empty(self.d, dtype, self.device)
+            self._pending = _Pending(self.d, dtype, self.device)
         # What fills a block is not copied; the rest waits, as small chunks do: d x d additions
         # would cost more than their products.
         begin = min(-self._pending.count % _rows.BLOCK_ROWS, len(x))
@@ -195,14 +195,14 @@ class DensityAccumulator:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain numbers, for ``torch.save``; loaded, it goes on to the same bits."""
-        pending = self._pending
+        x, w = self._pending.rows()
         return {
             **self._settings(),
             "rows": self._rows,
             "weight": self.weight,
             "total": self._total.clone(),
-            "pending": pending.x[: pending.count].clone(),
-            "pending_weights": pending.w[: pending.count].clone(),
+            "pending": x.clone(),
+            "pending_weights": w.clone(),
         }
 
     @torch.no_grad()
@@ -239,7 +239,7 @@ class DensityAccumulator:
             self._total = total.to(self.device, torch.float64, copy=True)
             self._weight = weight.to(self.device, torch.float64, copy=True)
         self._rows = count
-        self._pending = _Pending.empty(self.d, x.dtype, self.device)
+        self._pending = _Pending(self.d, x.dtype, self.device)
         self._pending.append(x, w)
 
     def __repr__(self) -> str:
@@ -265,30 +265,25 @@ class DensityAccumulator:
                 self._flush()
 
     def _flush(self) -> None:
-        if self._pending.count:
-            self._add(self._total, *self._pending.take())
+        self._add(self._total, *self._pending.rows())
+        self._pending.count = 0
 
     @torch.no_grad()
     def _sum(self) -> Tensor:
         """The sum over all rows. Those that wait go on waiting: asking changes no later result."""
         total = self._total.clone()
-        pending = self._pending
-        if pending.count:
-            self._add(total, pending.x[: pending.count], pending.w[: pending.count])
+        self._add(total, *self._pending.rows())
         return total
 
 
 class _Pending:
     """Rows of small chunks, until they fill a block; none is normalised yet."""
 
-    def __init__(self, x: Tensor, w: Tensor) -> None:
-        self.x, self.w, self.count = x, w, 0
-
-    @classmethod
-    def empty(cls, d: int, dtype: torch.dtype, device: torch.device) -> _Pending:
+    def __init__(self, d: int, dtype: torch.dtype, device: torch.device) -> None:
         with torch.inference_mode(False):  # filled by later chunks, which may come outside of it
-            x = torch.empty(_rows.BLOCK_ROWS, d, dtype=dtype, device=device)
-            return cls(x, torch.empty(_rows.BLOCK_ROWS, dtype=dtype, device=device))
+            self.x = torch.empty(_rows.BLOCK_ROWS, d, dtype=dtype, device=device)
+            self.w = torch.empty(_rows.BLOCK_ROWS, dtype=dtype, device=device)
+        self.count = 0
 
     def append(self, x: Tensor, w: Tensor | None) -> None:
         places = slice(self.count, self.count + len(x))
@@ -296,6 +291,5 @@ class _Pending:
         self.w[places] = 1 if w is None else w
         self.count += len(x)
 
-    def take(self) -> tuple[Tensor, Tensor]:
-        count, self.count = self.count, 0
-        return self.x[:count], self.w[:count]
+    def rows(self) -> tuple[Tensor, Tensor]:
+        return self.x[: self.count], self.w[: self.count]
