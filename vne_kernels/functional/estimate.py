@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import math
 import warnings
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -337,46 +336,33 @@ def _full_precision(device: torch.device) -> Iterator[None]:
 # ---- the matrix, of trace 1, known by its products -----------------------------------------------
 
 
-class _Operator(ABC):
-    """A symmetric positive semidefinite m x m matrix A, in m rows that are ours to write to."""
+class _Gram:
+    """A = X X^T, m x m, of the rows of X, (m, k), which are ours to write to."""
 
-    def __init__(self, like: Tensor) -> None:
-        self.like = like
-        self.size = like.shape[0]
+    def __init__(self, rows: Tensor) -> None:
+        self.like = rows
+        self.size = rows.shape[0]
 
-    @abstractmethod
     def apply(self, v: Tensor) -> Tensor:
         """v A, (k, m), of k rows."""
-
-    @abstractmethod
-    def split_off(self, q: Tensor) -> None:
-        """From now on P A P with P = I - q^T q, of the orthonormal rows of q, (r, m)."""
-
-    @abstractmethod
-    def trace(self) -> float: ...
-
-
-class _Gram(_Operator):
-    """A = X X^T, of X (m, k)."""
-
-    def apply(self, v: Tensor) -> Tensor:
         return (v @ self.like) @ self.like.mT
 
     def split_off(self, q: Tensor) -> None:
+        """From now on P A P with P = I - q^T q, of the orthonormal rows of q, (r, m)."""
         self.like.addmm_(q.mT, q @ self.like, alpha=-1)
 
     def trace(self) -> float:
         return float(torch.linalg.vector_norm(self.like, dtype=torch.float64)) ** 2
 
 
-class _Dense(_Operator):
-    """A itself, (m, m)."""
+class _Dense(_Gram):
+    """A of its own rows, (m, m), symmetric and positive semidefinite."""
 
     def apply(self, v: Tensor) -> Tensor:
         return v @ self.like
 
     def split_off(self, q: Tensor) -> None:
-        self.like.addmm_(q.mT, q @ self.like, alpha=-1)
+        super().split_off(q)
         self.like.addmm_(self.like @ q.mT, q, alpha=-1)
 
     def trace(self) -> float:
@@ -402,7 +388,7 @@ def _unit_trace_rows(
     return x if p is None else x.masked_fill_(absent[:, None], 0), trace
 
 
-def _of_trace(operator: _Operator, trace: float, options: _Options) -> _Interval:
+def _of_trace(operator: _Gram, trace: float, options: _Options) -> _Interval:
     """S of trace * A, (10), or of A itself where S over the trace is wanted."""
     if math.isnan(trace):
         return _Interval(math.nan, math.nan, 0)
@@ -417,7 +403,7 @@ def _of_trace(operator: _Operator, trace: float, options: _Options) -> _Interval
 # ---- the estimate, (17) --------------------------------------------------------------------------
 
 
-def _estimate(operator: _Operator, options: _Options) -> _Interval:
+def _estimate(operator: _Gram, options: _Options) -> _Interval:
     """Where S of A is, of trace 1."""
     q, theta, loss = _leading_eigenvectors(operator, options.generator)
     operator.split_off(q)
@@ -489,7 +475,7 @@ def _counts_of_probes(options: _Options) -> list[int]:
 
 
 def _leading_eigenvectors(
-    operator: _Operator, generator: torch.Generator | None
+    operator: _Gram, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor, float]:
     """Eigenvectors of A to split off, (r, m), their eigenvalues, (r,) in float64, and the loss.
 
@@ -528,7 +514,7 @@ class _Probes:
     """Random unit vectors v orthogonal to q, and Lanczos' recursion from each of them."""
 
     def __init__(
-        self, operator: _Operator, q: Tensor, count: int, generator: torch.Generator | None
+        self, operator: _Gram, q: Tensor, count: int, generator: torch.Generator | None
     ) -> None:
         v = _random(operator, count, generator)
         for _ in range(2):
@@ -604,7 +590,7 @@ def _quadrature(diagonal: Tensor, off_diagonal: Tensor) -> tuple[Tensor, Tensor]
     return nodes, vectors[:, 0].square()
 
 
-def _random(operator: _Operator, count: int, generator: torch.Generator | None) -> Tensor:
+def _random(operator: _Gram, count: int, generator: torch.Generator | None) -> Tensor:
     """(count, m), normal, drawn where the generator is."""
     like = operator.like
     device = like.device if generator is None else generator.device
