@@ -390,10 +390,8 @@ def _unit_trace_rows(
 
 def _of_trace(operator: _Gram, trace: float, options: _Options) -> _Interval:
     """S of trace * A, (10), or of A itself where S over the trace is wanted."""
-    if math.isnan(trace):
-        return _Interval(math.nan, math.nan, 0)
-    if trace == 0:
-        return _Interval(0.0, 0.0, 0)
+    if not trace > 0:  # 0, or NaN
+        return _Interval(abs(trace), abs(trace), 0)
     found = _estimate(operator, options)
     factor = 1.0 if options.over_trace else trace
     low, high = (factor * (bound - math.log(factor)) for bound in (found.low, found.high))
@@ -466,12 +464,11 @@ def _lost(nodes: Tensor, rounding: float, theta: Tensor) -> float:
 
 def _counts_of_probes(options: _Options) -> list[int]:
     """After how many probes the error is looked at."""
-    if options.tolerance is None:
-        return [options.max_probes]
-    counts = [_FIRST_PROBES]
-    while 2 * counts[-1] < options.max_probes:
-        counts.append(2 * counts[-1])
-    return counts if counts[-1] == options.max_probes else [*counts, options.max_probes]
+    counts, count = [], _FIRST_PROBES
+    while options.tolerance is not None and count < options.max_probes:
+        counts.append(count)
+        count *= 2
+    return [*counts, options.max_probes]
 
 
 def _leading_eigenvectors(
