@@ -39,7 +39,7 @@ from vne_kernels import (
     vn_entropy_from_density,
 )
 from vne_kernels._core import spectra
-from vne_kernels._core.matrices import result_dtype
+from vne_kernels._core.dtypes import compute_dtype
 
 pytestmark = pytest.mark.every_backend
 
@@ -151,11 +151,11 @@ def exact(of_values: OfMatrix, matrix: Tensor, floor: float = 0.0) -> tuple[Tens
 def assert_exact(function: OfMatrix, of_values: OfMatrix, batch: Tensor, name: str) -> None:
     dtype = batch.dtype
     # Orders below 1 count what the dtype of the result resolves.
-    rounding = batch.shape[-1] * torch.finfo(result_dtype(batch)).eps
+    rounding = batch.shape[-1] * torch.finfo(compute_dtype(batch.dtype)).eps
     floor = rounding if name == "Renyi 0.5" else 0.0
     expected = [exact(of_values, matrix, floor) for matrix in batch]
     s = function(batch)
-    assert s.dtype == result_dtype(batch)
+    assert s.dtype == compute_dtype(batch.dtype)
     tolerances = (
         VALUE_DEFICIENT if name == "poles" else VALUE
     )  # rounding leaves some barely positive

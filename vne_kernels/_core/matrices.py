@@ -29,12 +29,12 @@ def vn_entropy(rho: Tensor, method: str = "auto", normalize_trace: bool = False)
         entropy = (
             spectra.renyi_entropy(values, 1) if normalize_trace else spectra.vn_entropy(values)
         )
-    return entropy.to(rho.device, result_dtype(rho))
+    return entropy.to(rho.device, compute_dtype(rho.dtype))
 
 
 def purity(rho: Tensor) -> Tensor | None:
     """tr(rho^2) / tr(rho)^2, at most 1, in float64; None where eigenvalues are a shorter way."""
-    if not _suits_norm(rho):
+    if rho.device.type != "cpu" or rho.shape[-1] < _NORM_FROM or not _is_positive(rho):
         return None
     hermitian = _hermitian(rho)
     unit = hermitian / _trace(hermitian)[..., None, None]
@@ -68,14 +68,9 @@ def positive_part(rho: Tensor) -> Tensor:
     return values * (1 + zero.unsqueeze(-1))
 
 
-def result_dtype(rho: Tensor) -> torch.dtype:
-    """The dtype of what is computed of rho: float64 for float64 and complex128, else float32."""
-    return torch.float64 if rho.dtype == torch.complex128 else compute_dtype(rho.dtype)
-
-
 def widened(rho: Tensor) -> Tensor:
     """rho, and half precisions in float32, as sums over its entries are taken."""
-    return rho if rho.is_complex() else rho.to(result_dtype(rho))
+    return rho if rho.is_complex() else rho.to(compute_dtype(rho.dtype))
 
 
 # ---- positive definite matrices: ways without eigenvalues ----------------------------------------
@@ -104,11 +99,6 @@ def _suits_operator(rho: Tensor, method: str) -> bool:
         if rho.device.type != "cpu" or too_small or (dtype == torch.float64 and wants_grad(rho)):
             return False
     return _is_positive(rho)
-
-
-def _suits_norm(rho: Tensor) -> bool:
-    """Whether tr(rho^2) is the square of the norm of rho, and that is faster than eigenvalues."""
-    return rho.device.type == "cpu" and rho.shape[-1] >= _NORM_FROM and _is_positive(rho)
 
 
 def _is_positive(rho: Tensor) -> bool:

@@ -256,7 +256,7 @@ class Matrices(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        return matrices.result_dtype(self.rho)
+        return compute_dtype(self.rho.dtype)
 
     def vn_entropy(self) -> Tensor:
         return matrices.vn_entropy(self.rho, "auto", normalize_trace=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vne_kernels._core import checks, matrices, spectra
-from vne_kernels._core.dtypes import to_float64
+from vne_kernels._core.dtypes import compute_dtype, to_float64
 from vne_kernels._core.ops import functional
 from vne_kernels._core.spectra import in_base
 
@@ -247,7 +247,7 @@ torch.library.define(
 
 def _relative_entropy_grad(rho: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """In plain torch, for any device: two eigendecompositions take most of the time."""
-    device, result, is_complex = rho.device, matrices.result_dtype(rho), rho.is_complex()
+    device, result, is_complex = rho.device, compute_dtype(rho.dtype), rho.is_complex()
     resolution = 4 * torch.finfo(result).eps  # of the trace
     lam, v, rho_valid = _eigh(rho)
     mu, w, sigma_valid = _eigh(sigma)
