@@ -150,12 +150,14 @@ class SpectrumMonitor(Callback):
             )
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._remove()
+        if self._hook is not None:
+            self._hook.remove()
+        self._hook = self._outputs = None
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        self._remove()
+        self.on_train_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         return {"collapsed": self.collapse.collapsed}
@@ -191,11 +193,6 @@ class SpectrumMonitor(Callback):
         if message is not None:
             report = rank_zero_warn if self.collapse.collapsed else rank_zero_info
             report(f"step {step}: {message}")
-
-    def _remove(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-        self._hook = self._outputs = None
 
 
 def _picture(eigenvalues: Tensor) -> Any:
