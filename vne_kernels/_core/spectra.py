@@ -2,7 +2,7 @@
 
 Each takes eigenvalues of density matrices, (..., m), none below 0, in any order, and is
 differentiable in them. All but `vn_entropy` divide them by their sum first: a density matrix counts
-up to a factor.
+up to a factor. Orders of entropies are at least 0; ``math.inf`` is one.
 Imports torch alone; equation numbers are those of csrc/README.md.
 """
 
@@ -39,11 +39,7 @@ def in_base(entropy: Tensor, log_base: float | None) -> Tensor:
 def vn_entropy(eigenvalues: Tensor) -> Tensor:
     """S = -sum_k l_k log l_k, (1), of the eigenvalues as they are, not over their sum; in nats.
 
-    Args:
-        eigenvalues: (..., m), not negative.
-
-    Returns:
-        (...); a zero eigenvalue has the gradient 0.
+    A zero eigenvalue has the gradient 0.
     """
     return _tsallis(eigenvalues, 1)
 
@@ -52,14 +48,7 @@ def tsallis_entropy(eigenvalues: Tensor, q: float) -> Tensor:
     """T_q = (1 - sum_k p_k^q) / (q - 1), (13), with p the eigenvalues over their sum; in nats.
 
     Its limits at 0 (the rank - 1), 1 (von Neumann's entropy) and infinity (0) are continuous.
-    Orders below 1 count the eigenvalues that `resolved` leaves.
-
-    Args:
-        eigenvalues: (..., m), not negative.
-        q: the order, at least 0; ``math.inf`` too.
-
-    Returns:
-        (...), from 0 on; 0 where all eigenvalues are 0.
+    Orders below 1 count the eigenvalues that `resolved` leaves. Where all are 0 the entropy is 0.
     """
     p = _probabilities(eigenvalues, q)
     if q == math.inf:
@@ -71,14 +60,7 @@ def renyi_entropy(eigenvalues: Tensor, alpha: float) -> Tensor:
     """R_alpha = log(sum_k p_k^alpha) / (1 - alpha), (13), p as in `tsallis_entropy`; in nats.
 
     Its limits at 0 (log of the rank), 1 (von Neumann's entropy) and infinity (-log of the largest
-    p) are continuous.
-
-    Args:
-        eigenvalues: (..., m), not negative.
-        alpha: the order, at least 0; ``math.inf`` too.
-
-    Returns:
-        (...), between 0 and log m; 0 where all eigenvalues are 0.
+    p) are continuous. Where all eigenvalues are 0 the entropy is 0.
     """
     p = _probabilities(eigenvalues, alpha)
     if alpha == math.inf:
@@ -112,14 +94,7 @@ def unless_zero(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def divided_differences_of_log(values: Tensor) -> Tensor:
-    """Gamma of (9): (log l_i - log l_j) / (l_i - l_j), and 1 / l_i where they meet.
-
-    Args:
-        values: (..., m), positive.
-
-    Returns:
-        (..., m, m).
-    """
+    """Gamma of (9), (..., m, m): (log l_i - log l_j) / (l_i - l_j), and 1 / l_i where they meet."""
     gap = values.unsqueeze(-1) - values.unsqueeze(-2)
     ratio = gap / values.unsqueeze(-2)
     quotient = torch.where(gap == 0, 1.0, torch.log1p(ratio) / torch.where(gap == 0, 1.0, ratio))
