@@ -77,16 +77,6 @@ def renyi_entropy(eigenvalues: Tensor, alpha: float) -> Tensor:
     return (0 - log_sum / (alpha - 1)).clamp_min(0)  # neither -0. nor -1e-16
 
 
-def renyi_of_purity(purity: Tensor) -> Tensor:
-    """R_2 = -log P, P = sum_k p_k^2."""
-    return 0 - purity.log()  # not -0.
-
-
-def tsallis_of_purity(purity: Tensor) -> Tensor:
-    """T_2 = 1 - P, P = sum_k p_k^2."""
-    return 1 - purity
-
-
 def unless_zero(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """function(x), and 0 where x is 0, with a gradient of 0 where that of the function is none."""
     zero = x == 0

@@ -173,8 +173,8 @@ class Family(NamedTuple):
     of_spectrum: Callable[[Tensor, float], Tensor]
 
 
-RENYI = Family(spectra.renyi_of_purity, spectra.renyi_entropy)
-TSALLIS = Family(spectra.tsallis_of_purity, spectra.tsallis_entropy)
+RENYI = Family(lambda purity: 0 - purity.log(), spectra.renyi_entropy)  # not -0.
+TSALLIS = Family(lambda purity: 1 - purity, spectra.tsallis_entropy)
 
 
 def entropy(source: Samples | Matrices, order: float, family: Family) -> Tensor:
