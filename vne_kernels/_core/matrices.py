@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vne_kernels._core import ops, spectra
 from vne_kernels._core.dtypes import compute_dtype, to_float64
-from vne_kernels._core.transforms import in_forward_mode, is_transformed, once, wants_grad
+from vne_kernels._core.transforms import is_transformed, once, step, wants_grad
 
 
 def vn_entropy(rho: Tensor, method: str = "auto", normalize_trace: bool = False) -> Tensor:
@@ -146,36 +146,28 @@ def _eigvalsh(hermitian: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or not (wants_grad(hermitian) or is_transformed(hermitian)):
         values = torch.linalg.eigvalsh(hermitian)
     else:
-        values, _ = _Eigenvalues.apply(hermitian)
+        values, _ = _eigenvalues(hermitian)
     return values
 
 
-class _Eigenvalues(torch.autograd.Function):
-    """Eigenvalues (..., d) and vectors (..., d, d); the former have a first derivative."""
+def _eigenvalue_gradients(values: list[Any], grads: tuple[Any, ...]) -> list[Tensor]:
+    hermitian, vectors = values
+    v = once(_ONCE, vectors, hermitian)
+    return [(v * grads[0].unsqueeze(-2)) @ v.mH]
 
-    generate_vmap_rule = True
 
-    @staticmethod
-    def forward(hermitian: Tensor) -> tuple[Tensor, Tensor]:
-        values, vectors = torch.linalg.eigh(hermitian)
-        return values, vectors
+def _eigenvalue_tangent(values: list[Any], tangents: tuple[Any, ...]) -> Any:
+    hermitian, vectors = values
+    v = once(_ONCE, vectors, hermitian)
+    return (v.conj() * (tangents[0] @ v)).sum(-2).real
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-        ctx.mark_non_differentiable(output[1])
-        ctx.save_for_backward(output[1], *inputs)
-        ctx.save_for_forward(output[1], *inputs)
 
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> Tensor:
-        v = once(_ONCE, *ctx.saved_tensors)
-        return (v * grad.unsqueeze(-2)) @ v.mH
-
-    @staticmethod
-    @in_forward_mode
-    def jvp(ctx: Any, saved: list[Tensor], tangent: Tensor) -> tuple[Tensor, None]:
-        v = once(_ONCE, *saved)
-        return (v.conj() * (tangent @ v)).sum(-2).real, None
+_eigenvalues = step(
+    lambda hermitian: tuple(torch.linalg.eigh(hermitian)),
+    _eigenvalue_gradients,
+    _eigenvalue_tangent,
+    differentiable=1,
+)
 
 
 # ---- small steps ---------------------------------------------------------------------------------

@@ -67,22 +67,6 @@ def refuse(reason: str, *tensors: Tensor | None) -> None:
 # ---- steps ---------------------------------------------------------------------------------------
 
 
-def in_forward_mode(jvp: Callable[..., Any]) -> Callable[..., Any]:
-    """A ``jvp`` of the saved tensors and the tangents, differentiable in forward mode itself.
-
-    torch calls ``jvp`` with forward mode switched off, and the tangents of an outer ``jvp`` are
-    lost in silence. Here it is on, and what was saved comes without its tangents of this level.
-    """
-
-    @functools.wraps(jvp)
-    def nested(ctx: Any, *tangents: Any) -> Any:
-        with forward_ad._set_fwd_grad_enabled(True):
-            saved = [None if x is None else _unpacked(x).primal for x in ctx.saved_tensors]
-            return jvp(ctx, saved, *tangents)
-
-    return nested
-
-
 def step(
     forward: Callable[..., Any],
     backward: Callable[[list[Any], tuple[Any, ...]], Sequence[Tensor | None]],
@@ -133,9 +117,12 @@ def step(
             return *gradients, *[None] * (ctx.count - len(gradients))
 
         @staticmethod
-        @in_forward_mode
-        def jvp(ctx: Any, tensors: list[Tensor | None], *tangents: Any) -> Any:
-            tangent = along(merged(ctx, tensors), tangents)
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            # torch calls this with forward mode off, and would lose the tangents of an outer jvp in
+            # silence. Here it is on, and what was saved comes without its tangents of this level.
+            with forward_ad._set_fwd_grad_enabled(True):
+                tensors = [None if x is None else _unpacked(x).primal for x in ctx.saved_tensors]
+                tangent = along(merged(ctx, tensors), tangents)
             return (tangent, *[None] * ctx.constants) if ctx.constants else tangent
 
     apply: Callable[..., Any] = Step.apply
