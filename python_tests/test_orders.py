@@ -251,7 +251,7 @@ def test_weights_count_up_to_a_factor() -> None:
 
 
 def test_lengths_of_rows_beyond_the_range_of_their_squares() -> None:
-    """Rows that are not normalised, in float32 and float64."""
+    """Rows that are not normalized, in float32 and float64."""
     for dtype, factor in ((FLOAT32, 1e-25), (FLOAT32, 1e25), (FLOAT64, 1e-100), (FLOAT64, 1e100)):
         z = spectrum_case("iid", (9, 6), dtype)
         for order in (0.5, 1, 2, 3):

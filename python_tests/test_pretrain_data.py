@@ -455,7 +455,7 @@ def test_transform_is_its_policy(size: int, blurred: bool) -> None:
 
 @pytest.mark.parametrize("name", TABLE5)
 @pytest.mark.parametrize("size", [32, 80])
-def test_views_are_normalised_and_differ(name: str, size: int) -> None:
+def test_views_are_normalized_and_differ(name: str, size: int) -> None:
     data = load(str(CIFAR), "unused")
     images = [data.train[i] for i in range(40)]
     torch.manual_seed(0)

@@ -277,7 +277,7 @@ class DensityAccumulator:
 
 
 class _Pending:
-    """Rows of small chunks, until they fill a block; none is normalised yet."""
+    """Rows of small chunks, until they fill a block; none is normalized yet."""
 
     def __init__(self, d: int, dtype: torch.dtype, device: torch.device) -> None:
         with torch.inference_mode(False):  # filled by later chunks, which may come outside of it

@@ -67,7 +67,7 @@ class SpectrumMonitor(Callback):
     Args:
         submodule: the name of the module in the LightningModule, as ``get_submodule`` takes it,
             such as "projector"; its output in training is (n, d).
-        every_n_steps: optimiser steps from one monitored step to the next; the first is monitored.
+        every_n_steps: optimizer steps from one monitored step to the next; the first is monitored.
         collapse_below: effective rank, above 1, below which the user is warned.
         normalize: as for `vne_kernels.vn_entropy`.
         name: what the logged names begin with; a second monitor needs another.

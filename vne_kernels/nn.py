@@ -41,7 +41,7 @@ class VNEntropy(_OverProcesses):
     Args:
         normalize, method, eps, base: as for `vne_kernels.vn_entropy`.
         gather_distributed: S of the batches of all processes together, if torch.distributed is
-            initialised. The gradient, averaged over the processes as DistributedDataParallel does,
+            initialized. The gradient, averaged over the processes as DistributedDataParallel does,
             is that of one process with the whole batch.
         group, max_rows: as for `vne_kernels.vn_entropy`, for ``gather_distributed``; a group of
             None: all processes.

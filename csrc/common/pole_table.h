@@ -2,7 +2,7 @@
 //
 //   log x ~ r(x) = c0 - sum_k w_k / (x + t_k),  0 < x <= 1,  all t_k, w_k > 0,  r(1) = 0
 //
-// minimises the largest sqrt(x) |r(x) - log x| on [x_min, 1]. The bounds are verified
+// minimizes the largest sqrt(x) |r(x) - log x| on [x_min, 1]. The bounds are verified
 // with mpmath for the doubles below. Poles are in the order of ascending t.
 //
 //   table          poles   x_min   sqrt(x)|r-log| on [x_min, 1]   x|r-log| on (0, x_min]

@@ -76,7 +76,7 @@ struct Batch {
 };
 
 // log A of a flat spectrum is -log m I: with this added it is 0, and little is left to cancel.
-inline double centring_shift(int64_t m) { return std::log(static_cast<double>(m)); }
+inline double centering_shift(int64_t m) { return std::log(static_cast<double>(m)); }
 
 // What the backward of the DoE loss needs of row i. With u = inverse_norm z,
 //   d cos_i / d z1 = inverse_norm_1 (u2 - projection_1 u1), and the same with 1 and 2 exchanged;

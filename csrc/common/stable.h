@@ -48,7 +48,7 @@ inline std::tuple<Tensor, Tensor> linalg_eigh(const Tensor& a) {
   return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
 }
 
-// Uninitialised, on the device of `like`.
+// Uninitialized, on the device of `like`.
 inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
   return torch::stable::new_empty(like, sizes, dtype);
 }

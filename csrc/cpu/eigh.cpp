@@ -36,7 +36,7 @@ Eigen eigh_in_double(const float* a, int64_t m) {
   return {to_float(eigen.values), to_float(eigen.vectors)};
 }
 
-// The rows of a trace-one a [m, m] that rounding leaves something of beside the others: not those
+// The rows of a trace-one a [m, m] that are not lost in the rounding of the others: not those
 // of zero or absent samples, and of dead features.
 template <typename T>
 std::vector<int64_t> rows_that_count(const T* a, int64_t m) {

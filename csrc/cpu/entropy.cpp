@@ -10,8 +10,8 @@
 namespace vne {
 namespace {
 
-// The smallest eigenvalue that is told from the rounding of the largest. Below it any finite
-// logarithm gives the same gradient, for X^ has no component along those eigenvectors.
+// The smallest eigenvalue that can be distinguished from the rounding of the largest. Below it any
+// finite logarithm gives the same gradient, for X^ has no component along those eigenvectors.
 template <typename T>
 double resolution(const T* values, int64_t m) {
   return static_cast<double>(std::numeric_limits<T>::epsilon()) * values[m - 1];
@@ -108,7 +108,7 @@ double Entropy::value(const Choice& choice, const T* a, int64_t m, double tau) c
       value = entropy_by_eigenvalues(a, m);  // less than the sweeps where A^ lacks rank
     } else {
       Buffer<T> log_a(m * m);
-      value = entropy_and_log(choice.method, a, m, centring_shift(m), log_a.get());
+      value = entropy_and_log(choice.method, a, m, centering_shift(m), log_a.get());
     }
   }
   return with_trace<T>(value, tau, m);
@@ -117,7 +117,7 @@ double Entropy::value(const Choice& choice, const T* a, int64_t m, double tau) c
 // (3): dS/dX = -2 (log A + I) X with log A = log A^ + log(tau) I
 template <typename T>
 Slope<T> Entropy::slope(Method method, Buffer<T> a, int64_t m, double tau) const {
-  const double shift = centring_shift(m);
+  const double shift = centering_shift(m);
   Buffer<T> log_a(m * m);
   const double value = entropy_and_log(method, a.get(), m, shift, log_a.get());
   return {with_trace<T>(value, tau, m), std::move(log_a), -2, std::log(tau) + 1 - shift};
@@ -132,12 +132,3 @@ template Slope<double> Entropy::slope(Method, Buffer<double>, int64_t, double) c
 
 VNE_FUNCTION(vn_entropy, vne::Entropy)
 VNE_FUNCTION_OF_MATRICES(density_entropy, vne::Entropy)
-
-// The Hessian of S times a direction: d/dt of dS/dz (..., n, d) and of dS/dweights (..., n), or
-// (0,) without weights, at z + t direction_z, weights + t direction_weights and t = 0. Its kernel
-// is plain torch: vne_kernels/_core/ops.py.
-STABLE_TORCH_LIBRARY_FRAGMENT(vne_kernels, library) {
-  library.def(
-      "vn_entropy_hvp(Tensor z, Tensor direction_z, Tensor? weights, Tensor? direction_weights, "
-      "bool normalize, float eps) -> (Tensor product_z, Tensor product_weights)");
-}

@@ -17,7 +17,7 @@ namespace vne {
 
 using simd::MatrixView;
 
-// Uninitialised memory, aligned for vectors.
+// Uninitialized memory, aligned for vectors.
 template <typename T>
 class Buffer {
  public:

@@ -4,7 +4,7 @@
 //
 //   sqrt(p_i tau) |z_i|^-1 factor (h_i - (h_i . u) u),   h = row i of W X^, u = X^_i / |X^_i|;
 //
-// the projection removes every multiple of the identity from W, which is why a centred W may be
+// the projection removes every multiple of the identity from W, which is why a centered W may be
 // used. A row that was not divided by its own norm is not projected and gets `identity` back.
 
 #include <algorithm>

@@ -30,7 +30,7 @@ const T* row_of(const Problem& problem, const Input& z, int64_t sample, int64_t 
 // What is remembered of row i: u_i = inverse_norm z_i.
 struct Row {
   double weight = 0;        // p_i
-  double inverse_norm = 0;  // 1 / max(|z_i|, eps); 1 without normalisation; 0 for a zero row
+  double inverse_norm = 0;  // 1 / max(|z_i|, eps); 1 without normalization; 0 for a zero row
   double square_norm = 0;   // |u_i|^2
   bool projected = false;   // u_i moves on the sphere: equation (4) applies
 };
@@ -76,9 +76,9 @@ double householder(const T* x, int64_t size, T* v, double* tau);
 template <typename T>
 void triangular_factor(const T* gram, const T* tau, int64_t size, T* s);
 
-// A = Q T Q^T, T tridiagonal: its diagonal [m] and the entries beside it [m - 1].
+// A = Q T Q^T, T tridiagonal: its diagonal [m] and off-diagonal [m - 1].
 template <typename T>
-void tridiagonalize(const T* a, int64_t m, double* diagonal, double* beside);
+void tridiagonalize(const T* a, int64_t m, double* diagonal, double* off_diagonal);
 
 // values [m], ascending, of a [m, m]. Unlike eigh it may be called from within a parallel region.
 template <typename T>

@@ -8,7 +8,7 @@
 // p = tau A v and w = p - tau/2 (p . v) v, H A H = A - v w^T - w v^T. The update of one step and
 // the product A v of the next are one pass over the matrix.
 //
-// All is float32 but the pivots of the poles. Where one is too small to be told from rounding the
+// All is float32 but the pivots of the poles. Where one cannot be distinguished from rounding the
 // inverse means nothing, and the sweeps take over.
 
 #include <algorithm>
@@ -28,8 +28,8 @@ constexpr int kPoles = Table::kSize;
 int64_t padded(int64_t m) { return ceil_div(m, simd::kPadding) * simd::kPadding; }
 
 struct Tridiagonal {
-  explicit Tridiagonal(int64_t m) : diagonal(m), beside(std::max<int64_t>(m - 1, 0)) {}
-  std::vector<double> diagonal, beside;
+  explicit Tridiagonal(int64_t m) : diagonal(m), off_diagonal(std::max<int64_t>(m - 1, 0)) {}
+  std::vector<double> diagonal, off_diagonal;
 };
 
 // A^ = Q T Q^T with Q = H_0 ... H_{m-2}.
@@ -58,7 +58,7 @@ Reduction reduce(const float* matrix, int64_t m) {
     fill(v, stride, 0);
     result.diagonal[k] = row[k];
     double tau;
-    result.beside[k] = householder(row + k + 1, m - k - 1, v + k + 1, &tau);
+    result.off_diagonal[k] = householder(row + k + 1, m - k - 1, v + k + 1, &tau);
     result.tau[k] = static_cast<float>(tau);
     reduction.reflect(a.get(), stride, k + 1, m, k, before, w.get(), v, y.get());
 
@@ -119,7 +119,7 @@ bool eliminate(const Tridiagonal& q, int64_t m, double floor, Pivots* pivots) {
   const auto next = simd::tables().reduction.next_pivots;
   double t[kPoles], pivot[kPoles];
   for (int k = 0; k < kPoles; ++k) t[k] = Table::kPoles[k].t;
-  const auto square = [&](int64_t i) { return q.beside[i] * q.beside[i]; };
+  const auto square = [&](int64_t i) { return q.off_diagonal[i] * q.off_diagonal[i]; };
   pivots->inverse.resize(m * kPoles);
   pivots->ratio.resize(m * kPoles);
 
@@ -135,10 +135,10 @@ bool eliminate(const Tridiagonal& q, int64_t m, double floor, Pivots* pivots) {
     if (!(pivot[0] >= floor)) return false;
     double* inverse = &pivots->inverse[i * kPoles];
     double* ratio = &pivots->ratio[i * kPoles];
-    const double beside = i == 0 ? 0 : -q.beside[i - 1];
+    const double off_diagonal = i == 0 ? 0 : -q.off_diagonal[i - 1];
     for (int k = 0; k < kPoles; ++k) {
       inverse[k] = 1 / (inverse[k] + pivot[k] - q.diagonal[i] - t[k]);
-      ratio[k] = beside / pivot[k];
+      ratio[k] = off_diagonal / pivot[k];
     }
   }
   return true;
@@ -181,7 +181,7 @@ Tridiagonal tridiagonal(const float* a, int64_t m) {
   constexpr int64_t kInCaches = 768;
   if (m <= kInCaches) return reduce(a, m);
   Tridiagonal result(m);
-  tridiagonalize(a, m, result.diagonal.data(), result.beside.data());
+  tridiagonalize(a, m, result.diagonal.data(), result.off_diagonal.data());
   return result;
 }
 
@@ -206,13 +206,13 @@ bool entropy_by_tridiagonal(const float* a, int64_t m, double* entropy) {
   // -<T, log T>, which needs no more of log T than T has.
   double sum = 0;
   for (int64_t i = 0; i < m; ++i) {
-    double on = Table::kConstant, beside = 0;
+    double on = Table::kConstant, off_diagonal = 0;
     for (int k = 0; k < kPoles; ++k) {
       const double entry = -Table::kPoles[k].w * pivots.inverse[i * kPoles + k];
       on += entry;
-      if (i + 1 < m) beside += entry * pivots.ratio[(i + 1) * kPoles + k];
+      if (i + 1 < m) off_diagonal += entry * pivots.ratio[(i + 1) * kPoles + k];
     }
-    sum += q.diagonal[i] * on + (i + 1 < m ? 2 * q.beside[i] * beside : 0);
+    sum += q.diagonal[i] * on + (i + 1 < m ? 2 * q.off_diagonal[i] * off_diagonal : 0);
   }
   *entropy = -sum;
   return true;

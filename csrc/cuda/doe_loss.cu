@@ -57,7 +57,7 @@ void compute_doe_loss(const Batch<T>& batch, const Input& z2, const std::string&
   }
   const Method chosen = parse_method(method, fastest_method(call.context, problem, z2.dtype));
   const Normalized<T> normalized = normalize(call, batch.z, batch.weights, second);
-  const double shift = centring_shift(problem.m());
+  const double shift = centering_shift(problem.m());
   MatrixFunction<T> w = log_by(call, normalized, chosen, shift);
   entropy_from_log(call, batch.z, normalized, w, shift, second, outputs);
 }

@@ -9,7 +9,7 @@ struct Entropy : Function {
   template <typename T>
   void run(const Call& call, const Input& z, const Normalized<T>& normalized, Method method,
            const Outputs<T>& out) const {
-    const double shift = centring_shift(call.problem.m());
+    const double shift = centering_shift(call.problem.m());
     MatrixFunction<T> w = log_by(call, normalized, method, shift);
     if (call.problem.of_matrices) {
       matrix_entropy_from_log(call, normalized, w, shift, out);

@@ -2,7 +2,7 @@
 //
 // The purity is the square of the norm of A^, which measure_matrices takes. A^ itself stands in the
 // gradient where the entropy has its logarithm, so that the gradient stage does the rest; the only
-// kernel here centres A^, each entry by itself.
+// kernel here centers A^, each entry by itself.
 
 #include <cmath>
 
@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads)
 // w [batch, ld, ld] <- (A^ - P I) / tau: the trace moves with X.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    centre_matrices(const T* a, const Sample* samples, int m, int64_t count, T* w) {
+    center_matrices(const T* a, const Sample* samples, int m, int64_t count, T* w) {
   const int64_t index = blockIdx.x * static_cast<int64_t>(kThreads) + threadIdx.x;
   if (index >= count) return;
   const int64_t ld = leading(m), row = index / ld % ld, col = index % ld;
@@ -52,7 +52,7 @@ struct Purity : Function {
     const int64_t count = call.problem.batch * leading(m) * leading(m);
     w.count = 1;
     w.terms = call.workspace<T>(count);
-    call.launch("centre_matrices", centre_matrices<T>, grid_for(count), kThreads, normalized.a.data,
+    call.launch("center_matrices", center_matrices<T>, grid_for(count), kThreads, normalized.a.data,
                 w.samples.data, m, count, w.terms.data);
     gradient<T>(call, z, normalized, w, 4, 0, out);
   }

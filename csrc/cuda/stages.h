@@ -66,7 +66,7 @@ struct Call {
 
 // What is remembered of row i: u_i = inverse_norm z_i.
 struct Row {
-  double inverse_norm;  // 1 / max(|z_i|, eps); 1 without normalisation; 0 for a zero row
+  double inverse_norm;  // 1 / max(|z_i|, eps); 1 without normalization; 0 for a zero row
   double root_weight;   // sqrt(p_i)
   double square_norm;   // |u_i|^2
   bool projected;       // u_i moves on the sphere: equation (4) applies

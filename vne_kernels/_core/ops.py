@@ -194,6 +194,11 @@ _BY_TORCH = (
     "torch.nn.functional.normalize(z, dim=-1) / n**0.5 has further derivatives"
 )
 
+torch.library.define(
+    "vne_kernels::vn_entropy_hvp",
+    "(Tensor z, Tensor direction_z, Tensor? weights, Tensor? direction_weights, bool normalize, "
+    "float eps) -> (Tensor product_z, Tensor product_weights)",
+)
 vn_entropy = functional(
     "vn_entropy",
     second_order=operator(

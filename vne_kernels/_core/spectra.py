@@ -21,7 +21,7 @@ _SERIES = 0.05
 
 
 def resolved(eigenvalues: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """The eigenvalues, with 0 in place of those that cannot be told from rounding.
+    """The eigenvalues, with 0 in place of those that rounding may have made.
 
     These are the ones below m * eps times the largest, eps that of `dtype`, by default their own:
     the threshold of ``torch.linalg.matrix_rank``.

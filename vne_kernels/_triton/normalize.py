@@ -84,7 +84,7 @@ def root_weights(weights, rows, row_count, n):
 def measure_rows(
     z,  # [row_count, d], row_count = batch n
     weights,  # [row_count] or None
-    inverse_norms,  # [row_count] <- 1 / max(|z_i|, eps); 1 without normalisation; 0 of a zero row
+    inverse_norms,  # [row_count] <- 1 / max(|z_i|, eps); 1 without normalization; 0 of a zero row
     traces,  # [row_count] <- p_i |u_i|^2
     projected,  # [row_count] <- whether u_i moves on the sphere: equation (4) applies
     row_count,

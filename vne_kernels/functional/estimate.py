@@ -476,7 +476,7 @@ def _leading_eigenvectors(
 ) -> tuple[Tensor, Tensor, float]:
     """Eigenvectors of A to split off, (r, m), their eigenvalues, (r,) in float64, and the loss.
 
-    The loss is what S of the two parts may be above S of A. By a randomised block Krylov space.
+    The loss is what S of the two parts may be above S of A. By a randomized block Krylov space.
     """
     m = operator.size
     basis = operator.like.new_empty((_BLOCK * _DEPTH, m))

@@ -110,7 +110,7 @@ def rankme(z: Tensor, *, eps: float = 1e-7, weights: Tensor | None = None) -> Te
     """RankMe: exp of the entropy of the singular values, equation (14) of csrc/README.md.
 
     exp(-sum_k p_k log p_k), p_k = s_k / sum_j s_j + eps, with s_k the min(n, d) singular values of
-    z, whose rows are not normalised. A guide to the quality of pretrained embeddings.
+    z, whose rows are not normalized. A guide to the quality of pretrained embeddings.
 
     Args:
         z: (..., n, d), n embeddings of d features; float16, bfloat16, float32 or float64.
@@ -151,7 +151,7 @@ def participation_ratio(
     """Participation ratio (sum_k l_k)^2 / sum_k l_k^2 of the eigenvalues of rho.
 
     exp of the Rényi entropy of order 2: the Vendi score of order 2. No eigenvalue is computed. In
-    neuroscience it is that of the covariance: give centred z, and ``normalize=False``.
+    neuroscience it is that of the covariance: give centered z, and ``normalize=False``.
 
     Args:
         z: (..., n, d), as for `vne_kernels.renyi_entropy`.
