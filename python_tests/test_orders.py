@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ from hypothesis import strategies as st
 from naming import naming
 from torch import Tensor
 
-from vne_kernels import renyi_entropy, tsallis_entropy, vendi_score, vn_entropy
+from vne_kernels import linear_entropy, renyi_entropy, tsallis_entropy, vendi_score, vn_entropy
 
 FLOAT64, FLOAT32 = torch.float64, torch.float32
 ORDERS = (0, 0.3, 0.9, 1, 1.2, 2, 3, math.inf)
@@ -163,6 +164,30 @@ def test_halves_get_a_gradient_of_their_own_dtype() -> None:
             assert grad.dtype == dtype
             exact = gradient(lambda x: exact_renyi(probabilities(x), order), z.double())  # noqa: B023
             assert relative_error(grad, exact) <= rounding
+
+
+@pytest.mark.parametrize("name", [*SPECTRA, *DEGENERATE])
+def test_linear_entropy(name: str) -> None:
+    """Value and gradient, with weights, against 1 - tr(rho^2) of the reference's spectrum."""
+    make = spectrum_case if name in SPECTRA else degenerate_case
+    for dtype in (FLOAT64, FLOAT32):
+        z = make(name, (17, 33), dtype)
+        for weights in (None, torch.linspace(0, 1, 17, dtype=FLOAT64)):
+            value = linear_entropy(z, weights=weights)
+            assert value.dtype == result_dtype(dtype)
+            if name == "zero_matrix":
+                assert value == 0
+                continue
+            leaf = z.double().clone().requires_grad_()
+            expected = 1 - probabilities(leaf, weights=weights).square().sum()
+            assert_value(value, expected.detach(), VALUE_DEFICIENT[dtype])
+            if name != "zero_row":  # the gradient of a norm of 0 is NaN in plain torch
+                (exact,) = torch.autograd.grad(expected, leaf)
+                actual = gradient(partial(linear_entropy, weights=weights), z)
+                scale = exact.norm() + gradient_scale(z)
+                assert absolute_error(actual, exact) <= gradient_tolerance(z, 2) * scale
+    with pytest.raises(ValueError, match=naming("z", (3,))):
+        linear_entropy(torch.ones(3))
 
 
 # ---- limits, properties --------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from vne_kernels.functional.estimate import (
     estimate_vn_entropy_from_density,
 )
 from vne_kernels.functional.families import (
+    linear_entropy,
     renyi_entropy,
     renyi_entropy_from_density,
     tsallis_entropy,
@@ -49,6 +50,7 @@ __all__ = [
     "estimate_vn_entropy",
     "estimate_vn_entropy_from_density",
     "get_vne",
+    "linear_entropy",
     "mutual_information",
     "partial_trace",
     "participation_ratio",

@@ -212,8 +212,8 @@ vn_entropy = functional(
 
 purity = functional(
     "purity",
-    once="renyi_entropy, tsallis_entropy and vendi_score of order 2, and participation_ratio, are "
-    "differentiable once; (x @ x.mT).square().sum() of the rows x = "
+    once="renyi_entropy, tsallis_entropy and vendi_score of order 2, linear_entropy and "
+    "participation_ratio are differentiable once; (x @ x.mT).square().sum() of the rows x = "
     "torch.nn.functional.normalize(z, dim=-1) / n**0.5 is tr(rho^2) with further derivatives",
 )
 """tr(rho^2) / tr(rho)^2 (...) of (z, weights, normalize, method, eps)."""

@@ -102,6 +102,32 @@ def tsallis_entropy(
     return entropy(samples(z, normalize, weights, order), order, TSALLIS)
 
 
+def linear_entropy(z: Tensor, *, normalize: bool = True, weights: Tensor | None = None) -> Tensor:
+    """Linear entropy 1 - tr(rho^2) of representations, of rho over its trace.
+
+    The Tsallis entropy of order 2, (13), by the norm of rho: no eigenvalue is computed. It is the
+    first term of -tr(rho log rho) around a pure state, and much cheaper.
+
+    Args:
+        z: (..., n, d), as for `renyi_entropy`.
+        normalize, weights: as for `renyi_entropy`.
+
+    Returns:
+        (...), from 0 (all rows parallel) to 1 - 1 / min(n, d); otherwise as `renyi_entropy` of
+        order 2: differentiable once in z and weights.
+
+    Raises:
+        ValueError, TypeError: as `renyi_entropy`.
+
+    Source: Zurek, Habib and Paz, "Coherent States via Decoherence", Phys. Rev. Lett. 1993.
+
+    Example:
+        >>> linear_entropy(torch.eye(4))
+        tensor(0.7500)
+    """
+    return entropy(samples(z, normalize, weights, 2), 2, TSALLIS)
+
+
 def renyi_entropy_from_density(
     rho: Tensor, alpha: float, *, check: bool = False, base: float | None = None
 ) -> Tensor:
