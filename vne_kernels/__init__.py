@@ -20,6 +20,7 @@ from vne_kernels.functional.families import (
     tsallis_entropy,
     tsallis_entropy_from_density,
 )
+from vne_kernels.functional.logdet import logdet
 from vne_kernels.functional.loss import DoEComponents, doe_loss
 from vne_kernels.functional.quantum import (
     conditional_entropy,
@@ -51,6 +52,7 @@ __all__ = [
     "estimate_vn_entropy_from_density",
     "get_vne",
     "linear_entropy",
+    "logdet",
     "mutual_information",
     "partial_trace",
     "participation_ratio",
