@@ -194,7 +194,7 @@ class DensityAccumulator:
         return scores
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain numbers, for ``torch.save``; loaded, it goes on to the same bits."""
+        """Tensors and plain numbers, for ``torch.save``; loaded, it continues to the same bits."""
         x, w = self._pending.rows()
         return {
             **self._settings(),

@@ -44,7 +44,7 @@ struct Rows {
   bool valid = true;  // every entry finite, no weight negative; otherwise x is not set
 
   bool has_matrix() const { return valid && trace != 0; }
-  // What takes the place of its functions where it has none.
+  // Replaces its functions where it has none.
   double without_matrix() const { return valid ? 0 : std::numeric_limits<double>::quiet_NaN(); }
 };
 

@@ -63,7 +63,7 @@ void Fibre::enter() {
   }
 }
 
-// A function of its own, as the registers that a caller has in use are then saved; without the
+// A separate function, as the registers that a caller has in use are then saved; without the
 // sanitizer, which takes a jump for the end of all functions on the stack.
 [[gnu::noinline, gnu::no_sanitize_address]] void Fibre::switch_stack(Stack& from, Stack& to,
                                                                      const ucontext_t* start) {

@@ -14,7 +14,7 @@ template <typename T>
 void compute_density(const Batch<T>& batch, T* rho);  // [batch, d, d]
 
 // grad_rho [batch, d, d] -> gradients of z [batch, n, d] and weights [batch, n] or null.
-// d<G, rho> = 2 <diag(p) U G, dU>: G takes the place of log A in (3).
+// d<G, rho> = 2 <diag(p) U G, dU>: G replaces log A in (3).
 template <typename T>
 void compute_density_backward(const Batch<T>& batch, const T* grad_rho, T* grad_z, T* grad_weights);
 

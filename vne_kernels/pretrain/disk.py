@@ -66,7 +66,7 @@ class Disk:
 
     @contextmanager
     def tolerated(self, path: Path, meanwhile: str) -> Iterator[None]:
-        """Reports a failure to write ``path`` once, and what happens ``meanwhile``; goes on."""
+        """Reports a failure to write ``path`` once, and what happens ``meanwhile``; continues."""
         try:
             yield
         except (OSError, RuntimeError) as error:
