@@ -55,12 +55,12 @@ def oracle(
 
 
 def value_tolerance(z: Tensor, scale: float, backend: str) -> Tolerance:
-    """That of an entropy. The CUDA kernels take m eigenvalues, each of which is off by the rounding
-    of the largest. Measured: 0.4 of that, near collapse at scale 300."""
+    """That of an entropy. The CUDA kernels take eigenvalues, of which the largest is off by a few of
+    its roundings. Measured: 4.2 roundings, near collapse at scale 300."""
     tolerance = VALUE[z.dtype]
     if backend not in ("emulated", "cuda"):
         return tolerance
-    absolute = min(z.shape) * scale * torch.finfo(z.dtype).eps
+    absolute = 8 * scale * torch.finfo(z.dtype).eps
     return Tolerance(tolerance.relative, tolerance.absolute + absolute, tolerance.measured)
 
 

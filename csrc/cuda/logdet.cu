@@ -10,14 +10,15 @@
 namespace vne {
 namespace {
 
-// a lambda. Rounding leaves an eigenvalue of 0 either sign: both stay, so that they cancel in a
-// sum.
+// a lambda. An eigenvalue below 0 is rounding.
 template <typename T>
 __device__ __forceinline__ double scaled(T value, double scale, const Sample& sample) {
-  return max(scale * sample.trace * value, -0.5);
+  return max(scale * sample.trace * value, 0.0);
 }
 
-// A block adds up log(1 + a lambda) of each sample.
+// A block adds up log(1 + x), x = a lambda, of each sample: as a tr(A) + sum of log(1 + x) - x. The
+// trace is known, whereas each eigenvalue is off by the rounding of the largest: small ones, which
+// are many, then count with their squares only.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) write_logdet(const T* values,  // [batch, m], of A^
                                                          const Sample* samples,  // [batch]
@@ -27,8 +28,11 @@ __global__ void __launch_bounds__(kThreads) write_logdet(const T* values,  // [b
   const Sample sample = samples[blockIdx.x];
   values += blockIdx.x * static_cast<int64_t>(m);
   double sum = 0;
-  for (int k = threadIdx.x; k < m; k += kThreads) sum += log1p(scaled(values[k], scale, sample));
-  sum = block_sum(sum, scratch);
+  for (int k = threadIdx.x; k < m; k += kThreads) {
+    const double x = scaled(values[k], scale, sample);
+    sum += log1p(x) - x;
+  }
+  sum = scale * sample.trace + block_sum(sum, scratch);
   const T irregular = sample.trace == 0 ? T(0) : T(NAN);
   if (threadIdx.x == 0) logdet[blockIdx.x] = is_regular(sample) ? static_cast<T>(sum) : irregular;
 }
