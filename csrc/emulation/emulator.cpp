@@ -11,7 +11,7 @@
 #include "emulation/tensor.h"
 
 uint3 threadIdx, blockIdx;
-dim3 blockDim, gridDim;
+dim3 blockDim;
 
 namespace vne::emulation {
 namespace {
@@ -26,8 +26,9 @@ enum class State { kReady, kAtBlock, kAtWarp, kReturned };
 struct Thread {
   uint3 index{};
   State state = State::kReturned;
-  Site site{};        // where it waits
-  unsigned turn = 0;  // exchanges so far, modulo 2
+  Site site{};                         // where it waits
+  uint64_t brought = 0, received = 0;  // in the exchange with its warp
+  int source = 0;                      // the lane to receive from
   std::unique_ptr<Fibre> fibre;
 };
 
@@ -46,8 +47,6 @@ struct Running {
 // Fibres outlive a block and a launch: making one costs more than a small kernel.
 std::function<void()> thread_function;
 std::vector<Thread> threads;
-// Exchanged values. Two sets: a lane that writes to one has met the others since they read it.
-uint64_t slots[2][kMaxThreads];
 Running running;
 Thread* thread = nullptr;
 
@@ -103,6 +102,7 @@ void run_warp(std::span<Thread> warp, Sequence& lanes, std::minstd_rand& random)
       if (warp[lane].state == State::kReady) resume(warp[lane]);
     }
     if (!all_are(warp, State::kAtWarp)) return;
+    for (Thread& t : warp) t.received = warp[t.source].brought;
     make_ready(warp);
   }
 }
@@ -122,7 +122,6 @@ std::string describe(std::span<const Thread> block) {
 }
 
 void run_block(std::span<Thread> block, std::minstd_rand& random) {
-  for (Thread& t : block) t.turn = 0;
   Sequence order(block.size() / kLanes), lanes(kLanes);
   for (;;) {
     make_ready(block);
@@ -146,10 +145,6 @@ std::span<Thread> make_threads(dim3 block) {
   return std::span(threads).first(count);
 }
 
-void check_mask(Site site, unsigned mask) {
-  if (mask != kAllLanes) fail(concatenate(site.function, " without all lanes in its mask"));
-}
-
 }  // namespace
 
 Settings& settings() {
@@ -171,7 +166,6 @@ void launch(const char* name, dim3 grid, dim3 block, cudaStream_t stream,
   settings().launches.push_back({name, grid, block, stream});
 
   blockDim = block;
-  gridDim = grid;
   thread_function = function;
   const std::span<Thread> of_block = make_threads(block);
   std::minstd_rand random(1);
@@ -211,21 +205,14 @@ bool meet_block_or(Site site, bool predicate) {
   return running.result;
 }
 
-void meet_warp(Site site, unsigned mask) {
-  check_mask(site, mask);
-  wait(State::kAtWarp, site);
-}
-
 int lane() { return static_cast<int>((thread - threads.data()) % kLanes); }
 
-const uint64_t* exchange(Site site, unsigned mask, uint64_t bits) {
-  check_mask(site, mask);
-  uint64_t* slot = &slots[thread->turn][thread - threads.data()];
-  const uint64_t* of_warp = slot - lane();
-  thread->turn ^= 1;
-  *slot = bits;
+uint64_t exchange(Site site, unsigned mask, uint64_t bits, int source) {
+  if (mask != kAllLanes) fail(concatenate(site.function, " without all lanes in its mask"));
+  thread->brought = bits;
+  thread->source = source;
   wait(State::kAtWarp, site);
-  return of_warp;
+  return thread->received;
 }
 
 }  // namespace vne::emulation

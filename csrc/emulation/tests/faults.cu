@@ -1,6 +1,6 @@
 // Kernels right and wrong, for python_tests/test_emulation.py: what the emulator has to find.
 
-#include "cuda/runtime.h"
+#include "cuda/load.h"
 #include "emulation/context.h"
 
 namespace vne {
@@ -18,16 +18,6 @@ __global__ void rotate(const float* input, float* output) {
   values[i] = input[block + i];
   if constexpr (with_barrier) __syncthreads();
   output[block + i] = values[(i + 1) % kThreads];
-}
-
-// The same within a warp, 16 lanes to 16 lanes.
-template <bool with_barrier>
-__global__ void rotate_in_warp(const float* input, float* output) {
-  VNE_SHARED(Values, values);
-  const unsigned i = threadIdx.x, block = blockIdx.x * kThreads;
-  values[i] = input[block + i];
-  if constexpr (with_barrier) __syncwarp();
-  output[block + i] = values[i ^ 16];
 }
 
 // Blocks that depend on each other.
@@ -50,8 +40,7 @@ __global__ void beyond_global(const float* input, float* output, int distance) {
 }
 
 __global__ void misaligned(const float* input, float* output) {
-  const float4 four = *reinterpret_cast<const float4*>(input + 1);
-  output[threadIdx.x] = four.x;
+  output[threadIdx.x] = read_quad(input + 1).v[0];
 }
 
 // Nothing was written to shared memory: every block reads NaN, not what the last one left.
@@ -97,22 +86,21 @@ __global__ void too_much_shared(const float* input, float* output) {
   output[threadIdx.x] = first[threadIdx.x];
 }
 
-// Everything that exchanges values, by one block: rows of the output [8, threads].
+// Everything that exchanges values, by one block: rows of the output [7, threads].
 __global__ void exchanges(const float* input, float* output) {
   VNE_SHARED(Scratch, scratch);
   const unsigned i = threadIdx.x;
   const float x = input[i];
-  const float results[8] = {
+  const float results[7] = {
       __shfl_sync(kFullMask, x, 3),
       __shfl_xor_sync(kFullMask, x, 5),
-      __shfl_down_sync(kFullMask, x, 4),
       warp_sum(x),
       warp_max(x),
       static_cast<float>(warp_max(static_cast<unsigned>(x))),
       block_sum(x, scratch),
       __syncthreads_or(x == 77) ? 1.0f : 0.0f,
   };
-  for (int row = 0; row < 8; ++row) output[row * kThreads + i] = results[row];
+  for (int row = 0; row < 7; ++row) output[row * kThreads + i] = results[row];
 }
 
 __global__ void halves(const __half* input, float* output) {
@@ -133,7 +121,7 @@ Tensor run(const char* name, void (*kernel)(const T*, float*, Parameters...), co
 }
 
 Tensor run_halves(const Tensor& input) { return run("halves", halves, input, 1); }
-Tensor run_exchanges(const Tensor& input) { return run("exchanges", exchanges, input, 8); }
+Tensor run_exchanges(const Tensor& input) { return run("exchanges", exchanges, input, 7); }
 
 template <void (*kernel)(const float*, float*)>
 Tensor run_plain(const Tensor& input) {
@@ -152,8 +140,6 @@ STABLE_TORCH_LIBRARY_IMPL(vne_faults, CUDA, library) {
   using namespace vne;
   library.impl("rotate", TORCH_BOX(&run_plain<rotate<true>>));
   library.impl("rotate_without_barrier", TORCH_BOX(&run_plain<rotate<false>>));
-  library.impl("rotate_in_warp", TORCH_BOX(&run_plain<rotate_in_warp<true>>));
-  library.impl("rotate_in_warp_without_barrier", TORCH_BOX(&run_plain<rotate_in_warp<false>>));
   library.impl("add_previous_block", TORCH_BOX(&run_plain<add_previous_block>));
   library.impl("beyond_shared", TORCH_BOX(&run_beyond<beyond_shared>));
   library.impl("beyond_global", TORCH_BOX(&run_beyond<beyond_global>));
