@@ -1,4 +1,4 @@
-"""The CUDA kernels on the host: builds the emulation of csrc/emulation and imports it.
+"""The CUDA kernels on the host: builds the emulation of csrc/emulation and loads it.
 
 By hand, `python python_tests/emulation.py [--sanitize]` builds it and prints where it is, and
 `python python_tests/emulation.py --sanitize pytest ...` runs a command under the sanitizers.
@@ -19,6 +19,9 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 KERNELS, FAULTS = "vne_emulation", "vne_emulation_faults"
@@ -47,10 +50,7 @@ def build(target: str = KERNELS, *, sanitize: bool = False) -> Path:
     """The module, up to date with csrc. A folder per compiler and Python is below build/, so
     that only what was changed is compiled again.
     """
-    torch = importlib.util.find_spec("torch")
-    assert torch is not None
-    assert torch.origin is not None
-    torch_folder = str(Path(torch.origin).parent)
+    torch_folder = str(Path(torch.__file__).parent)
     key = "\n".join([_run(_compiler(), "--version"), sys.prefix, torch_folder])
     flavour = "sanitized" if sanitize else "fast"
     digest = hashlib.sha256(key.encode()).hexdigest()[:12]
@@ -61,20 +61,19 @@ def build(target: str = KERNELS, *, sanitize: bool = False) -> Path:
         _run(
             *("cmake", "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"),
             *("-DVNE_EMULATION=ON", f"-DVNE_SANITIZE={'ON' if sanitize else 'OFF'}"),
-            *(f"-DVNE_TORCH={torch_folder}", f"-DPython3_EXECUTABLE={sys.executable}"),
-            *(f"-DPython_EXECUTABLE={sys.executable}", f"-DCMAKE_CXX_COMPILER={_compiler()}"),
+            *(f"-DVNE_TORCH={torch_folder}", f"-DCMAKE_CXX_COMPILER={_compiler()}"),
         )
         _run("cmake", "--build", str(folder), "--target", target)
-    return folder / f"{target}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    return folder / f"{target}.abi3.so"
 
 
 def is_sanitized() -> bool:
-    """Whether load() gives modules under the sanitizers."""
+    """Whether load() gives operators under the sanitizers."""
     return _SANITIZE in os.environ
 
 
 def import_module(path: Path) -> ModuleType:
-    """A built module or a script, without its folder in the path where modules are looked for."""
+    """A script, without its folder in the path where modules are looked for."""
     spec = importlib.util.spec_from_file_location(path.name.partition(".")[0], path)
     assert spec is not None
     assert spec.loader is not None
@@ -85,8 +84,10 @@ def import_module(path: Path) -> ModuleType:
 
 
 @cache
-def load(target: str = KERNELS) -> ModuleType:
-    return import_module(build(target, sanitize=is_sanitized()))
+def load(target: str = KERNELS) -> Any:
+    """The operators of the module, below torch.ops."""
+    torch.ops.load_library(build(target, sanitize=is_sanitized()))
+    return getattr(torch.ops, target)
 
 
 def sanitizer_environment() -> Mapping[str, str]:

@@ -5,13 +5,7 @@
 //   operators.
 // * There is no wrapper for linear algebra; linalg_eigh calls the dispatcher by name.
 
-// In the emulation of CUDA (csrc/emulation), stand-ins take the place of libtorch.
-
 #pragma once
-
-#ifdef VNE_EMULATION
-#include "emulation/tensor.h"
-#else
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -21,6 +15,7 @@
 #include <torch/headeronly/util/Exception.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <optional>
@@ -48,11 +43,14 @@ inline std::tuple<Tensor, Tensor> linalg_eigh(const Tensor& a) {
   return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
 }
 
-// Uninitialized, on the device of `like`.
+// Uninitialized, on the device of `like`; NaN in the emulation of CUDA.
 inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
-  return torch::stable::new_empty(like, sizes, dtype);
+  Tensor result = torch::stable::new_empty(like, sizes, dtype);
+#ifdef VNE_EMULATION
+  char* data = static_cast<char*>(result.mutable_data_ptr());
+  std::fill_n(data, result.numel() * result.element_size(), '\xff');
+#endif
+  return result;
 }
 
 }  // namespace vne
-
-#endif  // VNE_EMULATION

@@ -1,12 +1,23 @@
 // Where an operator runs: the device of its tensors, torch's current stream there, the device's
-// size. The emulation has its own Context with the same members.
+// size. The emulation is one device.
 //
 // libtorch's headers declare what is CUDA's only with -DUSE_CUDA, which CMakeLists.txt sets.
 
 #pragma once
 
 #ifdef VNE_EMULATION
-#include "emulation/context.h"
+#include "common/stable.h"
+#include "emulation/emulator.h"
+
+namespace vne {
+
+struct Context {
+  explicit Context(const Tensor&) {}
+  cudaStream_t stream = nullptr;
+  int multiprocessors = emulation::settings().multiprocessors;
+};
+
+}  // namespace vne
 #else
 
 #include <cuda_runtime.h>

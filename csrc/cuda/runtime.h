@@ -11,6 +11,8 @@
 #include "common/stable.h"
 
 #ifdef VNE_EMULATION
+#include <tuple>
+
 #include "emulation/emulator.h"
 #endif
 
@@ -45,20 +47,20 @@ __host__ __device__ constexpr int64_t grid_for(int64_t count, int per_block = kT
   return ceil_div<int64_t>(count, per_block);
 }
 
-// Runs kernel<<<grid, block, 0, stream>>>(arguments...), the arguments converted to the kernel's
-// parameters. A grid with a zero dimension launches nothing.
+// Runs kernel<<<blocks, threads, 0, stream>>>(arguments...), the arguments converted to the
+// kernel's parameters. No blocks launch nothing.
 template <typename... Parameters, typename... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block,
-            cudaStream_t stream, Arguments&&... arguments) {
+void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int threads,
+            [[maybe_unused]] cudaStream_t stream, Arguments&&... arguments) {
   static_assert(sizeof...(Parameters) == sizeof...(Arguments));
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (blocks == 0) return;
 #ifdef VNE_EMULATION
   const std::tuple<Parameters...> parameters(static_cast<Parameters>(arguments)...);
-  emulation::launch(name, grid, block, stream, [&] { std::apply(kernel, parameters); });
+  emulation::launch(name, blocks, threads, [&] { std::apply(kernel, parameters); });
 #else
   cudaLaunchConfig_t config{};
-  config.gridDim = grid;
-  config.blockDim = block;
+  config.gridDim = static_cast<unsigned>(blocks);
+  config.blockDim = static_cast<unsigned>(threads);
   config.stream = stream;
   const cudaError_t error =
       cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);

@@ -58,8 +58,7 @@ struct Call {
   template <typename... Parameters, typename... Arguments>
   void launch(const char* name, void (*kernel)(Parameters...), int64_t blocks, int threads,
               Arguments&&... arguments) const {
-    vne::launch(name, kernel, dim3(static_cast<unsigned>(blocks)),
-                dim3(static_cast<unsigned>(threads)), context.stream,
+    vne::launch(name, kernel, blocks, threads, context.stream,
                 std::forward<Arguments>(arguments)...);
   }
 };

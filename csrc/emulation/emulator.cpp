@@ -6,25 +6,23 @@
 #include <numeric>
 #include <random>
 #include <span>
+#include <sstream>
 
+#include "common/stable.h"
 #include "emulation/fibre.h"
-#include "emulation/tensor.h"
 
-uint3 threadIdx, blockIdx;
-dim3 blockDim;
+Index threadIdx, blockIdx, blockDim;
 
 namespace vne::emulation {
 namespace {
 
 constexpr int kLanes = 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr unsigned kMaxThreads = 1024;
+constexpr int kMaxThreads = 1024;
 constexpr size_t kMaxShared = 48 << 10;
 
 enum class State { kReady, kAtBlock, kAtWarp, kReturned };
 
 struct Thread {
-  uint3 index{};
   State state = State::kReturned;
   Site site{};                         // where it waits
   uint64_t brought = 0, received = 0;  // in the exchange with its warp
@@ -32,14 +30,9 @@ struct Thread {
   std::unique_ptr<Fibre> fibre;
 };
 
-struct SharedMemory {
-  size_t size;
-  std::shared_ptr<void> data;
-};
-
 struct Running {
   const char* name = nullptr;
-  std::map<const void*, SharedMemory> shared;
+  std::map<const void*, std::vector<char>> shared;
   bool any = false;  // of the predicates of this __syncthreads_or
   bool result = false;
 };
@@ -50,31 +43,29 @@ std::vector<Thread> threads;
 Running running;
 Thread* thread = nullptr;
 
-[[noreturn]] void fail(const std::string& what) {
-  throw std::runtime_error(concatenate("kernel ", running.name, ", block (", blockIdx.x, ", ",
-                                       blockIdx.y, ", ", blockIdx.z, "): ", what));
-}
+#define VNE_REQUIRE(condition, ...) \
+  VNE_CHECK(condition, "kernel ", running.name, ", block ", blockIdx.x, ": ", __VA_ARGS__)
 
-// 0 .. size - 1 as `order` has them.
+// 0 .. size - 1 as the settings' order has them.
 class Sequence {
  public:
-  explicit Sequence(size_t size) : order_(settings().order), indices_(size) {
+  explicit Sequence(size_t size) : indices_(size) {
     std::iota(indices_.begin(), indices_.end(), 0);
-    if (order_ == Order::kBackward) std::reverse(indices_.begin(), indices_.end());
+    if (settings().order == "backward") std::reverse(indices_.begin(), indices_.end());
   }
   const std::vector<unsigned>& next(std::minstd_rand& random) {
-    if (order_ == Order::kShuffled) std::shuffle(indices_.begin(), indices_.end(), random);
+    if (shuffled_) std::shuffle(indices_.begin(), indices_.end(), random);
     return indices_;
   }
 
  private:
-  Order order_;
+  const bool shuffled_ = settings().order == "shuffled";
   std::vector<unsigned> indices_;
 };
 
 void resume(Thread& chosen) {
   thread = &chosen;
-  threadIdx = chosen.index;
+  threadIdx.x = static_cast<unsigned>(&chosen - threads.data());
   if (chosen.fibre->resume()) chosen.state = State::kReturned;
 }
 
@@ -111,13 +102,13 @@ void run_warp(std::span<Thread> warp, Sequence& lanes, std::minstd_rand& random)
 std::string describe(std::span<const Thread> block) {
   std::map<std::string, int> counts;
   for (const Thread& t : block) {
-    ++counts[t.state == State::kReturned ? "have returned"
-                                         : concatenate("wait at ", t.site.function, " (",
-                                                       t.site.file, ":", t.site.line, ")")];
+    std::ostringstream place;
+    place << "wait at " << t.site.function << " (" << t.site.file << ":" << t.site.line << ")";
+    ++counts[t.state == State::kReturned ? "have returned" : place.str()];
   }
   std::string text;
   for (const auto& [state, count] : counts)
-    text += concatenate(text.empty() ? "" : ", ", count, " threads ", state);
+    text += (text.empty() ? "" : ", ") + std::to_string(count) + " threads " + state;
   return text;
 }
 
@@ -128,21 +119,11 @@ void run_block(std::span<Thread> block, std::minstd_rand& random) {
     for (const unsigned warp : order.next(random))
       run_warp(block.subspan(warp * kLanes, kLanes), lanes, random);
     if (all_are(block, State::kReturned)) return;
-    if (!all_are(block, State::kAtBlock))
-      fail("a barrier that not all threads reach: " + describe(block));
+    VNE_REQUIRE(all_are(block, State::kAtBlock),
+                "a barrier that not all threads reach: ", describe(block));
     running.result = running.any;
     running.any = false;
   }
-}
-
-// The first of the threads, with the indices of a block's.
-std::span<Thread> make_threads(dim3 block) {
-  const size_t count = block.x * block.y * block.z;
-  while (threads.size() < count)
-    threads.emplace_back().fibre = std::make_unique<Fibre>(thread_function);
-  for (unsigned i = 0; i < count; ++i)
-    threads[i].index = {i % block.x, i / block.x % block.y, i / (block.x * block.y)};
-  return std::span(threads).first(count);
 }
 
 }  // namespace
@@ -152,31 +133,26 @@ Settings& settings() {
   return the_settings;
 }
 
-void launch(const char* name, dim3 grid, dim3 block, cudaStream_t stream,
+void launch(const char* name, int64_t blocks, int block_size,
             const std::function<void()>& function) {
   running.name = name;
-  blockIdx = {0, 0, 0};
-  // Divided in this order, nothing overflows.
-  if (block.x == 0 || block.y == 0 || block.z == 0 || block.x > kMaxThreads ||
-      block.y > kMaxThreads / block.x || block.z > kMaxThreads / (block.x * block.y)) {
-    fail("a block has 1 to 1024 threads");
-  }
-  if (block.x * block.y * block.z % kLanes != 0) fail("a block is made of whole warps");
-  if (grid.x > 0x7fffffffu || grid.y > 0xffffu || grid.z > 0xffffu) fail("the grid is too large");
-  settings().launches.push_back({name, grid, block, stream});
+  blockIdx = {0};
+  VNE_REQUIRE(block_size > 0 && block_size <= kMaxThreads, "a block has 1 to 1024 threads");
+  VNE_REQUIRE(block_size % kLanes == 0, "a block is made of whole warps");
+  VNE_REQUIRE(blocks <= 0x7fffffff, "the grid is too large");
+  settings().launches.push_back(name);
 
-  blockDim = block;
+  blockDim = {static_cast<unsigned>(block_size)};
   thread_function = function;
-  const std::span<Thread> of_block = make_threads(block);
+  while (threads.size() < blockDim.x)
+    threads.emplace_back().fibre = std::make_unique<Fibre>(thread_function);
+  const std::span<Thread> block = std::span(threads).first(blockDim.x);
   std::minstd_rand random(1);
-  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   Sequence order(blocks);
   try {
-    for (const uint64_t index : order.next(random)) {
-      blockIdx = {static_cast<unsigned>(index % grid.x),
-                  static_cast<unsigned>(index / grid.x % grid.y),
-                  static_cast<unsigned>(index / grid.x / grid.y)};
-      run_block(of_block, random);
+    for (const unsigned index : order.next(random)) {
+      blockIdx = {index};
+      run_block(block, random);
       running.shared.clear();
     }
   } catch (...) {
@@ -190,11 +166,11 @@ void* shared_memory(const void* site, size_t size) {
   auto found = running.shared.find(site);
   if (found == running.shared.end()) {
     size_t total = size;
-    for (const auto& [_, memory] : running.shared) total += memory.size;
-    if (total > kMaxShared) fail("more than 48 KB of shared memory");
-    found = running.shared.emplace(site, SharedMemory{size, allocate(size, 0)}).first;
+    for (const auto& [_, memory] : running.shared) total += memory.size();
+    VNE_REQUIRE(total <= kMaxShared, "more than 48 KB of shared memory");
+    found = running.shared.emplace(site, std::vector<char>(size, '\xff')).first;
   }
-  return found->second.data.get();
+  return found->second.data();
 }
 
 void meet_block(Site site) { wait(State::kAtBlock, site); }
@@ -205,10 +181,8 @@ bool meet_block_or(Site site, bool predicate) {
   return running.result;
 }
 
-int lane() { return static_cast<int>((thread - threads.data()) % kLanes); }
-
 uint64_t exchange(Site site, unsigned mask, uint64_t bits, int source) {
-  if (mask != kAllLanes) fail(concatenate(site.function, " without all lanes in its mask"));
+  VNE_REQUIRE(mask == 0xffffffffu, site.function, " without all lanes in its mask");
   thread->brought = bits;
   thread->source = source;
   wait(State::kAtWarp, site);

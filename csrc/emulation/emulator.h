@@ -5,7 +5,7 @@
 // results in another order. A kernel with a barrier that some threads do not reach is an error that
 // says so.
 //
-// Nothing here is for several host threads at once: Python's lock is held while a kernel runs.
+// Nothing here is for several host threads at once.
 
 #pragma once
 
@@ -14,30 +14,21 @@
 #include <functional>
 #include <new>
 #include <string>
-#include <tuple>
+#include <type_traits>
 #include <vector>
 
 namespace vne::emulation {
 
-// Warps one after another, each as far as it gets; lanes likewise; blocks likewise. kShuffled draws
-// another order every time.
-enum class Order { kForward, kBackward, kShuffled };
-
-struct Launch {
-  std::string name;
-  dim3 grid, block;  // zero for what a vendor's library would launch
-  cudaStream_t stream;
-};
-
 struct Settings {
-  Order order = Order::kForward;
+  // Warps one after another, each as far as it gets; lanes likewise; blocks likewise. "backward" is
+  // the other way round; "shuffled" draws another order every time.
+  std::string order = "forward";
   int multiprocessors = 80;
-  std::vector<Launch> launches;
+  std::vector<std::string> launches;  // of kernels and of a vendor's library
 };
 Settings& settings();
 
-void launch(const char* name, dim3 grid, dim3 block, cudaStream_t stream,
-            const std::function<void()>& thread);
+void launch(const char* name, int64_t blocks, int block_size, const std::function<void()>& thread);
 
 // Memory of the running block, the same for all its threads that come from one place. It is on the
 // heap, so that AddressSanitizer sees its ends, and begins as NaN in every block.

@@ -7,7 +7,8 @@
 //
 // `check` takes the operator's arguments, throws if one is not allowed, and returns them as one
 // value; `compute` takes that value. In the host module, _C, this defines the schema and registers
-// the CPU kernel. In the CUDA module and in the emulation it registers their kernel alone.
+// the CPU kernel; the emulation does the same in a library of its own. In the CUDA module it
+// registers the kernel alone.
 //
 // The host module also defines `check_NAME`, which takes the same arguments and only checks them:
 // backends that are not written in C++ (vne_kernels/_triton/) raise the same errors by it.
@@ -35,22 +36,26 @@ struct Operator<check, compute, Checked (*)(Parameters...)> {
 
 }  // namespace vne
 
+#ifndef VNE_LIBRARY
+#define VNE_LIBRARY vne_kernels
+#endif
+
 #ifdef VNE_HOST_MODULE
 #define VNE_OPERATOR(name, arguments, results, check, compute)                            \
-  STABLE_TORCH_LIBRARY_FRAGMENT(vne_kernels, library) {                                   \
+  STABLE_TORCH_LIBRARY_FRAGMENT(VNE_LIBRARY, library) {                                   \
     const std::string parameters(arguments);                                              \
     library.def((name + parameters + " -> " + results).c_str());                          \
     library.def(("check_" name + parameters + " -> ()").c_str());                         \
   }                                                                                       \
-  STABLE_TORCH_LIBRARY_IMPL(vne_kernels, CPU, library) {                                  \
+  STABLE_TORCH_LIBRARY_IMPL(VNE_LIBRARY, CPU, library) {                                  \
     library.impl(name, TORCH_BOX((&vne::Operator<check, compute>::call)));                \
   }                                                                                       \
-  STABLE_TORCH_LIBRARY_IMPL(vne_kernels, CompositeExplicitAutograd, library) {            \
+  STABLE_TORCH_LIBRARY_IMPL(VNE_LIBRARY, CompositeExplicitAutograd, library) {            \
     library.impl("check_" name, TORCH_BOX((&vne::Operator<check, compute>::check_only))); \
   }
 #else
 #define VNE_OPERATOR(name, arguments, results, check, compute)             \
-  STABLE_TORCH_LIBRARY_IMPL(vne_kernels, CUDA, library) {                  \
+  STABLE_TORCH_LIBRARY_IMPL(VNE_LIBRARY, CUDA, library) {                  \
     library.impl(name, TORCH_BOX((&vne::Operator<check, compute>::call))); \
   }
 #endif

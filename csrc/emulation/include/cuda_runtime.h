@@ -20,23 +20,14 @@
 #define __launch_bounds__(...)
 #define __grid_constant__
 
-// ---- types -------------------------------------------------------------------------------------
-
-struct uint3 {
-  unsigned x, y, z;
-};
-
-struct dim3 {
-  unsigned x, y, z;
-  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
-};
-
 using cudaStream_t = struct CUstream_st*;
 
 // ---- the running thread ------------------------------------------------------------------------
 
-extern uint3 threadIdx, blockIdx;
-extern dim3 blockDim;
+struct Index {
+  unsigned x;  // all launches are one-dimensional
+};
+extern Index threadIdx, blockIdx, blockDim;
 
 // ---- meeting -----------------------------------------------------------------------------------
 
@@ -53,7 +44,6 @@ void meet_block(Site site);
 bool meet_block_or(Site site, bool predicate);
 // The bits that lane `source` of the warp brought, whatever `source` that lane asked for.
 uint64_t exchange(Site site, unsigned mask, uint64_t bits, int source);
-int lane();
 
 template <typename T>
 T shuffle(Site site, unsigned mask, T value, int source) {
@@ -86,7 +76,7 @@ template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int lane_mask, const char* file = __builtin_FILE(),
                   int line = __builtin_LINE()) {
   return vne::emulation::shuffle({"__shfl_xor_sync", file, line}, mask, value,
-                                 (vne::emulation::lane() ^ lane_mask) & 31);
+                                 static_cast<int>(threadIdx.x ^ lane_mask) & 31);
 }
 
 // ---- arithmetic --------------------------------------------------------------------------------

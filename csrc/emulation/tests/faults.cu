@@ -1,7 +1,7 @@
 // Kernels right and wrong, for python_tests/test_emulation.py: what the emulator has to find.
 
+#include "cuda/context.h"
 #include "cuda/load.h"
-#include "emulation/context.h"
 
 namespace vne {
 namespace {
@@ -114,7 +114,7 @@ Tensor run(const char* name, void (*kernel)(const T*, float*, Parameters...), co
            int64_t rows, Arguments... arguments) {
   const Context context(input);
   const Tensor output = empty(input, {rows * input.size(0)}, ScalarType::Float);
-  launch(name, kernel, dim3(ceil_div<int64_t>(input.size(0), kThreads)), kThreads, context.stream,
+  launch(name, kernel, grid_for(input.size(0), kThreads), kThreads, context.stream,
          static_cast<const T*>(input.const_data_ptr()),
          static_cast<float*>(output.mutable_data_ptr()), arguments...);
   return output;
@@ -133,23 +133,26 @@ Tensor run_beyond(const Tensor& input, double distance) {
   return run("faulty", kernel, input, 1, distance);
 }
 
+// An operator of the module.
+#define VNE_FAULT(name, arguments, function)            \
+  STABLE_TORCH_LIBRARY_FRAGMENT(VNE_LIBRARY, library) { \
+    library.def(name arguments " -> Tensor");           \
+  }                                                     \
+  STABLE_TORCH_LIBRARY_IMPL(VNE_LIBRARY, CPU, library) { library.impl(name, TORCH_BOX(&function)); }
+VNE_FAULT("rotate", "(Tensor input)", run_plain<rotate<true>>)
+VNE_FAULT("rotate_without_barrier", "(Tensor input)", run_plain<rotate<false>>)
+VNE_FAULT("add_previous_block", "(Tensor input)", run_plain<add_previous_block>)
+VNE_FAULT("beyond_shared", "(Tensor input, float distance)", run_beyond<beyond_shared>)
+VNE_FAULT("beyond_global", "(Tensor input, float distance)", run_beyond<beyond_global>)
+VNE_FAULT("misaligned", "(Tensor input)", run_plain<misaligned>)
+VNE_FAULT("leftovers", "(Tensor input)", run_plain<leftovers>)
+VNE_FAULT("divergent_return", "(Tensor input)", run_plain<divergent_return>)
+VNE_FAULT("divergent_branch", "(Tensor input)", run_plain<divergent_branch>)
+VNE_FAULT("divergent_shuffle", "(Tensor input)", run_plain<divergent_shuffle>)
+VNE_FAULT("partial_mask", "(Tensor input)", run_plain<partial_mask>)
+VNE_FAULT("too_much_shared", "(Tensor input)", run_plain<too_much_shared>)
+VNE_FAULT("exchanges", "(Tensor input)", run_exchanges)
+VNE_FAULT("halves", "(Tensor input)", run_halves)
+
 }  // namespace
 }  // namespace vne
-
-STABLE_TORCH_LIBRARY_IMPL(vne_faults, CUDA, library) {
-  using namespace vne;
-  library.impl("rotate", TORCH_BOX(&run_plain<rotate<true>>));
-  library.impl("rotate_without_barrier", TORCH_BOX(&run_plain<rotate<false>>));
-  library.impl("add_previous_block", TORCH_BOX(&run_plain<add_previous_block>));
-  library.impl("beyond_shared", TORCH_BOX(&run_beyond<beyond_shared>));
-  library.impl("beyond_global", TORCH_BOX(&run_beyond<beyond_global>));
-  library.impl("misaligned", TORCH_BOX(&run_plain<misaligned>));
-  library.impl("leftovers", TORCH_BOX(&run_plain<leftovers>));
-  library.impl("divergent_return", TORCH_BOX(&run_plain<divergent_return>));
-  library.impl("divergent_branch", TORCH_BOX(&run_plain<divergent_branch>));
-  library.impl("divergent_shuffle", TORCH_BOX(&run_plain<divergent_shuffle>));
-  library.impl("partial_mask", TORCH_BOX(&run_plain<partial_mask>));
-  library.impl("too_much_shared", TORCH_BOX(&run_plain<too_much_shared>));
-  library.impl("exchanges", TORCH_BOX(&run_exchanges));
-  library.impl("halves", TORCH_BOX(&run_halves));
-}
