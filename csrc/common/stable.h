@@ -28,6 +28,10 @@
     throw std::runtime_error(torch::headeronly::detail::stdTorchCheckMsgImpl("", ##__VA_ARGS__)); \
   }
 
+#ifndef STABLE_TORCH_ERROR_CODE_CHECK  // torch 2.10 has only this one
+#define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
+#endif
+
 namespace vne {
 
 using torch::headeronly::ScalarType;
