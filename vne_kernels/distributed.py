@@ -169,6 +169,8 @@ def gather(z: Tensor, group: Any = None, *, equal: bool = False) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
+    """The sum over the processes of a tensor of the same shape on all; gradient as of `gather`."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, name: str) -> Tensor:
         ctx.name = name
@@ -177,12 +179,6 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return collectives.all_reduce(grads[0], ctx.name), None
-
-
-def summed(x: Tensor, ranks: RankRows) -> Tensor:
-    """The sum over the processes of a tensor of the same shape on all; gradient as of `gather`."""
-    total: Tensor = _Sum.apply(x, ranks.name)
-    return total
 
 
 # ---- entropy -------------------------------------------------------------------------------------
@@ -376,7 +372,7 @@ def doe_terms(
     if weights is not None:
         entropy = vn_entropy(z1, weights, ranks, normalize=True, method=method, eps=eps)
         own = torch.stack([mean_cosine(z1, z2, weights, eps), weights.sum(-1)])
-        weighted, total_weight = summed(own, ranks)
+        weighted, total_weight = _Sum.apply(own, ranks.name)
         return entropy, weighted / total_weight
     options = _Options(True, method, eps, wants_grad(z1, z2))
     n = z1.shape[-2]
