@@ -545,9 +545,7 @@ class _Probes:
         beta = torch.linalg.vector_norm(w, dim=-1)
         # Where the space is exhausted, the quadrature is exact, and goes on with nothing.
         beta = torch.where(beta > torch.finfo(w.dtype).eps * alpha, beta, 0)
-        self.vectors[:, j + 1] = torch.where(
-            beta[:, None] > 0, w / torch.where(beta > 0, beta, 1)[:, None], 0
-        )
+        self.vectors[:, j + 1] = torch.where(beta[:, None] > 0, w / beta[:, None], 0)
         self.alpha.append(alpha.double())
         self.beta.append(beta.double())
 
