@@ -292,10 +292,12 @@ struct FusedBlock {
   }
 
   // h <- W X^ in columns col and col + 1; adds to radial and square. `vector` is a constant where
-  // this is called: without a branch on it in the loop, eight loads are in flight at once.
+  // this is called: without a branch on it in the loop, eight loads are in flight at once, or four
+  // of double, which is what registers hold.
   __device__ __forceinline__ void multiply_columns(int64_t col, bool vector) {
+    constexpr int kLoads = sizeof(T) == 8 ? 4 : 8;
     h.set_zero();
-#pragma unroll 8
+#pragma unroll kLoads
     for (int j = 0; j < args.m; ++j) {
       T x[2];
       const T power = s.power_of_two[j];
@@ -516,7 +518,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t index = blockIdx.x * static_cast<int64_t>(kWarps) + threadIdx.x / 32;
   if (index >= batch * args.n) return;
   const int lane = threadIdx.x % 32;
-  const Sample sample = args.samples[index / args.n];
+  const Sample& sample = args.samples[index / args.n];  // a copy would take too many registers
   const In* z = args.z + index * d;
   T* grad_z = args.grad_z + index * d;
   if (!is_regular(sample)) {

@@ -1,7 +1,7 @@
 """What each CUDA kernel takes of a multiprocessor, read from the built module. No GPU is needed.
 
     python csrc/cuda/resources.py             registers, shared and local memory of each kernel
-    python csrc/cuda/resources.py --check     fail if a kernel uses local memory (see COLD)
+    python csrc/cuda/resources.py --check     fail if a kernel uses local memory
 
 The module is that of the installed vne_kernels unless MODULE names another. Needs cuobjdump: from
 triton, which comes with torch, or from PATH; names are readable where c++filt is there.
@@ -14,7 +14,6 @@ STACK, and LOCAL in objects of older compilers.
 from __future__ import annotations
 
 import argparse
-import fnmatch
 import importlib.util
 import re
 import shutil
@@ -23,13 +22,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-COLD: tuple[str, ...] = ("finish_rows<float, bfloat16>",)
-"""Kernels that may use local memory as their time is small: names as printed, * for any part.
-
-This one keeps 8 bytes, on sm_120 alone, as measure_rows once did around the call of a
-double-precision division, once a row; its machine code was not looked at.
-"""
 
 RESERVED = 1024
 """Bytes of shared memory that CUDA takes for itself in each block, compute capability 8 and up."""
@@ -139,12 +131,11 @@ def print_usage(kernels: list[Kernel]) -> None:
 
 
 def check(kernels: list[Kernel]) -> None:
-    hot = [k for k in kernels if not any(fnmatch.fnmatchcase(k.name, cold) for cold in COLD)]
-    spilling = [kernel for kernel in hot if kernel.local]
+    spilling = [kernel for kernel in kernels if kernel.local]
     for kernel in spilling:
         print(f"{kernel.name} on sm_{kernel.arch}: {kernel.local} bytes of local memory")
-    if spilling or not hot:
-        sys.exit(f"{len(spilling)} of {len(hot)} kernels use local memory")
+    if spilling or not kernels:
+        sys.exit(f"{len(spilling)} of {len(kernels)} kernels use local memory")
 
 
 def main() -> None:
