@@ -13,9 +13,6 @@
 #define VNE_SIMD baseline
 #endif
 
-#define VNE_STRINGIZE_(name) #name
-#define VNE_STRINGIZE(name) VNE_STRINGIZE_(name)
-
 namespace vne::simd::VNE_SIMD {
 namespace {
 
@@ -92,8 +89,7 @@ void scale(const T* x, T factor, T* out, int64_t size) {
 #include "cpu/simd/sweep.h"
 
 template <typename T>
-constexpr Kernels<T> kKernels = {.name = VNE_STRINGIZE(VNE_SIMD),
-                                 .tile_rows = kTileRows,
+constexpr Kernels<T> kKernels = {.tile_rows = kTileRows,
                                  .tile_cols = kTileCols<T>,
                                  .multiply_tile = multiply_tile<T>,
                                  .pack = pack<T>,

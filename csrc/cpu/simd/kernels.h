@@ -20,7 +20,6 @@ struct MatrixView {
 
 template <typename T>
 struct Kernels {
-  const char* name;
   int tile_rows;  // C is computed in tiles of tile_rows x tile_cols
   int tile_cols;
 
