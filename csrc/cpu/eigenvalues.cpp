@@ -230,17 +230,13 @@ int64_t reduce_to_band(T* a, int64_t m, int64_t ld) {
       }
     }
     const MatrixView<T> of_rows = {v + from, ld, 1};
-    multiply<T>(kBand, kBand, rest, of_rows, nullptr, transposed(of_rows), gram.get(),
-                Result::kFull);
+    multiply<T>(kBand, kBand, rest, of_rows, transposed(of_rows), gram.get());
     triangular_factor(gram.get(), tau.get(), kBand, s.get());
     multiply_symmetric(a, m, ld, from, v, x.get());
     const MatrixView<T> s_transposed = {s.get(), 1, kBand};
-    multiply<T>(kBand, rest, kBand, s_transposed, nullptr, {x.get(), 1, kBand}, product.get(),
-                Result::kFull);  // S^T X^T
-    multiply<T>(kBand, kBand, rest, of_rows, nullptr, {product.get(), 1, rest}, gram.get(),
-                Result::kFull);  // V X S
-    multiply<T>(kBand, kBand, kBand, s_transposed, nullptr, row_major<T>(gram.get(), kBand),
-                inner.get(), Result::kFull);
+    multiply<T>(kBand, rest, kBand, s_transposed, {x.get(), 1, kBand}, product.get());  // S^T X^T
+    multiply<T>(kBand, kBand, rest, of_rows, {product.get(), 1, rest}, gram.get());     // V X S
+    multiply<T>(kBand, kBand, kBand, s_transposed, row_major<T>(gram.get(), kBand), inner.get());
     simd.scale(inner.get(), T(-0.5), inner.get(), kBand * kBand);
     for (int64_t i = 0; i < kBand; ++i) {
       std::copy_n(&product[i * rest], rest, w + i * ld + from);

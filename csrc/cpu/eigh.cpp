@@ -105,7 +105,7 @@ template <typename T>
 void spectral_function(const Eigen& eigen, const T* f, int64_t m, T* result) {
   const MatrixView<T> v = {static_cast<const T*>(eigen.vectors.const_data_ptr()),
                            eigen.vectors.stride(0), eigen.vectors.stride(1)};
-  multiply<T>(m, m, m, v, f, transposed(v), result, Result::kSymmetric);
+  multiply<T>(m, m, m, v, transposed(v), result, Result::kSymmetric, f);
 }
 
 template Eigen eigh(const float*, int64_t);

@@ -27,8 +27,8 @@ struct Tiling {
 }  // namespace
 
 template <typename T>
-void multiply(int64_t rows, int64_t cols, int64_t k, MatrixView<T> a, const T* scale,
-              MatrixView<T> b, T* c, Result result) {
+void multiply(int64_t rows, int64_t cols, int64_t k, MatrixView<T> a, MatrixView<T> b, T* c,
+              Result result, const T* scale) {
   const simd::Kernels<T>& simd = simd::kernels<T>();
   const Tiling tiling{rows, cols, simd.tile_rows, simd.tile_cols, result};
   const int64_t depth = kPanelBytes / (simd.tile_cols * static_cast<int64_t>(sizeof(T)));
@@ -88,9 +88,9 @@ void multiply(int64_t rows, int64_t cols, int64_t k, MatrixView<T> a, const T* s
   if (result == Result::kSymmetric) mirror_lower(c, rows);
 }
 
-template void multiply(int64_t, int64_t, int64_t, MatrixView<float>, const float*,
-                       MatrixView<float>, float*, Result);
-template void multiply(int64_t, int64_t, int64_t, MatrixView<double>, const double*,
-                       MatrixView<double>, double*, Result);
+template void multiply(int64_t, int64_t, int64_t, MatrixView<float>, MatrixView<float>, float*,
+                       Result, const float*);
+template void multiply(int64_t, int64_t, int64_t, MatrixView<double>, MatrixView<double>, double*,
+                       Result, const double*);
 
 }  // namespace vne

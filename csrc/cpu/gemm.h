@@ -48,10 +48,10 @@ MatrixView<T> transposed(MatrixView<T> a) {
 
 enum class Result { kFull, kSymmetric };  // symmetric: compute one triangle, mirror it
 
-// c [rows, cols], row-major = a [rows, k] diag(scale) b [k, cols]; scale may be null.
+// c [rows, cols], row-major = a [rows, k] diag(scale) b [k, cols]; a null scale is 1.
 template <typename T>
-void multiply(int64_t rows, int64_t cols, int64_t k, MatrixView<T> a, const T* scale,
-              MatrixView<T> b, T* c, Result result);
+void multiply(int64_t rows, int64_t cols, int64_t k, MatrixView<T> a, MatrixView<T> b, T* c,
+              Result result = Result::kFull, const T* scale = nullptr);
 
 // visit(entry, mirrored) for each entry of c [size, size] below the diagonal.
 template <typename T, typename Visit>

@@ -30,9 +30,9 @@ void gradient(const Problem& problem, const Rows<T>& rows, const T* w, double fa
   const int64_t n = problem.n, d = problem.d;
   const MatrixView<T> x = row_major<T>(rows.x.get(), d), w_view = row_major<T>(w, problem.m());
   if (problem.gram_side()) {
-    multiply<T>(n, d, n, w_view, nullptr, x, grad_z, Result::kFull);
+    multiply<T>(n, d, n, w_view, x, grad_z);
   } else {
-    multiply<T>(n, d, d, x, nullptr, w_view, grad_z, Result::kFull);
+    multiply<T>(n, d, d, x, w_view, grad_z);
   }
 
   const simd::Kernels<T>& simd = simd::kernels<T>();

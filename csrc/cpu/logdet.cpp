@@ -57,7 +57,7 @@ struct Logdet : Function {
       simd.scale(row, 1 / l[i * m + i], row, i + 1);
     }
     const MatrixView<double> view = row_major<double>(inverse.get(), m);
-    multiply<double>(m, m, m, transposed(view), nullptr, view, product.get(), Result::kSymmetric);
+    multiply<double>(m, m, m, transposed(view), view, product.get(), Result::kSymmetric);
     const double identity = scale * tau <= 1 ? 1 : 0;
     for (int64_t i = 0; i < m; ++i) product[i * m + i] -= identity;
     std::copy_n(product.get(), m * m, a.get());

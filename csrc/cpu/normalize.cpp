@@ -120,9 +120,9 @@ template <typename T>
 void gram(const Problem& problem, const Rows<T>& rows, T* a) {
   const MatrixView<T> x = row_major<T>(rows.x.get(), problem.d);
   if (problem.gram_side()) {
-    multiply<T>(problem.n, problem.n, problem.d, x, nullptr, transposed(x), a, Result::kSymmetric);
+    multiply<T>(problem.n, problem.n, problem.d, x, transposed(x), a, Result::kSymmetric);
   } else {
-    multiply<T>(problem.d, problem.d, problem.n, transposed(x), nullptr, x, a, Result::kSymmetric);
+    multiply<T>(problem.d, problem.d, problem.n, transposed(x), x, a, Result::kSymmetric);
   }
 }
 

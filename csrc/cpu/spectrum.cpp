@@ -68,8 +68,8 @@ void compute_spectrum_backward(const Batch<T>& batch, const T* grad, const T* ei
     if (fill_without_matrix(problem, rows, sample_grad, sample_p_grad)) return;
     Buffer<T> w(m * m);
     const MatrixView<T> vectors = row_major<T>(eigenvectors + sample * m * m, m);
-    multiply<T>(m, m, m, vectors, grad + sample * m, transposed(vectors), w.get(),
-                Result::kSymmetric);
+    multiply<T>(m, m, m, vectors, transposed(vectors), w.get(), Result::kSymmetric,
+                grad + sample * m);
     gradient<T>(problem, rows, w.get(), 2, 0, sample_grad, sample_p_grad);
   });
 }

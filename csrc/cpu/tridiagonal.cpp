@@ -87,13 +87,12 @@ void multiply_by_q(const Reduction& q, int64_t m, float* f) {
     // H_first ... = I - V^T S V on the rows from first + 1 on; S is upper triangular.
     const int64_t size = std::min(panel, reflectors - first), from = first + 1, rows = m - from;
     const MatrixView<float> v = row_major<float>(&q.v[first * stride + from], stride);
-    multiply<float>(size, size, rows, v, nullptr, transposed(v), gram.get(), Result::kFull);
+    multiply<float>(size, size, rows, v, transposed(v), gram.get());
     triangular_factor(gram.get(), &q.tau[first], size, s.get());
     simd.scale(s.get(), -1.0F, s.get(), size * size);
-    multiply<float>(size, m, rows, v, nullptr, row_major<float>(f + from * m, m), product.get(),
-                    Result::kFull);
-    multiply<float>(size, m, size, row_major<float>(s.get(), size), nullptr,
-                    row_major<float>(product.get(), m), weighted.get(), Result::kFull);
+    multiply<float>(size, m, rows, v, row_major<float>(f + from * m, m), product.get());
+    multiply<float>(size, m, size, row_major<float>(s.get(), size),
+                    row_major<float>(product.get(), m), weighted.get());
     torch::stable::parallel_for(
         0, ceil_div(m, tile_cols), std::max<int64_t>(1, (1 << 19) / (size * rows * tile_cols)),
         [&](int64_t begin, int64_t end) {
