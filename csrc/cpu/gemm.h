@@ -53,15 +53,14 @@ template <typename T>
 void multiply(int64_t rows, int64_t cols, int64_t k, MatrixView<T> a, MatrixView<T> b, T* c,
               Result result = Result::kFull, const T* scale = nullptr);
 
-// visit(entry, mirrored) for each entry of c [size, size] below the diagonal.
-template <typename T, typename Visit>
-void visit_lower(T* c, int64_t size, Visit visit) {
+// visit(i, j) for each entry of the lower triangle of a matrix [size, size], the diagonal included.
+template <typename Visit>
+void visit_lower(int64_t size, Visit visit) {
   constexpr int64_t kBlock = 32;  // both of a pair stay in the cache
   for (int64_t row = 0; row < size; row += kBlock) {
     for (int64_t col = 0; col <= row; col += kBlock) {
       for (int64_t i = row; i < std::min(row + kBlock, size); ++i) {
-        for (int64_t j = col; j < std::min(col + kBlock, i); ++j)
-          visit(c[i * size + j], c[j * size + i]);
+        for (int64_t j = col; j < std::min(col + kBlock, i + 1); ++j) visit(i, j);
       }
     }
   }
@@ -70,7 +69,7 @@ void visit_lower(T* c, int64_t size, Visit visit) {
 // Copies the lower triangle of c [size, size] to the upper one.
 template <typename T>
 void mirror_lower(T* c, int64_t size) {
-  visit_lower(c, size, [](T below, T& above) { above = below; });
+  visit_lower(size, [=](int64_t i, int64_t j) { c[j * size + i] = c[i * size + j]; });
 }
 
 // c [rows, cols] (+)= a b for one column of tiles, cols <= tile_cols: b [k, cols] comes packed.

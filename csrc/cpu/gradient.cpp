@@ -68,20 +68,13 @@ void gradient(const Problem& problem, const Rows<T>& rows, const T* w, double fa
 
 template <typename T>
 bool add_transpose(const T* from, int64_t m, double divisor, T* to) {
-  constexpr int64_t kBlock = 32;  // both of a pair stay in the cache
-  T residue = 0;                  // stays 0; x - x is NaN for a NaN and for an infinity
-  for (int64_t row = 0; row < m; row += kBlock) {
-    for (int64_t col = 0; col <= row; col += kBlock) {
-      for (int64_t i = row; i < std::min(row + kBlock, m); ++i) {
-        for (int64_t j = col; j < std::min(col + kBlock, i + 1); ++j) {
-          const double sum = static_cast<double>(from[i * m + j]) + from[j * m + i];
-          const T entry = static_cast<T>(sum / divisor);
-          to[i * m + j] = to[j * m + i] = entry;
-          residue += entry - entry;
-        }
-      }
-    }
-  }
+  T residue = 0;  // stays 0; x - x is NaN for a NaN and for an infinity
+  visit_lower(m, [&](int64_t i, int64_t j) {
+    const double sum = static_cast<double>(from[i * m + j]) + from[j * m + i];
+    const T entry = static_cast<T>(sum / divisor);
+    to[i * m + j] = to[j * m + i] = entry;
+    residue += entry - entry;
+  });
   return residue == 0;
 }
 

@@ -193,7 +193,7 @@ bool log_by_tridiagonal(const float* a, int64_t m, double shift, float* result) 
   log_of_tridiagonal(pivots, m, shift, result);
   multiply_by_q(q, m, result);
   // Q (Q f)^T = Q f Q^T, as f is symmetric.
-  visit_lower(result, m, [](float& below, float& above) { std::swap(below, above); });
+  visit_lower(m, [=](int64_t i, int64_t j) { std::swap(result[i * m + j], result[j * m + i]); });
   multiply_by_q(q, m, result);
   return true;
 }
