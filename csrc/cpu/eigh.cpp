@@ -1,5 +1,4 @@
-// The eigendecomposition, by LAPACK's syevd behind torch's dispatcher, and functions of a matrix by
-// it.
+// The eigendecomposition, by LAPACK's syevd behind torch's dispatcher.
 
 #include <algorithm>
 #include <cmath>
@@ -18,13 +17,6 @@ Tensor view(const T* a, const std::vector<int64_t>& sizes, const std::vector<int
   const ScalarType dtype = sizeof(T) == sizeof(double) ? ScalarType::Double : ScalarType::Float;
   const torch::stable::Device cpu(torch::headeronly::DeviceType::CPU);
   return torch::stable::from_blob(const_cast<T*>(a), sizes, strides, cpu, dtype);
-}
-
-template <typename T>
-bool all_finite(const Tensor& square) {
-  const T* data = static_cast<const T*>(square.const_data_ptr());
-  const int64_t m = square.size(0);
-  return std::all_of(data, data + m * m, [](T entry) { return std::isfinite(entry); });
 }
 
 // By double, in the place of what float gave.
@@ -60,8 +52,7 @@ Eigen eigh_of_rows(const T* a, int64_t m, const std::vector<int64_t>& rows) {
     for (int64_t j = 0; j < size; ++j) part[i * size + j] = a[rows[i] * m + rows[j]];
   const Eigen of_part = eigh(part.get(), size);
   const T* part_values = static_cast<const T*>(of_part.values.const_data_ptr());
-  const T* part_vectors = static_cast<const T*>(of_part.vectors.const_data_ptr());
-  const int64_t row_stride = of_part.vectors.stride(0), col_stride = of_part.vectors.stride(1);
+  const MatrixView<T> v = of_part.view_vectors<T>();
 
   const Eigen result = {empty(of_part.values, {m}, of_part.values.scalar_type()),
                         empty(of_part.values, {m, m}, of_part.values.scalar_type())};
@@ -76,7 +67,7 @@ Eigen eigh_of_rows(const T* a, int64_t m, const std::vector<int64_t>& rows) {
     const int64_t column = k < negative ? k : k + others;
     values[column] = part_values[k];
     for (int64_t i = 0; i < size; ++i)
-      vectors[rows[i] * m + column] = part_vectors[i * row_stride + k * col_stride];
+      vectors[rows[i] * m + column] = v.data[i * v.row_stride + k * v.col_stride];
   }
   for (int64_t i = 0, k = negative; i < m; ++i) {
     if (std::binary_search(rows.begin(), rows.end(), i)) continue;
@@ -94,23 +85,16 @@ template <typename T>
 Eigen eigh(const T* a, int64_t m) {
   const std::vector<int64_t> rows = rows_that_count(a, m);
   if (!rows.empty() && static_cast<int64_t>(rows.size()) < m) return eigh_of_rows(a, m, rows);
-  auto [values, eigenvectors] = linalg_eigh(view(a, {m, m}, {m, 1}));
+  const auto [values, vectors] = linalg_eigh(view(a, {m, m}, {m, 1}));
   if constexpr (std::is_same_v<T, float>) {
-    if (!all_finite<float>(eigenvectors)) return eigh_in_double(a, m);
+    const float* data = static_cast<const float*>(vectors.const_data_ptr());
+    if (!std::all_of(data, data + m * m, [](float entry) { return std::isfinite(entry); }))
+      return eigh_in_double(a, m);
   }
-  return {torch::stable::contiguous(values), eigenvectors};
-}
-
-template <typename T>
-void spectral_function(const Eigen& eigen, const T* f, int64_t m, T* result) {
-  const MatrixView<T> v = {static_cast<const T*>(eigen.vectors.const_data_ptr()),
-                           eigen.vectors.stride(0), eigen.vectors.stride(1)};
-  multiply<T>(m, m, m, v, transposed(v), result, Result::kSymmetric, f);
+  return {torch::stable::contiguous(values), vectors};
 }
 
 template Eigen eigh(const float*, int64_t);
 template Eigen eigh(const double*, int64_t);
-template void spectral_function(const Eigen&, const float*, int64_t, float*);
-template void spectral_function(const Eigen&, const double*, int64_t, double*);
 
 }  // namespace vne

@@ -54,7 +54,8 @@ void log_by_eigh(const T* a, int64_t m, double shift, T* result) {
   Buffer<T> logs(m);
   for (int64_t k = 0; k < m; ++k)
     logs[k] = static_cast<T>(std::log(std::max<double>(values[k], floor)) + shift);
-  spectral_function(eigen, logs.get(), m, result);
+  const MatrixView<T> vectors = eigen.view_vectors<T>();
+  multiply<T>(m, m, m, vectors, transposed(vectors), result, Result::kSymmetric, logs.get());
 }
 
 constexpr int64_t kSmallestReduced = 8;  // a smaller A^ is swept as soon as reduced

@@ -33,12 +33,10 @@ void spectrum_of_sample(const Problem& problem, const Rows<T>& rows, T* eigenval
   }
   const Eigen eigen = eigh(a.get(), m);
   write_values(static_cast<const T*>(eigen.values.const_data_ptr()));
-  const T* columns = static_cast<const T*>(eigen.vectors.const_data_ptr());
-  const int64_t row_stride = eigen.vectors.stride(0), col_stride = eigen.vectors.stride(1);
+  const MatrixView<T> v = eigen.view_vectors<T>();
   for (int64_t i = 0; i < m; ++i) {
-    for (int64_t k = 0; k < m; ++k) {
-      eigenvectors[i * m + k] = columns[i * row_stride + (m - 1 - k) * col_stride];
-    }
+    for (int64_t k = 0; k < m; ++k)
+      eigenvectors[i * m + k] = v.data[i * v.row_stride + (m - 1 - k) * v.col_stride];
   }
 }
 

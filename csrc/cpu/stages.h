@@ -63,6 +63,11 @@ void gram(const Problem& problem, const Rows<T>& rows, T* a);
 struct Eigen {
   Tensor values;   // [m], ascending
   Tensor vectors;  // [m, m], as columns
+
+  template <typename T>
+  MatrixView<T> view_vectors() const {
+    return {static_cast<const T*>(vectors.const_data_ptr()), vectors.stride(0), vectors.stride(1)};
+  }
 };
 template <typename T>
 Eigen eigh(const T* a, int64_t m);
@@ -83,10 +88,6 @@ void tridiagonalize(const T* a, int64_t m, double* diagonal, double* off_diagona
 // values [m], ascending, of a [m, m]. Unlike eigh it may be called from within a parallel region.
 template <typename T>
 void eigenvalues(const T* a, int64_t m, T* values);
-
-// V diag(f) V^T, for f [m].
-template <typename T>
-void spectral_function(const Eigen& eigen, const T* f, int64_t m, T* result);
 
 // Equation (6): log A^ + shift I for a trace-one A^, from inverses of A^ that threads share out.
 template <typename T>
