@@ -37,8 +37,8 @@ class Bounds:
 # Measured for the doubles of the header: error 2.65397e-8 and 1.15261e-14, tail 5.264e-10 and
 # 4.581e-18.
 BOUNDS = {
-    "32": Bounds(poles=16, x_min="1e-8", error=2.66e-8, optimum=2.65e-8, tail=5.4e-10),
-    "64": Bounds(poles=50, x_min="2e-16", error=1.16e-14, optimum=1.09e-14, tail=4.7e-18),
+    "float": Bounds(poles=16, x_min="1e-8", error=2.66e-8, optimum=2.65e-8, tail=5.4e-10),
+    "double": Bounds(poles=50, x_min="2e-16", error=1.16e-14, optimum=1.09e-14, tail=4.7e-18),
 }
 
 
@@ -62,15 +62,15 @@ class Table:
         return Fraction(float(self.constant)) - sum(terms)
 
 
-def parse(header: str, suffix: str) -> tuple[int, Table]:
+def parse(header: str, kind: str) -> tuple[int, Table]:
     """(declared number of poles, table)."""
-    count = re.search(rf"int kPoles{suffix} = (\d+);", header)
-    constant = re.search(rf"double kPoleConstant{suffix} = (\S+);", header)
-    body = re.search(rf"kPoleTable{suffix}\[kPoles{suffix}\] = {{\n(.*?)}};", header, re.DOTALL)
+    table = re.search(rf"struct PoleTable<{kind}> {{\n(.*?)\n}};", header, re.DOTALL)
+    assert table
+    count = re.search(r"int kSize = (\d+);", table[1])
+    constant = re.search(r"double kConstant = (\S+);", table[1])
     assert count
     assert constant
-    assert body
-    pairs = re.findall(r"{(\S+), (\S+)},", body[1])
+    pairs = re.findall(r"{(\S+), (\S+)},", table[1])
     return int(count[1]), Table(constant[1], tuple(pairs))
 
 
@@ -108,18 +108,18 @@ def _digits() -> object:
 
 
 @pytest.fixture(scope="module", params=BOUNDS)
-def suffix(request: pytest.FixtureRequest) -> str:
+def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture(scope="module")
-def bounds(suffix: str) -> Bounds:
-    return BOUNDS[suffix]
+def bounds(kind: str) -> Bounds:
+    return BOUNDS[kind]
 
 
 @pytest.fixture(scope="module")
-def table(suffix: str) -> Table:
-    return parse(HEADER, suffix)[1]
+def table(kind: str) -> Table:
+    return parse(HEADER, kind)[1]
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +128,9 @@ def extrema(table: Table, bounds: Bounds) -> tuple[Vector, Vector]:
         return peaks(table, bounds.x_min)
 
 
-def test_declared_size_and_order(suffix: str, bounds: Bounds, table: Table) -> None:
+def test_declared_size_and_order(kind: str, bounds: Bounds, table: Table) -> None:
     t = [float(t) for t, _ in table.poles]
-    assert parse(HEADER, suffix)[0] == len(t) == bounds.poles
+    assert parse(HEADER, kind)[0] == len(t) == bounds.poles
     assert t == sorted(t)
 
 
@@ -160,13 +160,13 @@ def test_harmless_below_x_min(table: Table, bounds: Bounds) -> None:
     assert x[0] * (at_zero - log(x[0])) <= bounds.tail
 
 
-@pytest.mark.parametrize(("suffix", "limit"), [("32", 4e-6), ("64", 1e-12)])
-def test_entropy_of_4096_eigenvalues(suffix: str, limit: float) -> None:
+@pytest.mark.parametrize(("kind", "limit"), [("float", 4e-6), ("double", 1e-12)])
+def test_entropy_of_4096_eigenvalues(kind: str, limit: float) -> None:
     """sum lambda |r - log| <= sqrt(m) error + m tail when sum lambda = 1 (Cauchy-Schwarz).
 
     S is at most log 4096 = 8.3, whose last place in fp32 is 1e-6: the fp32 limit is four of it.
     """
-    bounds = BOUNDS[suffix]
+    bounds = BOUNDS[kind]
     assert np.sqrt(4096) * bounds.error + 4096 * bounds.tail <= limit
 
 
@@ -189,7 +189,7 @@ def test_script_reproduces_the_header() -> None:
     module = emulation.import_module(COMMON / "make_pole_table.py")
     with mp.workdps(module.DIGITS):
         computed = module.rounded(*module.minimax(module.SPECS[0]))
-    _, table = parse(HEADER, "32")
+    _, table = parse(HEADER, "float")
     found = [float(number) for pole in table.poles for number in pole]
     wanted = [number for pole in zip(computed.t, computed.w, strict=True) for number in pole]
     np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=0)

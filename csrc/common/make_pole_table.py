@@ -79,7 +79,7 @@ sqrt = np.frompyfunc(mp.sqrt, 1, 1)
 class Spec:
     """What a table is asked for, and the bounds that it must keep."""
 
-    suffix: str  # of the names in the header
+    type: str  # that the header has it for
     poles: int
     x_min: str
     bound: float  # on sqrt(x) |r - log x| over [x_min, 1]
@@ -89,8 +89,8 @@ class Spec:
 # fp64: an eigenvalue below 2e-16 is rounding error of a matrix of trace one, and for m = 4096
 # eigenvalues the error of S is at most sqrt(m) * bound + m * tail = 7.7e-13.
 SPECS = (
-    Spec("32", poles=16, x_min="1e-8", bound=2.66e-8, tail=5.4e-10),
-    Spec("64", poles=50, x_min="2e-16", bound=1.16e-14, tail=4.7e-18),
+    Spec("float", poles=16, x_min="1e-8", bound=2.66e-8, tail=5.4e-10),
+    Spec("double", poles=50, x_min="2e-16", bound=1.16e-14, tail=4.7e-18),
 )
 
 
@@ -231,7 +231,7 @@ def minimax(spec):
     for _ in range(30):
         x, e = extrema(cuts, t, w)
         if len(x) != 2 * spec.poles + 1:
-            raise RuntimeError(f"table {spec.suffix}: e alternates at {len(x)} points")
+            raise RuntimeError(f"table of {spec.type}: e alternates at {len(x)} points")
         modulus = np.abs(e)
         spread = float(modulus.max() / modulus.min())
         if spread < 1 + LEVELLED:
@@ -240,7 +240,7 @@ def minimax(spec):
         shape = np.sign(e.astype(float)) * (modulus / modulus.max()) ** (1 - tau)
         t, w = solve(x, shape, t, w, accuracy=1e-2 if tau < 1 else 1e-14)
         cuts = x
-    raise RuntimeError(f"table {spec.suffix}: the exchange did not converge")
+    raise RuntimeError(f"table of {spec.type}: the exchange did not converge")
 
 
 def rounded(t, w):
@@ -262,29 +262,31 @@ def render(tables):
         "// minimizes the largest sqrt(x) |r(x) - log x| on [x_min, 1]. The bounds are verified",
         "// with mpmath for the doubles below. Poles are in the order of ascending t.",
         "//",
-        "//   table          poles   x_min   sqrt(x)|r-log| on [x_min, 1]   x|r-log| on (0, x_min]",
-        *(
-            f"//   kPoleTable{s.suffix}{s.poles:8d}{s.x_min:>8}{s.bound:31.2e}{s.tail:25.1e}"
-            for s in SPECS
-        ),
+        "//   type     poles   x_min   sqrt(x)|r-log| on [x_min, 1]   x|r-log| on (0, x_min]",
+        *(f"//   {s.type:6}{s.poles:8d}{s.x_min:>8}{s.bound:31.2e}{s.tail:25.1e}" for s in SPECS),
         "",
         "#pragma once",
         "",
         "namespace vne {",
         "",
         "struct Pole {",
-        "  double t;",
-        "  double w;",
+        "  double t, w;",
         "};",
+        "",
+        "// The table for the type T that is computed in.",
+        "template <typename T>",
+        "struct PoleTable;",
         "",
     ]
     for spec, table in zip(SPECS, tables, strict=True):
-        name = f"kPoles{spec.suffix}"
         lines += [
-            f"inline constexpr int {name} = {spec.poles};",
-            f"inline constexpr double kPoleConstant{spec.suffix} = {table.constant!r};",
-            f"inline constexpr Pole kPoleTable{spec.suffix}[{name}] = {{",
-            *(f"    {{{t!r}, {w!r}}}," for t, w in zip(table.t, table.w, strict=True)),
+            "template <>",
+            f"struct PoleTable<{spec.type}> {{",
+            f"  static constexpr int kSize = {spec.poles};",
+            f"  static constexpr double kConstant = {table.constant!r};",
+            "  static constexpr Pole kPoles[kSize] = {",
+            *(f"      {{{t!r}, {w!r}}}," for t, w in zip(table.t, table.w, strict=True)),
+            "  };",
             "};",
             "",
         ]

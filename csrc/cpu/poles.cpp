@@ -13,7 +13,7 @@
 #include <cmath>
 #include <limits>
 
-#include "cpu/pole_table.h"
+#include "common/pole_table.h"
 #include "cpu/stages.h"
 
 namespace vne {

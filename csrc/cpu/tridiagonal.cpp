@@ -16,7 +16,7 @@
 #include <limits>
 #include <utility>
 
-#include "cpu/pole_table.h"
+#include "common/pole_table.h"
 #include "cpu/stages.h"
 
 namespace vne {

@@ -20,7 +20,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cuda/pole_list.h"
 #include "cuda/sweep.h"
 #include "cuda/vendor.h"
 
@@ -204,7 +203,7 @@ void sweep_matrices(const Call& call, int m, int64_t count, const Sample* sample
   const int64_t width = std::max<int64_t>(512, ceil_div(m, 8 * kPanel) * kPanel);
   for (int first = 0; first < m; first += kPanel) {
     call.launch("sweep_panels", sweep_panels<T>, count, SweepShape<kPanel, 4>::kThreads, matrices,
-                m, first, samples, pole_list<T>(), panels);
+                m, first, samples, PoleList<T>(), panels);
     call.launch("apply_panels", apply_panels<T>, count * ceil_div(m, kRowsOfBlock), kRowsOfBlock,
                 matrices, m, first, panels);
     for (int64_t col = 0; col < m; col += width) {
@@ -229,7 +228,7 @@ MatrixFunction<T> log_by_blocked_poles(const Call& call, const Normalized<T>& no
 
   MatrixFunction<T> w;
   w.count = 1;
-  w.identity = pole_constant<T>() + shift;  // W contains it; <A, W> is counted without
+  w.identity = PoleTable<T>::kConstant + shift;  // W contains it; <A, W> is counted without
   w.terms = call.workspace<T>(batch * size);
   w.parts = inner_parts(m);
   w.inner = call.workspace<double>(batch * w.parts);
@@ -249,7 +248,7 @@ MatrixFunction<T> log_by_blocked_poles(const Call& call, const Normalized<T>& no
     const T* a = normalized.a.data + first * size;
     const Sample* samples = w.samples.data + first;
     call.launch("shift_poles", shift_poles<T>, grid_for(count * size), kThreads, a, m, samples,
-                pole_list<T>(), count * size, matrices.data);
+                PoleList<T>(), count * size, matrices.data);
     sweep_matrices(call, m, count, samples, panels, matrices.data);
     sum_terms_of(call, samples_of_wave, m, a, matrices.data, kCount, w.identity, true, samples,
                  w.terms.data + first * size, w.inner.data + first * w.parts);

@@ -22,7 +22,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cuda/pole_list.h"
 #include "cuda/stages.h"
 #include "cuda/tile.h"
 
@@ -615,7 +614,7 @@ template <typename T>
 void sum_terms_of(const Call& call, int64_t batch, int64_t m, const T* a, const T* terms, int count,
                   double identity, bool weighted, const Sample* samples, T* w, double* inner) {
   call.launch("sum_terms", sum_terms<T>, batch * inner_parts(m), kThreads, a, terms, count,
-              static_cast<T>(identity), pole_list<T>(), weighted, static_cast<int>(m), samples, w,
+              static_cast<T>(identity), PoleList<T>(), weighted, static_cast<int>(m), samples, w,
               inner);
 }
 

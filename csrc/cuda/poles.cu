@@ -6,8 +6,6 @@
 // terms adds them up. The inverse stays in registers until it is done, so that a block reads m^2
 // and writes m^2 numbers.
 
-#include "common/pole_table.h"
-#include "cuda/pole_list.h"
 #include "cuda/sweep.h"
 
 namespace vne {
@@ -72,7 +70,7 @@ template <typename T, int kSize, int kTile>
 void launch_sweep(const Call& call, const Normalized<T>& normalized, const MatrixFunction<T>& w) {
   call.launch("sweep_poles", sweep_poles<T, kSize, kTile>, call.problem.batch * PoleList<T>::kCount,
               SweepShape<kSize, kTile>::kThreads, normalized.a.data,
-              static_cast<int>(call.problem.m()), normalized.trace.data, pole_list<T>(),
+              static_cast<int>(call.problem.m()), normalized.trace.data, PoleList<T>(),
               w.terms.data, w.inner.data, w.samples.data);
 }
 
@@ -87,7 +85,7 @@ MatrixFunction<T> log_by_poles(const Call& call, const Normalized<T>& normalized
   }
   MatrixFunction<T> w;
   w.count = kCount;
-  w.identity = w.terms_identity = pole_constant<T>() + shift;
+  w.identity = w.terms_identity = PoleTable<T>::kConstant + shift;
   w.terms = call.workspace<T>(batch * kCount * leading(m) * leading(m));
   w.inner = call.workspace<double>(batch * kCount);
   w.parts = kCount;

@@ -19,6 +19,7 @@
 #include <optional>
 #include <utility>
 
+#include "common/pole_table.h"
 #include "common/problem.h"
 #include "cuda/context.h"
 #include "cuda/load.h"
@@ -157,6 +158,23 @@ struct MatrixFunction {
   int64_t parts = 0;
   Workspace<Sample> samples;  // [batch]
 };
+
+// The poles of equation (6) as a kernel takes them: by value, in the constant bank.
+template <typename T>
+struct PoleList {
+  static constexpr int kCount = PoleTable<T>::kSize;
+  PoleList() {
+    for (int k = 0; k < kCount; ++k) {
+      t[k] = static_cast<T>(PoleTable<T>::kPoles[k].t);
+      w[k] = static_cast<T>(PoleTable<T>::kPoles[k].w);
+    }
+  }
+  T t[kCount], w[kCount];
+};
+
+// The largest m of which one block holds the triangle in registers.
+template <typename T>
+constexpr int kLargestSweep = sizeof(T) == 8 ? 128 : 256;
 
 // Equation (6): log A^ + shift I.
 template <typename T>
