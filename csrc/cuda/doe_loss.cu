@@ -2,8 +2,6 @@
 // measures the rows of z1 measures those of z2 and the cosines too, and the last adds them up. The
 // backward is one pass over both views.
 
-#include <type_traits>
-
 #include "cuda/policy.h"
 #include "cuda/stages.h"
 #include "ops/doe_loss.h"
@@ -68,15 +66,13 @@ void compute_doe_loss_backward(const Batch<T>& batch, const Input& z2, const T* 
                                T* grad_z1, T* grad_z2) {
   const Call call(batch);
   const int64_t n = batch.problem.n, d = batch.problem.d;
-  dispatch_input(z2.dtype, [&](auto element) {
+  dispatch_elements<T>(z2.dtype, [&](auto element) {
     using In = decltype(element);
-    if constexpr (std::is_same_v<In, double> == std::is_same_v<T, double>) {
-      const In *data1 = static_cast<const In*>(batch.z.data),
-               *data2 = static_cast<const In*>(z2.data);
-      call.launch("doe_loss_backward", backward<T, In>, batch.problem.batch * n, kThreads,
-                  grad_entropy, grad_cosine, data1, data2, entropy_grad, row_stats, n, d,
-                  is_vector(data1, d) && is_vector(data2, d), grad_z1, grad_z2);
-    }
+    const In *data1 = static_cast<const In*>(batch.z.data),
+             *data2 = static_cast<const In*>(z2.data);
+    call.launch("doe_loss_backward", backward<T, In>, batch.problem.batch * n, kThreads,
+                grad_entropy, grad_cosine, data1, data2, entropy_grad, row_stats, n, d,
+                is_vector(data1, d) && is_vector(data2, d), grad_z1, grad_z2);
   });
 }
 

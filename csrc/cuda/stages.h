@@ -242,21 +242,6 @@ template <typename T>
 void gradient(const Call& call, const Input& z, const Normalized<T>& normalized,
               MatrixFunction<T>& w, double factor, double identity, const Outputs<T>& out);
 
-// Runs f(In{}) with the type of the elements of z.
-template <typename F>
-void dispatch_input(ScalarType dtype, F f) {
-  switch (dtype) {
-    case ScalarType::Half:
-      return f(__half{});
-    case ScalarType::BFloat16:
-      return f(bfloat16{});
-    case ScalarType::Double:
-      return f(double{});
-    default:
-      return f(float{});
-  }
-}
-
 // A^ of matrices rho [batch, m, m].
 template <typename T>
 Normalized<T> divide(const Call& call, const T* rho);
