@@ -55,8 +55,8 @@ def oracle(
 
 
 def value_tolerance(z: Tensor, scale: float, backend: str) -> Tolerance:
-    """That of an entropy. The CUDA kernels take eigenvalues, of which the largest is off by a few of
-    its roundings. Measured: 4.2 roundings, near collapse at scale 300."""
+    """That of an entropy. The CUDA kernels take eigenvalues, the largest of which is off by a few
+    of its roundings. Measured: 4.2 roundings, near collapse at scale 300."""
     tolerance = VALUE[z.dtype]
     if backend not in ("emulated", "cuda"):
         return tolerance
