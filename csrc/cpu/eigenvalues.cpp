@@ -347,9 +347,11 @@ double householder(const T* x, int64_t size, T* v, double* tau) {
   const double alpha = x[0];
   const double rest = size > 1 ? simd::kernels<T>().sum_of_squares(x + 1, size - 1) : 0;
   v[0] = 1;
-  *tau = 0;
-  fill(v + 1, size - 1, 0);
-  if (rest <= kNegligible) return alpha;
+  if (rest <= kNegligible) {
+    *tau = 0;
+    fill(v + 1, size - 1, 0);
+    return alpha;
+  }
   const double beta = -std::copysign(std::sqrt(alpha * alpha + rest), alpha);
   *tau = (beta - alpha) / beta;
   simd::kernels<T>().scale(x + 1, static_cast<T>(1 / (alpha - beta)), v + 1, size - 1);

@@ -72,7 +72,8 @@ struct Eigen {
 template <typename T>
 Eigen eigh(const T* a, int64_t m);
 
-// v [size] with v_0 = 1 and tau, such that (I - tau v v^T) x = (beta, 0, ...); returns beta.
+// v [size] with v_0 = 1 and tau, such that (I - tau v v^T) x = (beta, 0, ...); returns beta. v may
+// be x.
 template <typename T>
 double householder(const T* x, int64_t size, T* v, double* tau);
 

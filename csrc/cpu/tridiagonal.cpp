@@ -44,7 +44,8 @@ Reduction reduce(const float* matrix, int64_t m) {
   const simd::ReductionKernels& reduction = simd::tables().reduction;
   const int64_t stride = padded(m);
   Reduction result(m);
-  Buffer<float> a(m * stride), zero(stride), w(stride), y(stride);
+  float* a = result.v.get();  // a row is not read again once its reflector is made
+  Buffer<float> zero(stride), w(stride), y(stride);
   for (int64_t i = 0; i < m; ++i) {
     std::copy_n(matrix + i * m, m, &a[i * stride]);
     fill(&a[i * stride + m], stride - m, 0);
@@ -53,21 +54,20 @@ Reduction reduce(const float* matrix, int64_t m) {
   fill(w.get(), stride, 0);
   const float* before = zero.get();  // the v whose update is still to be made
   for (int64_t k = 0; k + 1 < m; ++k) {
-    float* row = &a[k * stride];
-    float* v = &result.v[k * stride];
-    fill(v, stride, 0);
-    result.diagonal[k] = row[k];
+    float* v = &a[k * stride];
+    result.diagonal[k] = v[k];
+    fill(v, k + 1, 0);
     double tau;
-    result.off_diagonal[k] = householder(row + k + 1, m - k - 1, v + k + 1, &tau);
+    result.off_diagonal[k] = householder(v + k + 1, m - k - 1, v + k + 1, &tau);
     result.tau[k] = static_cast<float>(tau);
-    reduction.reflect(a.get(), stride, k + 1, m, k, before, w.get(), v, y.get());
+    reduction.reflect(a, stride, k + 1, m, k, before, w.get(), v, y.get());
 
     const double half = tau * tau / 2 * simd.dot(&y[k + 1], v + k + 1, m - k - 1);
     fill(w.get(), k + 1, 0);
     simd.combine(static_cast<float>(tau), &y[k + 1], static_cast<float>(-half), v + k + 1,
                  &w[k + 1], m - k - 1);
     // The row that the next reflector is made of is wanted at once.
-    reduction.reflect(a.get(), stride, k + 1, k + 2, k + 1, v, w.get(), zero.get(), y.get());
+    reduction.reflect(a, stride, k + 1, k + 2, k + 1, v, w.get(), zero.get(), y.get());
     before = v;
   }
   result.diagonal[m - 1] = a[(m - 1) * stride + m - 1];
