@@ -7,7 +7,7 @@
 //
 // `check` takes the operator's arguments, throws if one is not allowed, and returns them as one
 // value; `compute` takes that value. In the host module, _C, this defines the schema and registers
-// the CPU kernel; the emulation does the same in a library of its own. In the CUDA module it
+// the CPU kernel; the emulation does the same in another library. In the CUDA module it
 // registers the kernel alone.
 //
 // The host module also defines `check_NAME`, which takes the same arguments and only checks them:
