@@ -7,6 +7,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cstdint>
+#include <cstdlib>
 #include <memory>
 #include <new>
 
@@ -17,21 +19,27 @@ namespace vne {
 
 using simd::MatrixView;
 
-// Uninitialized memory, aligned for vectors.
+// Uninitialized memory, aligned for vectors. Of malloc, and aligned here: freed blocks of an
+// aligned allocation are not reused by the next one, which then goes through the whole of the
+// allocator.
 template <typename T>
 class Buffer {
  public:
-  explicit Buffer(int64_t size)
-      : data_(static_cast<T*>(::operator new(size * sizeof(T), kAlignment))) {}
-  T* get() const { return data_.get(); }
-  T& operator[](int64_t i) const { return data_.get()[i]; }
+  explicit Buffer(int64_t size) : block_(std::malloc(size * sizeof(T) + kAlignment)) {
+    if (!block_) throw std::bad_alloc();
+    const auto address = reinterpret_cast<std::uintptr_t>(block_.get());
+    data_ = reinterpret_cast<T*>((address + kAlignment - 1) / kAlignment * kAlignment);
+  }
+  T* get() const { return data_; }
+  T& operator[](int64_t i) const { return data_[i]; }
 
  private:
-  static constexpr std::align_val_t kAlignment{64};
-  struct Delete {
-    void operator()(T* data) const { ::operator delete(data, kAlignment); }
+  static constexpr std::uintptr_t kAlignment = 64;
+  struct Free {
+    void operator()(void* block) const { std::free(block); }
   };
-  std::unique_ptr<T, Delete> data_;
+  std::unique_ptr<void, Free> block_;
+  T* data_;
 };
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
