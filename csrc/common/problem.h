@@ -49,9 +49,7 @@ inline ScalarType compute_dtype(ScalarType dtype) {
 // A contiguous z, (batch, n, d), in the dtype it came in.
 struct Input {
   explicit Input(const Tensor& z)
-      : tensor(torch::stable::contiguous(z)),
-        data(tensor.const_data_ptr()),
-        dtype(tensor.scalar_type()) {}
+      : tensor(as_contiguous(z)), data(tensor.const_data_ptr()), dtype(tensor.scalar_type()) {}
   bool is_half() const { return dtype == ScalarType::Half || dtype == ScalarType::BFloat16; }
 
   Tensor tensor;

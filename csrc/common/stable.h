@@ -47,6 +47,11 @@ inline std::tuple<Tensor, Tensor> linalg_eigh(const Tensor& a) {
   return {torch::stable::detail::to<Tensor>(stack[0]), torch::stable::detail::to<Tensor>(stack[1])};
 }
 
+// torch::stable::contiguous looks for the operator by its name, which costs a microsecond.
+inline Tensor as_contiguous(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 // Uninitialized, on the device of `like`; NaN in the emulation of CUDA.
 inline Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType dtype) {
   Tensor result = torch::stable::new_empty(like, sizes, dtype);

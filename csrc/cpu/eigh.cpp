@@ -91,7 +91,7 @@ Eigen eigh(const T* a, int64_t m) {
     if (!std::all_of(data, data + m * m, [](float entry) { return std::isfinite(entry); }))
       return eigh_in_double(a, m);
   }
-  return {torch::stable::contiguous(values), vectors};
+  return {as_contiguous(values), vectors};
 }
 
 template Eigen eigh(const float*, int64_t);

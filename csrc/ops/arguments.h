@@ -94,7 +94,7 @@ template <typename F>
 void run(const Samples& samples, F f) {
   if (samples.problem.batch == 0) return;
   const Input z(samples.z);
-  const Tensor weights = samples.weights ? torch::stable::contiguous(*samples.weights) : z.tensor;
+  const Tensor weights = samples.weights ? as_contiguous(*samples.weights) : z.tensor;
   const auto run_as = [&](auto type) {
     using T = decltype(type);
     f(Batch<T>{samples.problem, z, samples.weights ? Batch<T>::in(weights) : nullptr});

@@ -46,7 +46,7 @@ inline DensityGradient check_density_backward(const Tensor& grad_rho, const Tens
 
 inline std::tuple<Tensor, Tensor> density_backward(const DensityGradient& arguments) {
   const Samples& samples = arguments.samples;
-  const Tensor grad_rho = torch::stable::contiguous(arguments.grad_rho);
+  const Tensor grad_rho = as_contiguous(arguments.grad_rho);
   const Tensor grad_z = samples.grad_z(), grad_weights = samples.grad_weights();
   run(samples, [&](const auto& batch) {
     compute_density_backward(batch, batch.in(grad_rho), batch.out(grad_z), batch.out(grad_weights));

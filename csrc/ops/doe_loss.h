@@ -100,10 +100,10 @@ inline DoeGradient check_doe_loss_backward(const Tensor& grad_entropy, const Ten
 
 inline std::tuple<Tensor, Tensor> doe_loss_backward(const DoeGradient& arguments) {
   const Samples& samples = arguments.views.samples;
-  const Tensor grad_entropy = torch::stable::contiguous(arguments.grad_entropy),
-               grad_cosine = torch::stable::contiguous(arguments.grad_cosine),
-               entropy_grad = torch::stable::contiguous(arguments.entropy_grad),
-               row_stats = torch::stable::contiguous(arguments.row_stats);
+  const Tensor grad_entropy = as_contiguous(arguments.grad_entropy),
+               grad_cosine = as_contiguous(arguments.grad_cosine),
+               entropy_grad = as_contiguous(arguments.entropy_grad),
+               row_stats = as_contiguous(arguments.row_stats);
   const Tensor grad_z1 = samples.grad_z(), grad_z2 = samples.grad_z();
   run(samples, [&](const auto& batch) {
     compute_doe_loss_backward(batch, Input(arguments.views.z2), batch.in(grad_entropy),

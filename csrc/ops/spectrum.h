@@ -51,8 +51,8 @@ inline SpectrumGradient check_spectrum_backward(const Tensor& grad, const Tensor
 
 inline std::tuple<Tensor, Tensor> spectrum_backward(const SpectrumGradient& arguments) {
   const Samples& samples = arguments.samples;
-  const Tensor grad = torch::stable::contiguous(arguments.grad),
-               eigenvectors = torch::stable::contiguous(arguments.eigenvectors);
+  const Tensor grad = as_contiguous(arguments.grad),
+               eigenvectors = as_contiguous(arguments.eigenvectors);
   const Tensor grad_z = samples.grad_z(), grad_weights = samples.grad_weights();
   run(samples, [&](const auto& batch) {
     compute_spectrum_backward(batch, batch.in(grad), batch.in(eigenvectors), batch.out(grad_z),
