@@ -39,6 +39,8 @@ def _plain(value: object) -> object:
 
 def number(name: str, value: Any) -> float:
     """value, a number of Python or of NumPy, as a float."""
+    if type(value) is float:  # at once: an instance check of an abstract class takes a while
+        return value
     if isinstance(value, bool) or not isinstance(value, Real):
         raise wrong(name, "a number", type(value).__name__, TypeError)
     return float(value)

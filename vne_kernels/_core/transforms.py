@@ -50,6 +50,8 @@ def is_transformed(*tensors: Tensor | None) -> bool:
         return False
     if torch._C._are_functorch_transforms_active():  # what autograd.Function.apply itself asks
         return True
+    if forward_ad._current_level < 0:  # outside of forward mode
+        return False
     return any(x is not None and _unpacked(x).tangent is not None for x in tensors)
 
 
