@@ -27,6 +27,7 @@ class Derivative(NamedTuple):
     needs: Sequence[int]  #: places of the values that the backward reads, which are saved
     gradients: Gradients
     differentiable: int | None  #: outputs with a gradient; None: all, one that is missing is None
+    units: Sequence[tuple[int, int]] = ()  #: places of inputs and of their gradients among outputs
 
 
 class Operator:
@@ -44,6 +45,14 @@ class Operator:
             i for i, x in enumerate(self.arguments) if x in ("z", "z1", "rho", "like")
         )
         self.derivative: Derivative | None = None
+
+    def compute(self, *args: Any) -> Any:
+        """The outputs without a derivative: `call` below the layer of autograd.
+
+        That layer, which torch.library makes in Python, costs as much as a small sample.
+        """
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.call(*args)
 
     def input_of(self, output: str) -> int | None:
         """The place of the input x of an output grad_x or product_x."""
@@ -68,7 +77,7 @@ def by_unit_gradients(op: Operator, second: Operator | None) -> Derivative:
         if grads[0] is not None:
             for place, i in unit_gradients:
                 if dtypes[place] is not None:
-                    result[place] = scaled(grads[0], values[i]).to(dtypes[place])
+                    result[place] = _in_dtype(scaled(grads[0], values[i]), dtypes[place])
         for grad in grads[1:]:
             if grad is not None:
                 break
@@ -78,12 +87,12 @@ def by_unit_gradients(op: Operator, second: Operator | None) -> Derivative:
             raise NotImplementedError(op.once)
         for place, part in zip(places, product(values, grads[1:]), strict=True):
             if dtypes[place] is not None:
-                first, part = result[place], part.to(dtypes[place])
+                first, part = result[place], _in_dtype(part, dtypes[place])
                 result[place] = part if first is None else first + part
         return result
 
     needs = outputs if second is None else [*range(count), *outputs]
-    return Derivative(needs, gradients, None)
+    return Derivative(needs, gradients, None, unit_gradients)
 
 
 def by_operator(op: Operator, backward: Operator) -> Derivative:
@@ -98,7 +107,7 @@ def by_operator(op: Operator, backward: Operator) -> Derivative:
         args = [next(incoming) if i is None else values[i] for i in sources]
         for place, grad in zip(places, backward.call(*args), strict=True):
             if dtypes[place] is not None:
-                result[place] = grad.to(dtypes[place])
+                result[place] = _in_dtype(grad, dtypes[place])
         return result
 
     return Derivative([i for i in sources if i is not None], gradients, sources.count(None))
@@ -139,11 +148,15 @@ def hessian_product(
     return product
 
 
+def _in_dtype(grad: Tensor, dtype: torch.dtype) -> Tensor:
+    return grad if grad.dtype == dtype else grad.to(dtype)
+
+
 def autograd_of(
     op: Operator, derivative: Derivative
 ) -> tuple[Callable[..., Any], Callable[..., None]]:
     """Backward and setup_context, as ``torch.library.register_autograd`` takes them."""
-    needs, gradients, count = derivative
+    needs, gradients, count, _ = derivative
     inputs_end, size = len(op.arguments), len(op.arguments) + len(op.outputs)
     options = [i for i in needs if i < inputs_end and i not in op.tensors]
     tensors = [i for i in needs if i not in options]
@@ -171,3 +184,52 @@ def autograd_of(
         return tuple(gradients(values, grads, ctx.dtypes))
 
     return backward, setup_context
+
+
+def eager_node(op: Operator, results: int) -> Callable[..., tuple[Tensor, ...]]:
+    """The leading `results` outputs of an operator, with its derivative, for eager mode.
+
+    The same as `op.call` in half of the time: a node of autograd for these outputs alone, without
+    the layers of torch.library. A backward that is itself to be differentiated calls the operator
+    again, whose derivative has a derivative.
+    """
+    assert op.derivative is not None
+    needs, gradients, count, units = op.derivative
+    inputs_end, size = len(op.arguments), len(op.arguments) + len(op.outputs)
+    saved = [*op.tensors, *(i for i in needs if i >= inputs_end)]
+    missing = (None,) * ((len(op.outputs) if count is None else count) - results)
+    options = [i for i in range(inputs_end) if i not in op.tensors]
+    # In the usual case, as short as can be: the places of an input and its gradient among `saved`.
+    is_short = len(units) > 0 and results == 1
+    pairs = [(place, saved.index(place), saved.index(i)) for place, i in units]
+
+    class Node(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, ...]:
+            outputs: tuple[Tensor, ...] = op.compute(*inputs)
+            values = *inputs, *outputs
+            ctx.save_for_backward(*[values[i] for i in saved])
+            ctx.options = [inputs[i] for i in options]
+            ctx.set_materialize_grads(count is not None)
+            return outputs[:results]
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+            tensors, is_last = ctx.saved_tensors, not torch.is_grad_enabled()
+            if is_short and is_last and grads[0] is not None:
+                result: list[Tensor | None] = [None] * inputs_end
+                for place, x, unit_gradient in pairs:
+                    if tensors[x] is not None:
+                        grad = scaled(grads[0], tensors[unit_gradient])
+                        result[place] = _in_dtype(grad, tensors[x].dtype)
+                return tuple(result)
+            values: list[Any] = [None] * size
+            for i, value in zip((*saved, *options), (*tensors, *ctx.options), strict=True):
+                values[i] = value
+            if not is_last:
+                values[inputs_end:] = op.call(*values[:inputs_end])
+            dtypes = [x.dtype if isinstance(x, Tensor) else None for x in values[:inputs_end]]
+            return tuple(gradients(values, grads + missing, dtypes))
+
+    apply: Callable[..., tuple[Tensor, ...]] = Node.apply
+    return apply

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vne_kernels._core import hessian
+from vne_kernels._core.cosine import mean_cosine
 from vne_kernels._core.derivatives import (
     Derivative,
     Operator,
@@ -26,6 +27,7 @@ from vne_kernels._core.derivatives import (
     by_operator,
     by_twin,
     by_unit_gradients,
+    eager_node,
     hessian_product,
 )
 from vne_kernels._core.dtypes import compute_dtype
@@ -113,22 +115,37 @@ def functional(
 
 
 def entry(
-    value: Operator, twin: Operator, transformed: Callable[..., Tensor], tensors: int
-) -> Callable[..., Tensor]:
-    """The first output of an operator, by the way that the asked derivative needs.
+    value: Operator,
+    twin: Operator,
+    transformed: Callable[..., Any],
+    *,
+    tensors: int,
+    results: int = 1,
+) -> Callable[..., Any]:
+    """The leading outputs of an operator, by the way that the asked derivative needs.
 
     Args:
         value: the operator where no derivative is asked for.
         twin: the same where autograd wants a gradient.
         transformed: a step, for torch.func and forward mode.
         tensors: how many of the arguments, the leading ones, are tensors.
+        results: how many outputs: a tensor for one, otherwise a tuple.
     """
-    plain, with_grad = _first_output(value), _first_output(twin)
+    node = eager_node(twin, results)
 
-    def call(*args: Any) -> Tensor:
-        if is_transformed(*args[:tensors]):
+    def leading(outputs: Any) -> Any:
+        if isinstance(outputs, Tensor):
+            return outputs
+        return outputs[0] if results == 1 else tuple(outputs[:results])
+
+    def call(*args: Any) -> Any:
+        asked = args[:tensors]
+        if is_transformed(*asked):
             return transformed(*args)
-        return with_grad(*args) if wants_grad(*args[:tensors]) else plain(*args)
+        with_grad = wants_grad(*asked)
+        if torch.compiler.is_compiling():
+            return leading((twin if with_grad else value).call(*args))
+        return leading(node(*args) if with_grad else value.compute(*args))
 
     return call
 
@@ -248,7 +265,9 @@ def _spectrum_tangent(values: list[Any], tangents: tuple[Any, ...]) -> Any:
 
 
 _spectrum_step = step(_spectrum_eigh.call, _spectrum_gradients, _spectrum_tangent, differentiable=1)
-spectrum = entry(_spectrum, _spectrum_eigh, lambda *args: _spectrum_step(*args)[0], tensors=2)
+spectrum: Callable[..., Tensor] = entry(
+    _spectrum, _spectrum_eigh, lambda *args: _spectrum_step(*args)[0], tensors=2
+)
 """Eigenvalues of rho (..., m), descending, of (z, weights, normalize, eps)."""
 
 
@@ -265,8 +284,25 @@ _doe_loss_grad = operator(
     *("", "", "n d", "4 n"),
     derivative=partial(by_operator, backward=_doe_loss_backward),
 )
-operator("doe_loss", derivative=partial(by_twin, twin=_doe_loss_grad))
+_doe_loss = operator("doe_loss", derivative=partial(by_twin, twin=_doe_loss_grad))
 operator("cosine", "", "4 n", once=_DOE_ONCE)
+
+
+def weighted_doe_terms(
+    z1: Tensor, z2: Tensor, p: Tensor | None, method: str, eps: float
+) -> tuple[Tensor, Tensor]:
+    """As `doe_terms`, with p (..., n) the weights of the pairs, not fused."""
+    return vn_entropy(z1, p, True, method, eps), mean_cosine(z1, z2, p, eps)
+
+
+doe_terms = entry(
+    _doe_loss,
+    _doe_loss_grad,
+    lambda z1, z2, *options: weighted_doe_terms(z1, z2, None, *options),
+    tensors=2,
+    results=2,
+)
+"""(S of z1, mean cosine), each (...), of (z1, z2, method, eps)."""
 
 
 # ---- density matrices ----------------------------------------------------------------------------

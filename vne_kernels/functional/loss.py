@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from vne_kernels import distributed
 from vne_kernels._core import checks, ops, transforms
-from vne_kernels._core.cosine import mean_cosine
 from vne_kernels._core.rows import relative
 from vne_kernels.functional.entropy import EPS, OVER_PROCESSES
-
-_ops = torch.ops.vne_kernels
 
 
 class DoEComponents(NamedTuple):
@@ -76,13 +72,9 @@ def doe_loss(
         transforms.refuse(OVER_PROCESSES.format("doe_loss"), z1, z2, w)
         share = distributed.make_share(z1, w, group, checks.max_rows(max_rows))
         entropy, cosine = distributed.doe_terms(z1, z2, share, weights=w, method=method, eps=EPS)
-    elif w is not None or transforms.is_transformed(z1, z2):
-        p = relative(w)
-        entropy = ops.vn_entropy(z1, p, True, method, EPS)
-        cosine = mean_cosine(z1, z2, p, EPS)
-    elif transforms.wants_grad(z1, z2):
-        entropy, cosine, *_ = _ops.doe_loss_grad(z1, z2, method, EPS)
+    elif w is not None:
+        entropy, cosine = ops.weighted_doe_terms(z1, z2, relative(w), method, EPS)
     else:
-        entropy, cosine = _ops.doe_loss(z1, z2, method, EPS)
+        entropy, cosine = ops.doe_terms(z1, z2, method, EPS)
     loss: Tensor = -entropy - beta * cosine
     return DoEComponents(loss, entropy, cosine) if return_components else loss
