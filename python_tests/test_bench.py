@@ -55,6 +55,7 @@ PROGRAMS = {
         "rows_per_s gflops",
         "",
     ),
+    "overhead": (TINY, 8, "samples p20_ms p50_ms p80_ms", ""),
     "estimator": ("--m 390 --trials 1 --spectra iid low_rank", 4, "entropy estimate seconds", ""),
 }
 
