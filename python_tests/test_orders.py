@@ -34,9 +34,10 @@ from naming import naming
 from torch import Tensor
 
 from vne_kernels import linear_entropy, renyi_entropy, tsallis_entropy, vendi_score, vn_entropy
+from vne_kernels._core import ops
 
 FLOAT64, FLOAT32 = torch.float64, torch.float32
-ORDERS = (0, 0.3, 0.9, 1, 1.2, 2, 3, math.inf)
+ORDERS = (0, 0.3, 0.9, 1, 1.2, 2, 3, 4, 5.5, math.inf)
 FUNCTIONS = {"renyi": renyi_entropy, "tsallis": tsallis_entropy}
 
 BELOW_ONE = Tolerance(1e-9, 1e-9, "7e-11, order 0.3 near collapse")
@@ -188,6 +189,24 @@ def test_linear_entropy(name: str) -> None:
                 assert absolute_error(actual, exact) <= gradient_tolerance(z, 2) * scale
     with pytest.raises(ValueError, match=naming("z", (3,))):
         linear_entropy(torch.ones(3))
+
+
+@pytest.mark.parametrize("options", ["plain", "raw", "weights"])
+@pytest.mark.parametrize("name", [*SPECTRA, *DEGENERATE])
+def test_native_kernels_agree_with_those_of_other_devices(name: str, options: str) -> None:
+    """Values and gradients of the operators; RankMe's parameter is what is added."""
+    for shape in ((12, 20), (20, 12)):
+        make = spectrum_case if name in SPECTRA else degenerate_case
+        z = torch.stack([make(name, shape, FLOAT64), spectrum_case("iid", shape, FLOAT64)])
+        p = torch.linspace(0, 1, shape[0], dtype=FLOAT64).expand(z.shape[:-1])
+        weights = p / p.sum(-1, keepdim=True) if options == "weights" else None
+        for function in ops.BY_EIGENVALUES:
+            for parameter in (1e-7,) if function == "rankme" else (0, 0.6, 1, 1.7, 2, 3, 4, 5.5):
+                given = (z, weights, parameter, options == "plain", "auto", 0.0)
+                native = ops.OPERATORS[f"{function}_grad"].call(*given)
+                plain = ops.by_eigenvalues(function, *given)
+                for x, y in zip(native, plain, strict=True):
+                    assert absolute_error(x, y) <= 1e-7 * (1 + y.norm()), (function, parameter)
 
 
 # ---- limits, properties --------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import torch
 from mpmath import mpf
 
-from vne_kernels._core import spectra
+from vne_kernels._core import ops, spectra
 
 ORDERS = [
     0,
@@ -59,6 +59,12 @@ def exact_renyi(p: list[mpf], alpha: float) -> mpf:
 EXACT = {"renyi_entropy": exact_renyi, "tsallis_entropy": exact_tsallis}
 
 
+def by_operator(function: str, values: torch.Tensor, order: float) -> torch.Tensor:
+    """The native operator, of rows whose eigenvalues these are."""
+    rows = torch.diag(values.sqrt())
+    return getattr(ops, function)(rows, None, order, False, "auto", 0.0)
+
+
 def of_eigenvalues(exact: Callable[..., mpf], values: list[mpf], order: float) -> mpf:
     total = sum(values)
     return exact([value / total for value in values], order)
@@ -77,6 +83,8 @@ def test_values(function: str, name: str) -> None:
         value = getattr(spectra, function)(SPECTRA[name], order)
         exact = of_eigenvalues(EXACT[function], [mpf(x) for x in SPECTRA[name].tolist()], order)
         assert abs(float(value) - exact) <= TOLERANCE * max(1, exact), order
+        native = float(by_operator(function, SPECTRA[name], order))
+        assert abs(native - exact) <= TOLERANCE * max(1, exact), order
 
 
 @pytest.mark.parametrize("name", ["random", "decaying"])
@@ -87,13 +95,17 @@ def test_gradients(function: str, name: str) -> None:
     for order in ORDERS:
         leaf = SPECTRA[name].clone().requires_grad_()
         getattr(spectra, function)(leaf, order).backward()
+        slope = spectra.entropy_slope(SPECTRA[name], order, renyi=function == "renyi_entropy")
+        rows = SPECTRA[name].clone().requires_grad_()
+        by_operator(function, rows, order).backward()
         for k in (0, -1):
 
             def moved(x: mpf, k: int = k, order: float = order) -> mpf:
                 return of_eigenvalues(EXACT[function], [*values[:k], x, *values[k:][1:]], order)
 
-            error = values[k] * abs(float(leaf.grad[k]) - mpmath.diff(moved, values[k]))
-            assert error <= TOLERANCE, order
+            exact = mpmath.diff(moved, values[k])
+            for grad in (leaf.grad, slope, rows.grad):
+                assert values[k] * abs(float(grad[k]) - exact) <= TOLERANCE, order
 
 
 @pytest.mark.parametrize("function", EXACT)
@@ -147,8 +159,9 @@ def test_rankme_of_known_singular_values() -> None:
         p = [s / sum(singular) + mpf(eps) for s in singular]
         exact = mpmath.exp(-sum(x * mpmath.log(x) for x in p if x > 0))
         squares = torch.tensor([float(s) ** 2 for s in singular], dtype=torch.float64)
-        leaf = squares.requires_grad_()
+        leaf = squares.clone().requires_grad_()
         value = spectra.rankme(leaf, eps)
         assert float(value) == pytest.approx(float(exact), rel=1e-14)
         value.backward()
         assert leaf.grad.isfinite().all()
+        torch.testing.assert_close(spectra.rankme_slope(squares, eps, None), leaf.grad)

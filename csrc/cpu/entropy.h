@@ -7,7 +7,7 @@
 namespace vne {
 
 struct Entropy : Function {
-  static constexpr bool kCallsLapack = true;
+  static constexpr Lapack kLapack = Lapack::kForEigh;
 
   template <typename T>
   double value(const Choice& choice, const T* a, int64_t m, double tau) const;

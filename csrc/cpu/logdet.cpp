@@ -14,7 +14,7 @@ namespace {
 
 struct Logdet : Function {
   static constexpr std::array kParameters{"scale"};
-  static constexpr bool kCallsLapack = false;
+  static constexpr Lapack kLapack = Lapack::kNever;
   double scale;
 
   void check() const {

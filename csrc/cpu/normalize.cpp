@@ -16,11 +16,17 @@ namespace {
 
 constexpr int64_t kGrainElements = 1 << 15;  // below this, a thread costs more than it gains
 
-template <typename Half, typename T>
+template <typename From, typename T>
 const T* convert(const void* data, int64_t offset, int64_t size, T* buffer) {
-  const Half* from = static_cast<const Half*>(data) + offset;
+  const From* from = static_cast<const From*>(data) + offset;
   for (int64_t j = 0; j < size; ++j) buffer[j] = static_cast<T>(static_cast<float>(from[j]));
   return buffer;
+}
+
+// Whether row_of converts the rows of z into its buffer.
+template <typename T>
+bool is_converted(const Input& z) {
+  return z.is_half() || (sizeof(T) == 8 && z.dtype == ScalarType::Float);
 }
 
 template <typename T>
@@ -61,6 +67,7 @@ const T* row_of(const Problem& problem, const Input& z, int64_t sample, int64_t 
     return convert<torch::headeronly::Half>(z.data, offset, problem.d, buffer);
   if (z.dtype == ScalarType::BFloat16)
     return convert<torch::headeronly::BFloat16>(z.data, offset, problem.d, buffer);
+  if (is_converted<T>(z)) return convert<float>(z.data, offset, problem.d, buffer);
   return static_cast<const T*>(z.data) + offset;
 }
 
@@ -108,8 +115,8 @@ Rows<T> normalize(const Batch<T>& batch, int64_t sample) {
         fill(x, d, 0);
         continue;
       }
-      // A half-precision row was already converted into x.
-      const T* z_i = batch.z.is_half() ? x : row_of(problem, batch.z, sample, i, x);
+      // A converted row is in x already.
+      const T* z_i = is_converted<T>(batch.z) ? x : row_of(problem, batch.z, sample, i, x);
       scale_row(z_i, row.inverse_norm, std::sqrt(row.weight / rows.trace), x, d);
     }
   });

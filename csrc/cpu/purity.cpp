@@ -8,8 +8,9 @@ namespace vne {
 namespace {
 
 struct Purity : Function {
-  static constexpr bool kCallsLapack = false;
-  static constexpr double kOfZeros = 1;  // taken for a pure state, as their entropy is 0
+  static constexpr Lapack kLapack = Lapack::kNever;
+
+  double of_zeros(int64_t) const { return 1; }  // taken for a pure state, as their entropy is 0
 
   template <typename T>
   double value(const Choice&, const T* a, int64_t m, double) const {

@@ -23,7 +23,8 @@
 
 namespace vne {
 
-// Row i of a sample of z as T: in place, or converted into `buffer` [d].
+// Row i of a sample of z as T: in place, or converted into `buffer` [d]. A float32 z may be
+// computed in double.
 template <typename T>
 const T* row_of(const Problem& problem, const Input& z, int64_t sample, int64_t i, T* buffer);
 

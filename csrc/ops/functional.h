@@ -21,8 +21,9 @@ namespace vne {
 // Defaults of what a function says of itself.
 struct Function {
   static constexpr std::array<const char*, 0> kParameters{};  // names of its parameters
-  static constexpr double kOfZeros = 0;                       // F of a sample of zeros
+  double of_zeros(int64_t /*m*/) const { return 0; }          // F of a sample of zeros
   void check() const {}                                       // throws for bad parameters
+  bool in_double() const { return false; }  // whether the CPU computes float32 z in double
 };
 
 // The results of a batch; a pointer is null where its result is not wanted.

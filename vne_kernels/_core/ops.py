@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vne_kernels._core import hessian
+from vne_kernels._core import hessian, spectra
 from vne_kernels._core.cosine import mean_cosine
 from vne_kernels._core.derivatives import (
     Derivative,
@@ -30,7 +30,7 @@ from vne_kernels._core.derivatives import (
     eager_node,
     hessian_product,
 )
-from vne_kernels._core.dtypes import compute_dtype
+from vne_kernels._core.dtypes import compute_dtype, to_float64
 from vne_kernels._core.exporters import refuse_onnx
 from vne_kernels._core.transforms import is_transformed, last_step, step, wants_grad, with_gradient
 
@@ -61,7 +61,7 @@ def operator(
         derivative: one of the ways of derivatives.py. Default: an error.
         once: what the error says where a derivative is not offered: the functions that a user may
             have called, and a way round.
-        kernel: the operator in plain torch, where it has no native kernels.
+        kernel: the operator in plain torch, for the devices without native kernels of it.
         fake: its fake kernel, where names and sizes do not say it.
     """
     op = OPERATORS[name] = Operator(name, once, has_kernels=kernel is None)
@@ -80,7 +80,12 @@ def operator(
 
 
 def functional(
-    name: str, *, once: str = "", second_order: Operator | None = None, **options: Any
+    name: str,
+    *,
+    once: str = "",
+    second_order: Operator | None = None,
+    kernel: Callable[..., Any] | None = None,
+    **options: Any,
 ) -> Callable[..., Tensor]:
     """Declares a function of leading tensors, (...), by the operators NAME and NAME_grad.
 
@@ -89,15 +94,18 @@ def functional(
     Args:
         once: what the error says where a second derivative is asked for.
         second_order: the operator of the second derivative, where there is one.
+        kernel: NAME_grad in plain torch, as `operator` takes it; NAME then is its first output.
         options: of NAME_grad, as `operator` takes them.
 
     Returns:
         The function of checked arguments, differentiable in every mode: see `entry`.
     """
     way = partial(by_unit_gradients, second=second_order)
-    gradient = value = operator(f"{name}_grad", derivative=way, once=once, **options)
+    options |= {"derivative": way, "once": once, "kernel": kernel}
+    gradient = value = operator(f"{name}_grad", **options)
     if hasattr(torch.ops.vne_kernels, name):
-        value = operator(name, derivative=partial(by_twin, twin=gradient))
+        first = None if kernel is None else lambda *args: kernel(*args)[0]
+        value = operator(name, derivative=partial(by_twin, twin=gradient), kernel=first)
     if gradient.arguments[:2] == ["z", "weights"]:
         FUNCTIONALS.append(name)
 
@@ -239,11 +247,11 @@ purity = functional(
 # ---- eigenvalues ---------------------------------------------------------------------------------
 # Eigenvectors have no gradient where eigenvalues meet, and none is offered.
 
-_spectrum_backward = operator(
-    "spectrum_backward",
-    once="spectrum, rankme, and renyi_entropy, tsallis_entropy and vendi_score of other orders "
-    f"than 1 and 2 are differentiable once; {_BY_TORCH}",
+_SPECTRUM_ONCE = (
+    "spectrum, rankme, and renyi_entropy, tsallis_entropy and vendi_score of other orders than 1 "
+    f"and 2 are differentiable once; {_BY_TORCH}"
 )
+_spectrum_backward = operator("spectrum_backward", once=_SPECTRUM_ONCE)
 _spectrum_eigh = operator(
     "spectrum_eigh", "m", "m m", derivative=partial(by_operator, backward=_spectrum_backward)
 )
@@ -269,6 +277,53 @@ spectrum: Callable[..., Tensor] = entry(
     _spectrum, _spectrum_eigh, lambda *args: _spectrum_step(*args)[0], tensors=2
 )
 """Eigenvalues of rho (..., m), descending, of (z, weights, normalize, eps)."""
+
+
+def _rankme_of(values: Tensor, p: Tensor | None, added: float) -> tuple[Tensor, Tensor]:
+    count = None if p is None else (p != 0).sum(-1)
+    return spectra.rankme(values, added, count), spectra.rankme_slope(values, added, count)
+
+
+BY_EIGENVALUES: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "renyi_entropy": lambda values, _, order: (
+        spectra.renyi_entropy(values, order),
+        spectra.entropy_slope(values, order, renyi=True),
+    ),
+    "tsallis_entropy": lambda values, _, order: (
+        spectra.tsallis_entropy(values, order),
+        spectra.entropy_slope(values, order, renyi=False),
+    ),
+    "rankme": _rankme_of,
+}
+"""Functions of the spectrum with native kernels on the CPU alone: (eigenvalues, weights, parameter)
+-> the value and its slope in each eigenvalue."""
+
+
+def by_eigenvalues(
+    name: str,
+    z: Tensor,
+    weights: Tensor | None,
+    parameter: float,
+    normalize: bool,
+    _: str,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The operator NAME_grad of one of these on any device: value, grad_z and grad_weights."""
+    dtype = compute_dtype(z.dtype)
+    wide, p = to_float64(z), None if weights is None else to_float64(weights)
+    values, vectors = _spectrum_eigh.call(wide, p, normalize, eps)
+    value, slope = BY_EIGENVALUES[name](values, p, parameter)
+    gradients = _spectrum_backward.call(slope, wide, vectors, p, normalize, eps)
+    value, grad_z, grad_weights = (x.to(z.device, dtype) for x in (value, *gradients))
+    return value, grad_z, grad_weights
+
+
+renyi_entropy, tsallis_entropy, rankme = (
+    functional(name, once=_SPECTRUM_ONCE, kernel=partial(by_eigenvalues, name))
+    for name in BY_EIGENVALUES
+)
+"""Each (...) of (z, weights, order, normalize, method, eps), of rho over its trace, in nats. In the
+place of the order `rankme` has what is added to the probabilities."""
 
 
 # ---- difference of entropies ---------------------------------------------------------------------

@@ -77,6 +77,27 @@ def renyi_entropy(eigenvalues: Tensor, alpha: float) -> Tensor:
     return (0 - log_sum / (alpha - 1)).clamp_min(0)  # neither -0. nor -1e-16
 
 
+def entropy_slope(eigenvalues: Tensor, order: float, *, renyi: bool) -> Tensor:
+    """The derivative of `renyi_entropy` or else `tsallis_entropy` in each eigenvalue, (..., m).
+
+    For kernels, below autograd: with t_k = (p_k^(q - 1) - 1) / (1 - q) and T their mean under p,
+    that of T_q is q (t_k - T) over the sum of the eigenvalues. It is 0 where an eigenvalue is.
+    """
+    values = resolved(eigenvalues) if order < 1 else eigenvalues
+    p, total = _over_sum(values), values.sum(-1, keepdim=True)
+    if order == math.inf:
+        is_largest = p == p.amax(-1, keepdim=True)
+        slope = 1 - is_largest / (p * is_largest.sum(-1, keepdim=True)) if renyi else 0 * p
+    elif renyi and abs(order - 1) >= _NEAR_ONE:
+        powers = torch.where(p == 0, -math.inf, order * _log(p)).softmax(-1)
+        slope = order / (1 - order) * (powers / p - 1)
+    else:
+        t = -_log(p) * _expm1_over((order - 1) * _log(p))
+        tsallis = (p * t).sum(-1, keepdim=True)
+        slope = order * (t - tsallis) / (1 + (1 - order) * tsallis if renyi else 1)
+    return torch.where(values == 0, 0, slope / total)
+
+
 def unless_zero(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """function(x), and 0 where x is 0, with a gradient of 0 where that of the function is none."""
     zero = x == 0
@@ -107,6 +128,20 @@ def rankme(eigenvalues: Tensor, eps: float, count: Tensor | None = None) -> Tens
     if count is not None:
         p = torch.where(torch.arange(p.shape[-1], device=p.device) < count.unsqueeze(-1), p, 0)
     return _tsallis(p, 1).exp()
+
+
+def rankme_slope(eigenvalues: Tensor, eps: float, count: Tensor | None) -> Tensor:
+    """The derivative of `rankme` in each eigenvalue, (..., m), for kernels, below autograd."""
+    s = unless_zero(torch.sqrt, resolved(eigenvalues))
+    share, total = _over_sum(s), s.sum(-1, keepdim=True)
+    of_p = -_log(share + eps) - 1
+    if count is not None:
+        of_p = torch.where(
+            torch.arange(s.shape[-1], device=s.device) < count.unsqueeze(-1), of_p, 0
+        )
+    of_s = (of_p - (share * of_p).sum(-1, keepdim=True)) / total
+    value = rankme(eigenvalues, eps, count).unsqueeze(-1)
+    return torch.where(s == 0, 0, value * of_s / (2 * s))
 
 
 def rank(eigenvalues: Tensor, rounding: float) -> Tensor:

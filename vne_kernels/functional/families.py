@@ -193,28 +193,20 @@ def tsallis_entropy_from_density(rho: Tensor, q: float, *, check: bool = False) 
 
 
 class Family(NamedTuple):
-    """The two forms of an entropy: of the purity for order 2, of eigenvalues for any order."""
+    """An entropy of the purity for order 2, and of samples and of eigenvalues for any order."""
 
     of_purity: Callable[[Tensor], Tensor]
+    of_samples: Callable[..., Tensor]
     of_spectrum: Callable[[Tensor, float], Tensor]
 
 
-RENYI = Family(lambda purity: 0 - purity.log(), spectra.renyi_entropy)  # not -0.
-TSALLIS = Family(lambda purity: 1 - purity, spectra.tsallis_entropy)
+RENYI = Family(lambda purity: 0 - purity.log(), ops.renyi_entropy, spectra.renyi_entropy)  # not -0.
+TSALLIS = Family(lambda purity: 1 - purity, ops.tsallis_entropy, spectra.tsallis_entropy)
 
 
 def entropy(source: Samples | Matrices, order: float, family: Family) -> Tensor:
     """The entropy of this order of rho over its trace, by the shortest way to it."""
-    if order == 1:
-        return source.vn_entropy()
-    purity = source.purity() if order == 2 else None
-    if purity is not None:
-        value = family.of_purity(purity)
-    else:
-        value = family.of_spectrum(source.eigenvalues(order), order)
-    if value.dtype != source.dtype:  # it was computed in float64, which some devices lack
-        value = value.to(source.device, source.dtype)
-    return value
+    return source.vn_entropy() if order == 1 else source.of_order(order, family)
 
 
 class Samples(NamedTuple):
@@ -223,8 +215,6 @@ class Samples(NamedTuple):
     z: Tensor
     p: Tensor | None
     normalize: bool
-    device: torch.device
-    dtype: torch.dtype
 
     def vn_entropy(self) -> Tensor:
         value = ops.vn_entropy(self.z, self.p, self.normalize, "auto", EPS)
@@ -235,24 +225,20 @@ class Samples(NamedTuple):
         trace = _mean_or_1(squares, self.p)
         return value / trace + trace.log()  # equation (10)
 
-    def purity(self) -> Tensor:
-        return ops.purity(self.z, self.p, self.normalize, "auto", EPS)
-
-    def eigenvalues(self, _: float) -> Tensor:
-        return ops.spectrum(self.z, self.p, self.normalize, EPS)
+    def of_order(self, order: float, family: Family) -> Tensor:
+        if order == 2:
+            return family.of_purity(ops.purity(self.z, self.p, self.normalize, "auto", EPS))
+        return family.of_samples(self.z, self.p, order, self.normalize, "auto", EPS)
 
 
 def samples(z: Tensor, normalize: bool, weights: Tensor | None, order: float) -> Samples:
-    """The samples of a public function, checked, in the precision that the order needs."""
+    """The samples of a public function, checked."""
     checks.samples("z", z)
     checks.normalize(normalize)
     p = relative(checks.weights(weights, z))
-    device, dtype = z.device, compute_dtype(z.dtype)
-    if order < 2 and order != 1:  # steep at 0: see the docstrings
-        z, p = to_float64(z), None if p is None else to_float64(p)
-    if not normalize:
+    if not normalize and order in (1, 2):
         z = _scaled_to_unit_trace(z, p)
-    return Samples(z, p, normalize, device, dtype)
+    return Samples(z, p, normalize)
 
 
 def _scaled_to_unit_trace(z: Tensor, p: Tensor | None) -> Tensor:
@@ -276,21 +262,17 @@ class Matrices(NamedTuple):
 
     rho: Tensor
 
-    @property
-    def device(self) -> torch.device:
-        return self.rho.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return compute_dtype(self.rho.dtype)
-
     def vn_entropy(self) -> Tensor:
         return matrices.vn_entropy(self.rho, "auto", normalize_trace=True)
 
-    def purity(self) -> Tensor | None:
-        return matrices.purity(self.rho)
-
-    def eigenvalues(self, order: float) -> Tensor:
-        values = matrices.positive_part(self.rho)
-        # What rounding rho to its dtype left of a 0 would count like any other.
-        return spectra.resolved(values, self.dtype) if order < 1 else values
+    def of_order(self, order: float, family: Family) -> Tensor:
+        dtype = compute_dtype(self.rho.dtype)
+        purity = matrices.purity(self.rho) if order == 2 else None
+        if purity is not None:
+            value = family.of_purity(purity)
+        else:
+            values = matrices.positive_part(self.rho)
+            if order < 1:  # what rounding rho to its dtype left of a 0 would count like any other
+                values = spectra.resolved(values, dtype)
+            value = family.of_spectrum(values, order)
+        return value.to(self.rho.device, dtype)  # float64 is what some devices lack

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from vne_kernels._core import checks, matrices, ops, spectra
-from vne_kernels._core.dtypes import compute_dtype, to_float64
 from vne_kernels._core.rows import relative
-from vne_kernels.functional.families import RENYI, Matrices, entropy, samples
+from vne_kernels.functional.families import EPS, RENYI, Matrices, entropy, samples
 
 
 def effective_rank(z: Tensor, *, normalize: bool = True, weights: Tensor | None = None) -> Tensor:
@@ -138,11 +137,7 @@ def rankme(z: Tensor, *, eps: float = 1e-7, weights: Tensor | None = None) -> Te
     """
     checks.samples("z", z)
     eps = checks.eps(eps)
-    precise = to_float64(z)
-    p = relative(checks.weights(weights, precise))
-    count = None if p is None else (p != 0).sum(-1)
-    eigenvalues = ops.spectrum(precise, p, False, 0.0)
-    return spectra.rankme(eigenvalues, eps, count).to(z.device, compute_dtype(z.dtype))
+    return ops.rankme(z, relative(checks.weights(weights, z)), eps, False, "auto", EPS)
 
 
 def participation_ratio(
