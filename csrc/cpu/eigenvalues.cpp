@@ -19,6 +19,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <complex>
 #include <limits>
 #include <tuple>
 #include <utility>
@@ -338,6 +339,15 @@ bool diagonalize(double* d, double* e2, int64_t m) {
   return true;
 }
 
+// values [m] <- the eigenvalues of T, ascending; its diagonal and off-diagonal are overwritten.
+template <typename T>
+void of_tridiagonal(double* diagonal, double* off_diagonal, int64_t m, T* values) {
+  for (int64_t i = 0; i + 1 < m; ++i) off_diagonal[i] *= off_diagonal[i];
+  VNE_CHECK(diagonalize(diagonal, off_diagonal, m), "the eigenvalues were not found");
+  std::sort(diagonal, diagonal + m);
+  for (int64_t i = 0; i < m; ++i) values[i] = static_cast<T>(diagonal[i]);
+}
+
 }  // namespace
 
 // What is too small to divide by, or its square to be exact, is left out: the trace is one.
@@ -387,11 +397,39 @@ template <typename T>
 void eigenvalues(const T* a, int64_t m, T* values) {
   std::vector<double> diagonal(m), off_diagonal(m);
   tridiagonalize(a, m, diagonal.data(), off_diagonal.data());
-  for (double& entry : off_diagonal) entry *= entry;
-  VNE_CHECK(diagonalize(diagonal.data(), off_diagonal.data(), m), "the eigenvalues were not found");
-  std::sort(diagonal.begin(), diagonal.end());
-  std::transform(diagonal.begin(), diagonal.end(), values,
-                 [](double value) { return static_cast<T>(value); });
+  of_tridiagonal(diagonal.data(), off_diagonal.data(), m, values);
+}
+
+template <typename T>
+void eigenvalues(const std::complex<T>* a, int64_t m, T* values) {
+  constexpr double kRounding = 4 * std::numeric_limits<T>::epsilon();
+  const int64_t stride = leading<T>(m);
+  Buffer<T> work((m + 4) * 2 * stride);
+  double square_norm = 0;
+  for (int64_t i = 0; i < m; ++i) {
+    T* real = &work[i * 2 * stride];
+    T* imaginary = real + stride;
+    // The upper triangle, and what the kernel reads whole.
+    for (int64_t j = i / simd::kPadding * simd::kPadding; j < i; ++j) {
+      real[j] = work[j * 2 * stride + i];
+      imaginary[j] = -work[(j * 2 + 1) * stride + i];
+    }
+    for (int64_t j = i; j < m; ++j) {
+      real[j] = a[i * m + j].real();
+      imaginary[j] = j == i ? T(0) : a[i * m + j].imag();
+    }
+    fill(real + m, stride - m, 0);
+    fill(imaginary + m, stride - m, 0);
+    const simd::Kernels<T>& simd = simd::kernels<T>();
+    square_norm += static_cast<double>(real[i]) * real[i] +
+                   2 * (simd.sum_of_squares(real + i + 1, m - i - 1) +
+                        simd.sum_of_squares(imaginary + i + 1, m - i - 1));
+  }
+  std::vector<double> diagonal(m), off_diagonal(m);
+  simd::kernels<T>().tridiagonalize_hermitian(
+      work.get(), m, stride, kRounding * kRounding * square_norm, &work[m * 2 * stride],
+      diagonal.data(), off_diagonal.data());
+  of_tridiagonal(diagonal.data(), off_diagonal.data(), m, values);
 }
 
 template double householder(const float*, int64_t, float*, double*);
@@ -399,5 +437,7 @@ template void triangular_factor(const float*, const float*, int64_t, float*);
 template void tridiagonalize(const float*, int64_t, double*, double*);
 template void eigenvalues(const float*, int64_t, float*);
 template void eigenvalues(const double*, int64_t, double*);
+template void eigenvalues(const std::complex<float>*, int64_t, float*);
+template void eigenvalues(const std::complex<double>*, int64_t, double*);
 
 }  // namespace vne

@@ -15,6 +15,7 @@
 
 #pragma once
 
+#include <complex>
 #include <limits>
 #include <vector>
 
@@ -87,9 +88,12 @@ void triangular_factor(const T* gram, const T* tau, int64_t size, T* s);
 template <typename T>
 void tridiagonalize(const T* a, int64_t m, double* diagonal, double* off_diagonal);
 
-// values [m], ascending, of a [m, m]. Unlike eigh it may be called from within a parallel region.
+// values [m], ascending, of the symmetric or Hermitian a [m, m]: its upper triangle is read. Unlike
+// eigh it may be called from within a parallel region.
 template <typename T>
 void eigenvalues(const T* a, int64_t m, T* values);
+template <typename T>
+void eigenvalues(const std::complex<T>* a, int64_t m, T* values);
 
 // Equation (6): log A^ + shift I for a trace-one A^, from inverses of A^ that threads share out.
 template <typename T>

@@ -100,7 +100,9 @@ constexpr Kernels<T> kKernels = {.tile_rows = kTileRows,
                                  .combine = combine<T>,
                                  .symmetric_multiply = symmetric_multiply<T>,
                                  .dots = dots<T>,
-                                 .add_rows = add_rows<T>};
+                                 .add_rows = add_rows<T>,
+                                 .tridiagonalize_symmetric = tridiagonalize<T, 1>,
+                                 .tridiagonalize_hermitian = tridiagonalize<T, 2>};
 
 }  // namespace
 

@@ -54,6 +54,16 @@ struct Kernels {
                T* dots);
   void (*add_rows)(const T* rows, int64_t stride, int64_t count, int64_t begin, int64_t end,
                    const T* f, T* y);
+
+  // T = Q^H A Q, tridiagonal: its diagonal [m] and the sizes of its off-diagonal [m - 1]. Of A the
+  // upper triangle and the blocks of kPadding rows and columns on its diagonal are read, and
+  // overwritten: a row is its real parts [stride], of a Hermitian A followed by its imaginary parts
+  // [stride], zeros behind its m entries; stride is a multiple of kPadding. work has room for 4
+  // rows. The steps end where a part is left whose square norm is negligible.
+  void (*tridiagonalize_symmetric)(T* a, int64_t m, int64_t stride, double negligible, T* work,
+                                   double* diagonal, double* off_diagonal);
+  void (*tridiagonalize_hermitian)(T* a, int64_t m, int64_t stride, double negligible, T* work,
+                                   double* diagonal, double* off_diagonal);
 };
 
 // For cpu/tridiagonal.cpp. Rows are padded to a multiple of kPadding numbers, which holds a whole
