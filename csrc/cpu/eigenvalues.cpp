@@ -281,21 +281,24 @@ std::pair<double, double> of_two_by_two(double a, double square_b, double c) {
 }
 
 // One step of QL on the rows first .. last of T, d its diagonal and e2 the squares of its
-// off-diagonal.
+// off-diagonal. With c = p / r and s = square / r, a row is gamma <- c (d - sigma) - s gamma and
+// p <- gamma^2 / c. Of these divisions, one after the other, the rows would spend their time
+// waiting: p is found without gamma.
 void ql_step(double* d, double* e2, int64_t first, int64_t last) {
-  const double root = std::sqrt(e2[first]);
-  const double theta = (d[first + 1] - d[first]) / (2 * root);
-  const double sigma = d[first] - root / (theta + std::copysign(std::hypot(theta, 1), theta));
+  constexpr double kTooSmall = 1e-200;  // to divide by
+  const double root = std::sqrt(e2[first]), theta = (d[first + 1] - d[first]) / (2 * root);
+  const double sigma =
+      d[first] - root / (theta + std::copysign(std::sqrt(theta * theta + 1), theta));
   double c = 1, s = 0, gamma = d[last] - sigma, p = gamma * gamma;
   for (int64_t i = last - 1; i >= first; --i) {
-    const double square = e2[i], r = p + square;
-    if (i != last - 1) e2[i + 1] = s * r;
-    const double old_c = c, old_gamma = gamma;
-    c = p / r;
-    s = square / r;
-    gamma = c * (d[i] - sigma) - s * old_gamma;
+    const double square = e2[i], r = p + square, inverse = 1 / r, old_gamma = gamma, old_c = c;
+    const double of_gamma = p * (d[i] - sigma) - square * gamma, of_p = p * r;
+    e2[i + 1] = s * r;
+    c = p * inverse;
+    s = square * inverse;
+    gamma = of_gamma * inverse;
+    p = of_p > kTooSmall ? of_gamma * of_gamma / of_p : old_c * square;
     d[i + 1] = old_gamma + (d[i] - gamma);
-    p = c != 0 ? gamma * gamma / c : old_c * square;
   }
   e2[first] = s * p;
   d[first] = sigma + gamma;
