@@ -189,7 +189,7 @@ def test_negative_eigenvalues_count_as_0(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("d", [20, pytest.param(450, marks=pytest.mark.cpu_only("slow"))])
 def test_positive_matrices_that_the_operators_take(d: int, dtype: torch.dtype) -> None:
-    """From 64 and 400 on by themselves, or by method="poles"; a batch with others as well."""
+    """By method="poles"; a batch with others as well."""
     values = over_sum(0.1 + torch.rand(d, generator=generator(d), dtype=torch.float64))
     batch = torch.stack([with_spectrum(values, seed, dtype) for seed in range(2)])
     for name, (function, of_values) in functions(dtype).items():

@@ -203,8 +203,10 @@ def test_native_kernels_agree_with_those_of_other_devices(name: str, options: st
         for function in ops.BY_EIGENVALUES:
             for parameter in (1e-7,) if function == "rankme" else (0, 0.6, 1, 1.7, 2, 3, 4, 5.5):
                 given = (z, weights, parameter, options == "plain", "auto", 0.0)
-                native = ops.OPERATORS[f"{function}_grad"].call(*given)
-                plain = ops.by_eigenvalues(function, *given)
+                value = ops.OPERATORS[function].call(*given)
+                native = value, *ops.OPERATORS[f"{function}_grad"].call(*given)
+                (alone,) = ops.by_eigenvalues(function, *given, with_grad=False)
+                plain = alone, *ops.by_eigenvalues(function, *given, with_grad=True)
                 for x, y in zip(native, plain, strict=True):
                     assert absolute_error(x, y) <= 1e-7 * (1 + y.norm()), (function, parameter)
 

@@ -40,6 +40,8 @@ from vne_kernels import (
     renyi_entropy_from_density,
     vn_entropy_from_density,
 )
+from vne_kernels._core import matrices, ops
+from vne_kernels.functional import quantum
 
 pytestmark = pytest.mark.cpu_only("operators that test_density.py runs on every backend")
 
@@ -355,8 +357,45 @@ def test_relative_entropy_checks_its_arguments() -> None:
 
 def test_opcheck_of_complex_states() -> None:
     """Real ones: `test_torch_integration.py`."""
-    states = torch.stack([random_density(5, seed) for seed in range(4)]).unflatten(0, (2, 2))
-    torch.library.opcheck(torch.ops.vne_kernels.relative_entropy_grad.default, states.unbind())
+    states = torch.stack([random_density(6, seed) for seed in range(4)]).unflatten(0, (2, 2))
+    for name, arguments in (
+        ("relative_entropy", states.unbind()),
+        ("matrix_entropy", (states, "renyi", 0.7)),
+        ("parts_entropy", (states, 2, 3, 1.0, 2.0, 3.0)),
+    ):
+        for operator in (name, f"{name}_grad"):
+            torch.library.opcheck(getattr(torch.ops.vne_kernels, operator).default, arguments)
+
+
+@pytest.mark.parametrize("dtype", [*REAL, *COMPLEX, torch.float16, torch.bfloat16])
+def test_native_kernels_agree_with_those_of_other_devices(dtype: torch.dtype) -> None:
+    """In every dtype, with negative eigenvalues, of an outsize and a tiny trace, and with a NaN."""
+    wide = torch.promote_types(dtype, torch.float64)
+    rho = torch.stack([random_density(6, seed, wide) for seed in range(6)])
+    rho[1] -= 0.1 * torch.eye(6)
+    rho[2] = torch.diag(torch.tensor([0.5, 0.5, 0, 0, 0, 0]))
+    rho[3] *= 1e-5 if dtype == torch.float16 else 1e-30
+    rho[4] *= 10
+    rho[5, 0, 1] = math.nan
+    states = rho.to(dtype).unflatten(0, (2, 3))
+    with_others = states, states.flip(1)
+    if dtype in (torch.complex64, torch.complex128):
+        with_others = states.conj(), states.flip(1).conj()
+    cases = [("relative_entropy", with_others, quantum._in_torch)]
+    for kind in ("as given", "renyi", "tsallis"):
+        for order in (0, 0.6, 1, 2, math.inf):
+            cases.append(("matrix_entropy", (with_others[0], kind, order), matrices._entropy))
+    for factors in ((1.0, 0.0, -1.0), (-0.5, 1.0, 2.0)):
+        arguments = (with_others[0], 2, 3, *factors)
+        cases.append(("parts_entropy", arguments, matrices._parts_entropy))
+    tolerance = 1e-6 if torch.finfo(dtype).eps > 1e-10 else 1e-12
+    for name, arguments, plain in cases:
+        value = ops.OPERATORS[name].call(*arguments)
+        native = value, *ops.OPERATORS[f"{name}_grad"].call(*arguments)
+        expected = *plain(*arguments, with_grad=False), *plain(*arguments, with_grad=True)
+        assert native[0].isnan().sum() == 1 + (name == "relative_entropy")
+        for x, y in zip(native, expected, strict=True):
+            torch.testing.assert_close(x, y, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def test_compile_and_vmap() -> None:

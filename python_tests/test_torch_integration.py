@@ -104,10 +104,16 @@ OPERATORS: dict[str, Callable[[Tensor, Tensor | None, str], tuple]] = {
     "density_backward": density_backward_arguments,
     "density_entropy": lambda z, w, method: (density_of(z, w), method),
     "density_entropy_grad": lambda z, w, method: (density_of(z, w), method),
-    "relative_entropy_grad": lambda z, w, method: (
-        density_of(z, w),
-        density_of(other_view(z), w),
-    ),
+}
+OF_MATRICES: dict[str, Callable[[Tensor, Tensor | None], tuple]] = {
+    "matrix_entropy": lambda z, w: (density_of(z, w), "tsallis", 1.7),
+    "parts_entropy": lambda z, w: (density_of(z, w), 1, z.shape[-1], 0.5, 2.0, -1.0),
+    "relative_entropy": lambda z, w: (density_of(z, w), density_of(other_view(z), w)),
+}
+OPERATORS |= {
+    name: lambda z, w, method, make=make: make(z, w)
+    for function, make in OF_MATRICES.items()
+    for name in (function, f"{function}_grad")
 }
 OPERATORS |= {
     name: partial(functional_arguments, name)

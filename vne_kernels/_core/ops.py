@@ -94,17 +94,19 @@ def functional(
     Args:
         once: what the error says where a second derivative is asked for.
         second_order: the operator of the second derivative, where there is one.
-        kernel: NAME_grad in plain torch, as `operator` takes it; NAME then is its first output.
+        kernel: both in plain torch, as `operator` takes them: the outputs of NAME_grad, of which
+            the first suffices with ``with_grad=False``.
         options: of NAME_grad, as `operator` takes them.
 
     Returns:
         The function of checked arguments, differentiable in every mode: see `entry`.
     """
     way = partial(by_unit_gradients, second=second_order)
-    options |= {"derivative": way, "once": once, "kernel": kernel}
+    with_grad = None if kernel is None else partial(kernel, with_grad=True)
+    options |= {"derivative": way, "once": once, "kernel": with_grad}
     gradient = value = operator(f"{name}_grad", **options)
     if hasattr(torch.ops.vne_kernels, name):
-        first = None if kernel is None else lambda *args: kernel(*args)[0]
+        first = None if kernel is None else lambda *args: kernel(*args, with_grad=False)[0]
         value = operator(name, derivative=partial(by_twin, twin=gradient), kernel=first)
     if gradient.arguments[:2] == ["z", "weights"]:
         FUNCTIONALS.append(name)
@@ -307,10 +309,16 @@ def by_eigenvalues(
     normalize: bool,
     _: str,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+    *,
+    with_grad: bool,
+) -> tuple[Tensor, ...]:
     """The operator NAME_grad of one of these on any device: value, grad_z and grad_weights."""
     dtype = compute_dtype(z.dtype)
     wide, p = to_float64(z), None if weights is None else to_float64(weights)
+    if not with_grad:
+        values = _spectrum.call(wide, p, normalize, eps)
+        alone = BY_EIGENVALUES[name](values, p, parameter)[0]
+        return (alone.to(z.device, dtype),)
     values, vectors = _spectrum_eigh.call(wide, p, normalize, eps)
     value, slope = BY_EIGENVALUES[name](values, p, parameter)
     gradients = _spectrum_backward.call(slope, wide, vectors, p, normalize, eps)

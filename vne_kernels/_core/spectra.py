@@ -80,22 +80,27 @@ def renyi_entropy(eigenvalues: Tensor, alpha: float) -> Tensor:
 def entropy_slope(eigenvalues: Tensor, order: float, *, renyi: bool) -> Tensor:
     """The derivative of `renyi_entropy` or else `tsallis_entropy` in each eigenvalue, (..., m).
 
-    For kernels, below autograd: with t_k = (p_k^(q - 1) - 1) / (1 - q) and T their mean under p,
-    that of T_q is q (t_k - T) over the sum of the eigenvalues. It is 0 where an eigenvalue is.
+    For kernels, below autograd, as common/orders.h has it: with t_k = (p_k^(q - 1) - 1) / (1 - q)
+    and T their mean under p, that of T_q is q (t_k - T) over the sum of the eigenvalues. It is 0 of
+    an eigenvalue that does not count, and finite of every other.
     """
     values = resolved(eigenvalues) if order < 1 else eigenvalues
     p, total = _over_sum(values), values.sum(-1, keepdim=True)
+    zero, far = p == 0, abs(order - 1) >= _NEAR_ONE
     if order == math.inf:
         is_largest = p == p.amax(-1, keepdim=True)
-        slope = 1 - is_largest / (p * is_largest.sum(-1, keepdim=True)) if renyi else 0 * p
-    elif renyi and abs(order - 1) >= _NEAR_ONE:
-        powers = torch.where(p == 0, -math.inf, order * _log(p)).softmax(-1)
-        slope = order / (1 - order) * (powers / p - 1)
+        share = torch.where(is_largest, 1 / (p * is_largest.sum(-1, keepdim=True)), 0)
+        slope = 1 - share if renyi else 0 * p
+    elif renyi and far:
+        powers = torch.where(zero, -math.inf, order * _log(p)).softmax(-1)
+        slope = order / (1 - order) * (powers / torch.where(zero, 1, p) - 1)
     else:
-        t = -_log(p) * _expm1_over((order - 1) * _log(p))
+        at_zero = 1 / (order - 1 if order > 1 and far else order or 1)
+        t = torch.where(zero, at_zero, -_log(p) * _expm1_over((order - 1) * _log(p)))
         tsallis = (p * t).sum(-1, keepdim=True)
         slope = order * (t - tsallis) / (1 + (1 - order) * tsallis if renyi else 1)
-    return torch.where(values == 0, 0, slope / total)
+    counts = (total != 0) & ~(zero & (order < 1))
+    return torch.where(counts, slope / total, 0)
 
 
 def unless_zero(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

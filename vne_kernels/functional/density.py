@@ -26,8 +26,8 @@ def vn_entropy_from_density(
             0 count as 0, however large: S is the sum of -l log l over those above 0.
         method: "eigh", by the eigenvalues in float64, whatever the dtype; "poles", by the logarithm
             as a sum of inverses where the whole batch is found positive definite, which the host
-            waits for, and by the eigenvalues elsewhere; "auto", the faster one on a CPU, and "eigh"
-            on other devices. Of a complex rho "auto" and "eigh" alone.
+            waits for, and by the eigenvalues elsewhere; "auto", as "eigh". Of a complex rho "auto"
+            and "eigh" alone.
         normalize_trace: S of the positive part of rho over its own trace, the sum of the
             eigenvalues above 0. Otherwise of rho as given: -sum(l log l) whatever its trace, which
             is 1 of a density matrix.

@@ -143,9 +143,8 @@ def renyi_entropy_from_density(
 
     Returns:
         (...), between 0 and log d, as `vne_kernels.vn_entropy_from_density`; 0 of a matrix of
-        zeros. Computed in float64, of order 2 without eigenvalues where rho is found positive
-        definite. Orders below 1 take eigenvalues below d times the rounding of the largest for 0,
-        the rounding that of the dtype of the result.
+        zeros. Computed in float64. Orders below 1 take eigenvalues below d times the rounding of
+        the largest for 0, the rounding that of the dtype of the result.
 
     Raises:
         ValueError, TypeError, NotImplementedError: as `vne_kernels.vn_entropy_from_density` and
@@ -193,15 +192,15 @@ def tsallis_entropy_from_density(rho: Tensor, q: float, *, check: bool = False) 
 
 
 class Family(NamedTuple):
-    """An entropy of the purity for order 2, and of samples and of eigenvalues for any order."""
+    """An entropy of the purity for order 2, and of samples and of matrices for any order."""
 
     of_purity: Callable[[Tensor], Tensor]
     of_samples: Callable[..., Tensor]
-    of_spectrum: Callable[[Tensor, float], Tensor]
+    kind: str
 
 
-RENYI = Family(lambda purity: 0 - purity.log(), ops.renyi_entropy, spectra.renyi_entropy)  # not -0.
-TSALLIS = Family(lambda purity: 1 - purity, ops.tsallis_entropy, spectra.tsallis_entropy)
+RENYI = Family(lambda purity: 0 - purity.log(), ops.renyi_entropy, "renyi")  # not -0.
+TSALLIS = Family(lambda purity: 1 - purity, ops.tsallis_entropy, "tsallis")
 
 
 def entropy(source: Samples | Matrices, order: float, family: Family) -> Tensor:
@@ -263,16 +262,7 @@ class Matrices(NamedTuple):
     rho: Tensor
 
     def vn_entropy(self) -> Tensor:
-        return matrices.vn_entropy(self.rho, "auto", normalize_trace=True)
+        return matrices.vn_entropy(self.rho, normalize_trace=True)
 
     def of_order(self, order: float, family: Family) -> Tensor:
-        dtype = compute_dtype(self.rho.dtype)
-        purity = matrices.purity(self.rho) if order == 2 else None
-        if purity is not None:
-            value = family.of_purity(purity)
-        else:
-            values = matrices.positive_part(self.rho)
-            if order < 1:  # what rounding rho to its dtype left of a 0 would count like any other
-                values = spectra.resolved(values, dtype)
-            value = family.of_spectrum(values, order)
-        return value.to(self.rho.device, dtype)  # float64 is what some devices lack
+        return matrices.entropy(self.rho, family.kind, order)

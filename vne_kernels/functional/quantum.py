@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vne_kernels._core import checks, matrices, spectra
-from vne_kernels._core.dtypes import compute_dtype, to_float64
+from vne_kernels._core.dtypes import compute_dtype
 from vne_kernels._core.ops import functional
 from vne_kernels._core.spectra import in_base
 
@@ -52,7 +52,7 @@ def partial_trace(rho: Tensor, dims: Sequence[int], keep: int | Sequence[int]) -
     parts = _integers("keep", [keep] if isinstance(keep, Integral) else keep)
     if not parts or len(set(parts)) < len(parts) or not all(0 <= p < len(sizes) for p in parts):
         raise checks.wrong("keep", f"different ones of 0 to {len(sizes) - 1}", keep)
-    return _partial_trace(rho, sizes, sorted(parts))
+    return matrices.partial_trace(rho, sizes, sorted(parts))
 
 
 def conditional_entropy(
@@ -97,8 +97,7 @@ def conditional_entropy(
         tensor(-1.0000)
     """
     log_base = checks.base(base)
-    whole, _, b = _entropies(rho_ab, dims, method, check)
-    return in_base(whole - b, log_base)
+    return in_base(_entropies(rho_ab, dims, method, check, (1, 0, -1)), log_base)
 
 
 def mutual_information(
@@ -130,34 +129,24 @@ def mutual_information(
         tensor(1.3863)
     """
     log_base = checks.base(base)
-    whole, a, b = _entropies(rho_ab, dims, method, check)
-    return in_base(a + b - whole, log_base)
+    return in_base(_entropies(rho_ab, dims, method, check, (-1, 1, 1)), log_base)
 
 
 def _entropies(
-    rho: Tensor, dims: Sequence[int], method: str, check: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """S(AB), S(A) and S(B), the states taken in float32 where rho is in a half precision."""
+    rho: Tensor, dims: Sequence[int], method: str, check: bool, factors: tuple[int, int, int]
+) -> Tensor:
+    """The sum of S(AB), S(A) and S(B), each times its factor."""
     checks.density("rho_ab", rho, check, unit_trace=True)
     checks.matrix_method(method, rho)
     sizes = _check_dims("rho_ab", rho, dims)
     if len(sizes) != 2:
         raise checks.wrong("dims", "two sizes, of A and of B", tuple(sizes))
+    if method != "poles":
+        return matrices.parts_entropy(rho, *sizes, *map(float, factors))
     whole = matrices.widened(rho)
-    parts = whole, _partial_trace(whole, sizes, [0]), _partial_trace(whole, sizes, [1])
-    ab, a, b = (matrices.vn_entropy(part, method) for part in parts)
-    return ab, a, b
-
-
-def _partial_trace(rho: Tensor, sizes: list[int], kept: list[int]) -> Tensor:
-    traced = [part for part in range(len(sizes)) if part not in kept]
-    order = kept + traced
-    batch = rho.shape[:-2]
-    rows = [len(batch) + part for part in order]
-    columns = [len(batch) + len(sizes) + part for part in order]
-    apart = rho.reshape(*batch, *sizes, *sizes).permute(*range(len(batch)), *rows, *columns)
-    k, t = math.prod([sizes[part] for part in kept]), math.prod([sizes[part] for part in traced])
-    return apart.reshape(*batch, k, t, k, t).diagonal(dim1=-3, dim2=-1).sum(-1)
+    parts = whole, *(matrices.partial_trace(whole, sizes, [kept]) for kept in (0, 1))
+    pairs = zip(factors, parts, strict=True)
+    return torch.stack([factor * matrices.vn_entropy(x, method) for factor, x in pairs]).sum(0)
 
 
 def _check_dims(name: str, rho: Tensor, dims: Sequence[int]) -> list[int]:
@@ -245,56 +234,50 @@ torch.library.define(
 )
 
 
-def _relative_entropy_grad(rho: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _in_torch(rho: Tensor, sigma: Tensor, *, with_grad: bool) -> tuple[Tensor, ...]:
     """In plain torch, for any device: two eigendecompositions take most of the time."""
     device, result, is_complex = rho.device, compute_dtype(rho.dtype), rho.is_complex()
     resolution = 4 * torch.finfo(result).eps  # of the trace
-    lam, v, rho_valid = _eigh(rho)
-    mu, w, sigma_valid = _eigh(sigma)
+    lam, v, rho_valid = matrices.decompose(rho)
+    mu, w, sigma_valid = matrices.decompose(sigma)
     lam_positive, mu_positive = lam.clamp_min(0), mu.clamp_min(0)
     log_lam = _floored(lam_positive, resolution).log()
     floored = _floored(mu_positive, resolution)
     log_mu = floored.log()
     in_support = mu_positive >= floored
 
-    overlap = _adjoint(w) @ v
-    inside = (overlap * lam_positive.unsqueeze(-2)) @ _adjoint(overlap)  # rho in sigma's basis
+    overlap = matrices.adjoint(w) @ v
+    inside = (overlap * lam_positive.unsqueeze(-2)) @ matrices.adjoint(
+        overlap
+    )  # rho in sigma's basis
     weights = inside.diagonal(dim1=-2, dim2=-1).real  # of rho in the directions of sigma
     outside = torch.where(in_support, 0, weights).sum(-1)
     allowed = resolution * (~in_support).sum(-1) * lam_positive.sum(-1)
     entropy = 0 - (weights * log_mu).sum(-1) - torch.special.entr(lam_positive).sum(-1)  # not -0.
     entropy = torch.where(outside > allowed, torch.inf, entropy)
 
+    valid = rho_valid & sigma_valid
+    entropy = torch.where(valid, entropy, torch.nan).to(device, result)
+    if not with_grad:
+        return (entropy,)
+
     # In the positive part of rho, then, in rho's basis, in rho.
-    of_positive = torch.diag_embed(log_lam + 1) - _adjoint(overlap) @ (
+    of_positive = torch.diag_embed(log_lam + 1) - matrices.adjoint(overlap) @ (
         log_mu.unsqueeze(-1) * overlap
     )
-    grad_rho = v @ (_divided_differences_of_positive_part(lam) * of_positive) @ _adjoint(v)
+    grad_rho = v @ (_divided_differences_of_positive_part(lam) * of_positive) @ matrices.adjoint(v)
     # Where sigma is 0 so is rho, and the derivative: computed, it would be rounding over rounding.
     supported = in_support.unsqueeze(-1) & in_support.unsqueeze(-2)
     gamma = torch.where(supported, spectra.divided_differences_of_log(floored), 0)
-    grad_sigma = -(w @ (gamma * inside) @ _adjoint(w))
+    grad_sigma = -(w @ (gamma * inside) @ matrices.adjoint(w))
 
-    valid = rho_valid & sigma_valid
     of_matrix = valid[..., None, None]
     dtype = result.to_complex() if is_complex else result
     return (
-        torch.where(valid, entropy, torch.nan).to(device, result),
+        entropy,
         torch.where(of_matrix, grad_rho, torch.nan).to(device, dtype).contiguous(),
         torch.where(of_matrix, grad_sigma, torch.nan).to(device, dtype).contiguous(),
     )
-
-
-def _eigh(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eigenvalues and vectors in float64 of the Hermitian part; whether it is finite, of a trace
-    that is not negative. LAPACK raises on a NaN, so that a matrix that is not finite is I here."""
-    precise = to_float64(matrices)
-    hermitian = (precise + _adjoint(precise)) / 2
-    finite = hermitian.isfinite().all(-1).all(-1)
-    eye = torch.eye(matrices.shape[-1], dtype=hermitian.dtype, device=hermitian.device)
-    values, vectors = torch.linalg.eigh(torch.where(finite[..., None, None], hermitian, eye))
-    trace = hermitian.diagonal(dim1=-2, dim2=-1).real.sum(-1)
-    return values, vectors, finite & (trace >= 0)
 
 
 def _divided_differences_of_positive_part(values: Tensor) -> Tensor:
@@ -305,11 +288,6 @@ def _divided_differences_of_positive_part(values: Tensor) -> Tensor:
     return torch.where(gap == 0, (values > 0).to(values.dtype).unsqueeze(-1), quotient)
 
 
-def _adjoint(matrices: Tensor) -> Tensor:
-    """Not ``mH``: its conjugation is put off, and lost where torch.compile calls the operator."""
-    return torch.conj_physical(matrices.mT)
-
-
 def _floored(values: Tensor, resolution: float) -> Tensor:
     """Eigenvalues raised to `resolution` times their sum, the trace: all have a logarithm."""
     floor = resolution * values.sum(-1, keepdim=True)
@@ -318,6 +296,6 @@ def _floored(values: Tensor, resolution: float) -> Tensor:
 
 _relative_entropy = functional(
     "relative_entropy",
-    kernel=_relative_entropy_grad,
+    kernel=_in_torch,
     once="relative_entropy is differentiable once; take differences of its gradient",
 )
