@@ -84,9 +84,10 @@ double householder(const T* x, int64_t size, T* v, double* tau);
 template <typename T>
 void triangular_factor(const T* gram, const T* tau, int64_t size, T* s);
 
-// A = Q T Q^T, T tridiagonal: its diagonal [m] and off-diagonal [m - 1].
-template <typename T>
-void tridiagonalize(const T* a, int64_t m, double* diagonal, double* off_diagonal);
+// A = Q T Q^H, A real or complex, T real and tridiagonal: its diagonal [m] and off-diagonal [m -
+// 1].
+template <typename Entry>
+void tridiagonalize(const Entry* a, int64_t m, double* diagonal, double* off_diagonal);
 
 // values [m], ascending, of the symmetric or Hermitian a [m, m]: its upper triangle is read. Unlike
 // eigh it may be called from within a parallel region.

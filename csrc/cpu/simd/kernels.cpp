@@ -83,7 +83,6 @@ void scale(const T* x, T factor, T* out, int64_t size) {
   for (int64_t i = 0; i < size; ++i) out[i] = factor * x[i];
 }
 
-#include "cpu/simd/band.h"
 #include "cpu/simd/gemm.h"
 #include "cpu/simd/reduction.h"
 #include "cpu/simd/sweep.h"
@@ -98,9 +97,6 @@ constexpr Kernels<T> kKernels = {.tile_rows = kTileRows,
                                  .dot = dot<T>,
                                  .scale = scale<T>,
                                  .combine = combine<T>,
-                                 .symmetric_multiply = symmetric_multiply<T>,
-                                 .dots = dots<T>,
-                                 .add_rows = add_rows<T>,
                                  .tridiagonalize_symmetric = tridiagonalize<T, 1>,
                                  .tridiagonalize_hermitian = tridiagonalize<T, 2>};
 
@@ -110,10 +106,7 @@ extern const Tables kTables;
 const Tables kTables = {
     .float32 = kKernels<float>,
     .float64 = kKernels<double>,
-    .reduction = {.reflect = reflect,
-                  .next_pivots = next_pivots,
-                  .advance = advance,
-                  .tridiagonalize_band = tridiagonalize_band},
+    .reduction = {.reflect = reflect, .next_pivots = next_pivots, .advance = advance},
 };
 
 }  // namespace vne::simd::VNE_SIMD

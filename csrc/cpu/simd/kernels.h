@@ -18,6 +18,15 @@ struct MatrixView {
   int64_t col_stride;
 };
 
+// Rows of a matrix being reduced are padded to a multiple of kPadding numbers, which holds a whole
+// number of any processor's vectors.
+constexpr int64_t kPadding = 16;
+
+// Runs body(context, item) for the items 0 .. count, which threads share out.
+using Share = void (*)(int64_t count, void (*body)(const void* context, int64_t item),
+                       const void* context);
+constexpr int64_t kShares = 8, kWorkRows = 3 + kShares;
+
 template <typename T>
 struct Kernels {
   int tile_rows;  // C is computed in tiles of tile_rows x tile_cols
@@ -45,36 +54,16 @@ struct Kernels {
   void (*scale)(const T* x, T factor, T* out, int64_t size);  // out = factor x
   void (*combine)(T a, const T* x, T b, const T* y, T* out, int64_t size);  // out = a x + b y
 
-  // y += A x for the symmetric A in the rows and columns begin .. end of a [., stride], of which
-  // the upper triangle is read, each entry once.
-  void (*symmetric_multiply)(const T* a, int64_t stride, int64_t begin, int64_t end, const T* x,
-                             T* y);
-  // Of rows [count, stride] the columns begin .. end: dots_l = row_l . x, and y += sum_l f_l row_l.
-  void (*dots)(const T* rows, int64_t stride, int64_t count, int64_t begin, int64_t end, const T* x,
-               T* dots);
-  void (*add_rows)(const T* rows, int64_t stride, int64_t count, int64_t begin, int64_t end,
-                   const T* f, T* y);
-
   // T = Q^H A Q, tridiagonal: its diagonal [m] and the sizes of its off-diagonal [m - 1]. Of A the
   // upper triangle and the blocks of kPadding rows and columns on its diagonal are read, and
   // overwritten: a row is its real parts [stride], of a Hermitian A followed by its imaginary parts
-  // [stride], zeros behind its m entries; stride is a multiple of kPadding. work has room for 4
-  // rows. The steps end where a part is left whose square norm is negligible.
-  void (*tridiagonalize_symmetric)(T* a, int64_t m, int64_t stride, double negligible, T* work,
-                                   double* diagonal, double* off_diagonal);
-  void (*tridiagonalize_hermitian)(T* a, int64_t m, int64_t stride, double negligible, T* work,
-                                   double* diagonal, double* off_diagonal);
+  // [stride], zeros behind its m entries; stride is a multiple of kPadding. work has room for
+  // kWorkRows rows. The steps end where a part is left whose square norm is negligible.
+  void (*tridiagonalize_symmetric)(T* a, int64_t m, int64_t stride, double negligible, Share share,
+                                   T* work, double* diagonal, double* off_diagonal);
+  void (*tridiagonalize_hermitian)(T* a, int64_t m, int64_t stride, double negligible, Share share,
+                                   T* work, double* diagonal, double* off_diagonal);
 };
-
-// For cpu/tridiagonal.cpp. Rows are padded to a multiple of kPadding numbers, which holds a whole
-// number of any processor's vectors.
-constexpr int64_t kPadding = 16;
-
-// For cpu/eigenvalues.cpp: a symmetric matrix with `kBand` entries on either side of the diagonal.
-// Row i holds the columns i - kBand + 1 .. i + 2 kBand; those beyond the band are room for what the
-// reduction fills in.
-constexpr int64_t kBand = 16;
-constexpr int64_t kBandRow = 3 * kBand;
 
 struct ReductionKernels {
   // One step of Householder's reduction, in rows begin .. end of a [., stride]; columns before
@@ -90,11 +79,6 @@ struct ReductionKernels {
   // += their sum. Entries too small to matter become 0, so that nothing is denormal.
   void (*advance)(int poles, const float* ratio, float* running, int64_t stride, float* row,
                   int64_t size);
-
-  // Reduces a band to diagonal [m] and off_diagonal [m - 1]. Row by row, a reflector makes the
-  // other entries zero, and further ones chase what it fills in down the band. 2 kBand rows of
-  // zeros follow the m rows of the band.
-  void (*tridiagonalize_band)(double* band, int64_t m, double* diagonal, double* off_diagonal);
 };
 
 struct Tables {

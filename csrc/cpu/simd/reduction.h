@@ -53,104 +53,6 @@ void advance(int poles, const float* ratio, float* running, int64_t stride, floa
   }
 }
 
-// Takes kRows rows at a time, to load x and y once for all of them.
-template <typename T, int kRows>
-void symmetric_multiply_rows(const T* a, int64_t stride, int64_t i, int64_t end, const T* x, T* y) {
-  using V = typename Vector<T>::Type;
-  constexpr int kWidth = Vector<T>::kSize;
-  const T* row = a + i * stride;
-  T own[kRows] = {};
-  for (int r = 0; r < kRows; ++r) {
-    own[r] += row[r * stride + i + r] * x[i + r];
-    for (int c = r + 1; c < kRows; ++c) {
-      own[r] += row[r * stride + i + c] * x[i + c];
-      own[c] += row[r * stride + i + c] * x[i + r];
-    }
-  }
-  V sum[kRows];
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) sum[r] = V{};
-  int64_t j = i + kRows;
-  for (; j + kWidth <= end; j += kWidth) {
-    const V x_j = load(x + j);
-    V y_j = load(y + j);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const V entry = load(row + r * stride + j);
-      sum[r] += entry * x_j;
-      y_j += entry * x[i + r];
-    }
-    store(y + j, y_j);
-  }
-  for (; j < end; ++j) {
-    for (int r = 0; r < kRows; ++r) {
-      own[r] += row[r * stride + j] * x[j];
-      y[j] += row[r * stride + j] * x[i + r];
-    }
-  }
-  for (int r = 0; r < kRows; ++r) y[i + r] += own[r] + sum_of<T>(sum[r]);
-}
-
-template <typename T>
-void symmetric_multiply(const T* a, int64_t stride, int64_t begin, int64_t end, const T* x, T* y) {
-  int64_t i = begin;
-  for (; i + 4 <= end; i += 4) symmetric_multiply_rows<T, 4>(a, stride, i, end, x, y);
-  for (; i < end; ++i) symmetric_multiply_rows<T, 1>(a, stride, i, end, x, y);
-}
-
-template <typename T, int kRows>
-void dots_of_rows(const T* rows, int64_t stride, int64_t begin, int64_t end, const T* x, T* dots) {
-  using V = typename Vector<T>::Type;
-  constexpr int kWidth = Vector<T>::kSize;
-  V sum[kRows];
-  T rest[kRows] = {};
-#pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) sum[r] = V{};
-  int64_t j = begin;
-  for (; j + kWidth <= end; j += kWidth) {
-    const V x_j = load(x + j);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) sum[r] += load(rows + r * stride + j) * x_j;
-  }
-  for (; j < end; ++j) {
-    for (int r = 0; r < kRows; ++r) rest[r] += rows[r * stride + j] * x[j];
-  }
-  for (int r = 0; r < kRows; ++r) dots[r] = rest[r] + sum_of<T>(sum[r]);
-}
-
-template <typename T>
-void dots(const T* rows, int64_t stride, int64_t count, int64_t begin, int64_t end, const T* x,
-          T* dots) {
-  int64_t l = 0;
-  for (; l + 4 <= count; l += 4)
-    dots_of_rows<T, 4>(rows + l * stride, stride, begin, end, x, dots + l);
-  for (; l < count; ++l) dots_of_rows<T, 1>(rows + l * stride, stride, begin, end, x, dots + l);
-}
-
-template <typename T, int kRows>
-void add_few_rows(const T* rows, int64_t stride, int64_t begin, int64_t end, const T* f, T* y) {
-  constexpr int kWidth = Vector<T>::kSize;
-  int64_t j = begin;
-  for (; j + kWidth <= end; j += kWidth) {
-    typename Vector<T>::Type y_j = load(y + j);
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) y_j += f[r] * load(rows + r * stride + j);
-    store(y + j, y_j);
-  }
-  for (; j < end; ++j) {
-    for (int r = 0; r < kRows; ++r) y[j] += f[r] * rows[r * stride + j];
-  }
-}
-
-template <typename T>
-void add_rows(const T* rows, int64_t stride, int64_t count, int64_t begin, int64_t end, const T* f,
-              T* y) {
-  int64_t l = 0;
-  for (; l + 4 <= count; l += 4)
-    add_few_rows<T, 4>(rows + l * stride, stride, begin, end, f + l, y);
-  for (; l < count; ++l) add_few_rows<T, 1>(rows + l * stride, stride, begin, end, f + l, y);
-}
-
 // The last steps' reflectors of a matrix being reduced, each [kParts, stride]: what
 // `reflect_hermitian` works with.
 template <typename T>
@@ -223,27 +125,73 @@ void reflect_hermitian_rows(T* a, int64_t stride, int64_t i, int64_t end, const 
   }
 }
 
-// The rows from `begin` on.
+// The rows from `begin` to `end`.
 template <typename T, int kParts>
-void reflect_hermitian(T* a, int64_t m, int64_t stride, int64_t begin, const Reflectors<T>& of) {
+void reflect_hermitian(T* a, int64_t m, int64_t stride, int64_t begin, int64_t end,
+                       const Reflectors<T>& of) {
   constexpr int kRows = kParts == 2 ? 2 : 4;
   constexpr int64_t kWidth = Vector<T>::kSize;
-  const int64_t end = (m + kWidth - 1) / kWidth * kWidth;
-  for (int64_t i = begin; i < m;) {
-    const int64_t block = (i / kOnDiagonal<T> + 1) * kOnDiagonal<T>, last = block < m ? block : m;
+  const int64_t cols = (m + kWidth - 1) / kWidth * kWidth;
+  for (int64_t i = begin; i < end;) {
+    const int64_t block = (i / kOnDiagonal<T> + 1) * kOnDiagonal<T>;
+    const int64_t last = block < end ? block : end;
     for (; i + kRows <= last; i += kRows)
-      reflect_hermitian_rows<T, kParts, kRows>(a, stride, i, end, of);
-    for (; i < last; ++i) reflect_hermitian_rows<T, kParts, 1>(a, stride, i, end, of);
+      reflect_hermitian_rows<T, kParts, kRows>(a, stride, i, cols, of);
+    for (; i < last; ++i) reflect_hermitian_rows<T, kParts, 1>(a, stride, i, cols, of);
   }
 }
 
+// All rows from `begin` on, shared out over threads where they are many. Each of the kShares parts
+// has a y, and one range of long and one of short rows.
 template <typename T, int kParts>
-void tridiagonalize(T* a, int64_t m, int64_t stride, double negligible, T* work, double* diagonal,
-                    double* off_diagonal) {
+struct Pass {
+  T* a;
+  int64_t m, stride, begin, from;
+  Reflectors<T> of;
+
+  void run(Share share) const {
+    constexpr int64_t kMany = 512;  // from there on it takes less time than to wake threads
+    if (m - begin < kMany) {
+      clear(of.y);
+      return reflect_hermitian<T, kParts>(a, m, stride, begin, m, of);
+    }
+    const auto body = [](const void* pass, int64_t item) {
+      static_cast<const Pass*>(pass)->part(item);
+    };
+    share(kShares, body, this);
+    for (int64_t item = 1; item < kShares; ++item) {
+      for (int part = 0; part < kParts; ++part) {
+        T* sum = of.y + part * stride;
+        const T* other = sum + item * kParts * stride;
+        for (int64_t j = from; j < stride; ++j) sum[j] += other[j];
+      }
+    }
+  }
+
+ private:
+  void clear(T* y) const {
+    for (int part = 0; part < kParts; ++part) {
+      for (int64_t j = from; j < stride; ++j) y[part * stride + j] = 0;
+    }
+  }
+  void part(int64_t item) const {
+    Reflectors<T> own = of;
+    own.y += item * kParts * stride;
+    clear(own.y);
+    const auto bound = [&](int64_t range) { return begin + (m - begin) * range / (2 * kShares); };
+    reflect_hermitian<T, kParts>(a, m, stride, bound(item), bound(item + 1), own);
+    const int64_t other = 2 * kShares - 1 - item;
+    reflect_hermitian<T, kParts>(a, m, stride, bound(other), bound(other + 1), own);
+  }
+};
+
+template <typename T, int kParts>
+void tridiagonalize(T* a, int64_t m, int64_t stride, double negligible, Share share, T* work,
+                    double* diagonal, double* off_diagonal) {
   constexpr double kTooSmall = sizeof(T) == 8 ? 1e-290 : 1e-74;  // to divide by its square root
   constexpr int64_t kSteps = 16;                                 // between looks at what is left
   T *v = work, *w = v + kParts * stride, *next = w + kParts * stride, *y = next + kParts * stride;
-  for (int64_t j = 0; j < 4 * kParts * stride; ++j) work[j] = 0;
+  for (int64_t j = 0; j < (3 + kShares) * kParts * stride; ++j) work[j] = 0;
   const auto zero = [&](T* x, int64_t from, int64_t to) {
     for (int part = 0; part < kParts; ++part) {
       for (int64_t j = from; j < to; ++j) x[part * stride + j] = 0;
@@ -280,8 +228,7 @@ void tridiagonalize(T* a, int64_t m, int64_t stride, double negligible, T* work,
     }
 
     // y = a next, then w
-    zero(y, from, stride);
-    reflect_hermitian<T, kParts>(a, m, stride, k + 1, {v, w, next, y});
+    Pass<T, kParts>{a, m, stride, k + 1, from, {v, w, next, y}}.run(share);
     zero(y, from, k + 1);
     double half = 0;
     for (int part = 0; part < kParts; ++part)
@@ -321,7 +268,7 @@ void tridiagonalize(T* a, int64_t m, int64_t stride, double negligible, T* work,
     }
     if (left > negligible) continue;
     zero(next, from, stride);
-    reflect_hermitian<T, kParts>(a, m, stride, k + 2, {v, w, next, y});
+    Pass<T, kParts>{a, m, stride, k + 2, from, {v, w, next, y}}.run(share);
     zero(v, from, stride);
     zero(w, from, stride);
     left = 0;
