@@ -4,6 +4,10 @@ namespace vne {
 namespace {
 
 constexpr int64_t kPanelBytes = 32 * 1024;  // a packed panel of B stays in the L1 cache
+// What one thread packs at once stays in the L2 cache: a long k takes several rounds. More threads
+// take one, as they wait for each other in each.
+constexpr int64_t kRoundBytes = 512 * 1024;
+constexpr int64_t kStrip = 16;  // rows of B that are packed at once, a divisor of a panel's
 
 // C is computed by tiles, numbered down the columns of tiles: the first `skipped(column)` tiles of
 // a column lie wholly above the diagonal and are left out of a symmetric result.
@@ -33,58 +37,77 @@ void multiply(int64_t rows, int64_t cols, int64_t k, MatrixView<T> a, MatrixView
   const Tiling tiling{rows, cols, simd.tile_rows, simd.tile_cols, result};
   const int64_t depth = kPanelBytes / (simd.tile_cols * static_cast<int64_t>(sizeof(T)));
   const int64_t panel_cols = tiling.tile_col_count();
-  const int64_t panel_rows = ceil_div(k, depth);
-  const auto panel_of = [&](T* packed, int64_t panel_row, int64_t panel_col) {
-    return packed +
-           (panel_row * panel_cols * depth + panel_col * std::min(depth, k - panel_row * depth)) *
-               tiling.tile_cols;
-  };
-
-  Buffer<T> packed(k * panel_cols * tiling.tile_cols);
-  const auto pack = [&](int64_t begin, int64_t end) {
-    for (int64_t panel = begin; panel < end; ++panel) {
-      const int64_t panel_row = panel / panel_cols, panel_col = panel % panel_cols;
-      const int64_t first_k = panel_row * depth, first_col = panel_col * tiling.tile_cols;
-      const MatrixView<T> part = {b.data + first_k * b.row_stride + first_col * b.col_stride,
-                                  b.row_stride, b.col_stride};
-      simd.pack(std::min(depth, k - first_k),
-                static_cast<int>(std::min(tiling.tile_cols, cols - first_col)), part,
-                scale ? scale + first_k : nullptr, panel_of(packed.get(), panel_row, panel_col));
-    }
-  };
-
-  // Each thread runs through all of k for its own tiles: no two threads write to the same place,
-  // and the order of summation does not depend on their number.
-  const auto compute = [&](int64_t begin, int64_t end) {
-    int64_t first_column = 0,
-            before = 0;  // the column of the tile `begin`, and the tiles before that column
-    while (begin - before >= tiling.tile_row_count() - tiling.skipped(first_column)) {
-      before += tiling.tile_row_count() - tiling.skipped(first_column++);
-    }
-    for (int64_t panel_row = 0; panel_row < panel_rows; ++panel_row) {
-      const int64_t first_k = panel_row * depth;
-      int64_t column = first_column, row = tiling.skipped(column) + begin - before;
-      for (int64_t tile = begin; tile < end; ++tile, ++row) {
-        if (row == tiling.tile_row_count()) row = tiling.skipped(++column);
-        const int64_t i = row * tiling.tile_rows, j = column * tiling.tile_cols;
-        const MatrixView<T> part = {a.data + i * a.row_stride + first_k * a.col_stride,
-                                    a.row_stride, a.col_stride};
-        simd.multiply_tile(std::min(depth, k - first_k), part,
-                           panel_of(packed.get(), panel_row, column), c + i * cols + j, cols,
-                           static_cast<int>(std::min(tiling.tile_rows, rows - i)),
-                           static_cast<int>(std::min(tiling.tile_cols, cols - j)), panel_row > 0);
-      }
-    }
-  };
-
-  // Small products stay on one thread: waking another costs some microseconds.
-  constexpr int64_t kGrainFlops = 1 << 20;
-  const int64_t tile_flops = 2 * k * tiling.tile_rows * tiling.tile_cols;
   const int64_t panel_elements = depth * tiling.tile_cols;
-  torch::stable::parallel_for(0, panel_rows * panel_cols,
-                              std::max<int64_t>(1, (1 << 16) / panel_elements), pack);
-  torch::stable::parallel_for(0, tiling.count(), std::max<int64_t>(1, kGrainFlops / tile_flops),
-                              compute);
+  const int64_t panels_of_round =
+      kRoundBytes / (panel_cols * panel_elements * static_cast<int64_t>(sizeof(T)));
+  const bool in_rounds = torch::stable::get_num_threads() == 1;
+  const int64_t round_depth =
+      in_rounds ? std::min(k, std::max<int64_t>(1, panels_of_round) * depth) : k;
+  Buffer<T> packed(round_depth * panel_cols * tiling.tile_cols);
+  // B is read in the order of its memory: by a few whole rows, or by a panel of columns.
+  const int64_t strip = b.col_stride == 1 ? kStrip : depth;
+  const int64_t groups = b.col_stride == 1 ? 1 : panel_cols;
+
+  for (int64_t begin_k = 0; begin_k < k; begin_k += round_depth) {
+    const int64_t end_k = std::min(k, begin_k + round_depth);
+    const int64_t panel_rows = ceil_div(end_k - begin_k, depth);
+    const auto size_of = [&](int64_t panel_row) {
+      return std::min(depth, end_k - begin_k - panel_row * depth);
+    };
+    const auto panel_of = [&](int64_t panel_row, int64_t panel_col) {
+      return packed.get() +
+             (panel_row * panel_cols * depth + panel_col * size_of(panel_row)) * tiling.tile_cols;
+    };
+
+    const auto pack = [&](int64_t begin, int64_t end) {
+      for (int64_t block = begin; block < end; ++block) {
+        const int64_t from = block / groups * strip, panel_row = from / depth;
+        const int64_t size = std::min(strip, end_k - begin_k - from), first_k = begin_k + from;
+        const int64_t group = block % groups, group_cols = panel_cols / groups;
+        for (int64_t col = group * group_cols; col < (group + 1) * group_cols; ++col) {
+          const int64_t first_col = col * tiling.tile_cols;
+          const MatrixView<T> part = {b.data + first_k * b.row_stride + first_col * b.col_stride,
+                                      b.row_stride, b.col_stride};
+          simd.pack(size, static_cast<int>(std::min(tiling.tile_cols, cols - first_col)), part,
+                    scale ? scale + first_k : nullptr,
+                    panel_of(panel_row, col) + (from - panel_row * depth) * tiling.tile_cols);
+        }
+      }
+    };
+
+    // Each thread runs through all of the round for its own tiles: no two threads write to the same
+    // place, and the order of summation does not depend on their number.
+    const auto compute = [&](int64_t begin, int64_t end) {
+      int64_t first_column = 0,
+              before = 0;  // the column of the tile `begin`, and the tiles before that column
+      while (begin - before >= tiling.tile_row_count() - tiling.skipped(first_column)) {
+        before += tiling.tile_row_count() - tiling.skipped(first_column++);
+      }
+      for (int64_t panel_row = 0; panel_row < panel_rows; ++panel_row) {
+        const int64_t first_k = begin_k + panel_row * depth;
+        int64_t column = first_column, row = tiling.skipped(column) + begin - before;
+        for (int64_t tile = begin; tile < end; ++tile, ++row) {
+          if (row == tiling.tile_row_count()) row = tiling.skipped(++column);
+          const int64_t i = row * tiling.tile_rows, j = column * tiling.tile_cols;
+          const MatrixView<T> part = {a.data + i * a.row_stride + first_k * a.col_stride,
+                                      a.row_stride, a.col_stride};
+          simd.multiply_tile(size_of(panel_row), part, panel_of(panel_row, column),
+                             c + i * cols + j, cols,
+                             static_cast<int>(std::min(tiling.tile_rows, rows - i)),
+                             static_cast<int>(std::min(tiling.tile_cols, cols - j)), first_k > 0);
+        }
+      }
+    };
+
+    // Small products stay on one thread: waking another costs some microseconds.
+    constexpr int64_t kGrainFlops = 1 << 20;
+    const int64_t tile_flops = 2 * (end_k - begin_k) * tiling.tile_rows * tiling.tile_cols;
+    const int64_t block_elements = strip * tiling.tile_cols * (panel_cols / groups);
+    torch::stable::parallel_for(0, ceil_div(end_k - begin_k, strip) * groups,
+                                std::max<int64_t>(1, (1 << 16) / block_elements), pack);
+    torch::stable::parallel_for(0, tiling.count(), std::max<int64_t>(1, kGrainFlops / tile_flops),
+                                compute);
+  }
   if (result == Result::kSymmetric) mirror_lower(c, rows);
 }
 

@@ -65,7 +65,8 @@ void pack(int64_t k, int cols, MatrixView<T> b, const T* row_scale, T* packed) {
     for (int64_t i = 0; i < k; ++i) {
       const T* row = b.data + i * b.row_stride;
       const T factor = row_scale ? row_scale[i] : T(1);
-      for (int j = 0; j < kCols; ++j) packed[i * kCols + j] = factor * row[j];
+      for (int j = 0; j < kCols; j += Vector<T>::kSize)
+        store(packed + i * kCols + j, factor * load(row + j));
     }
     return;
   }
