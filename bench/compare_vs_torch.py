@@ -123,7 +123,7 @@ def floor_of(case: Case, device: torch.device) -> float:
     bytes_per_s, flop_per_s = machine.rates(device, case.threads)
     m, k = min(case.n, case.d), max(case.n, case.d)
     moved = m * k * dtype.itemsize * (1 + gradient)
-    log_a = 16 if device.type == "cuda" else 4 / 3 + 4 * gradient
+    log_a = 16 if device.type == "cuda" else 4 / 3 + 2 * gradient
     work = m * m * k * (1 + 2 * gradient) + log_a * m**3
     return 1e3 * case.batch * max(moved / bytes_per_s, work / flop_per_s)
 

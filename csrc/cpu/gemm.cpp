@@ -20,6 +20,11 @@ struct Tiling {
   int64_t skipped(int64_t column) const {
     return result == Result::kSymmetric ? column * tile_cols / tile_rows : 0;
   }
+  // Columns of a tile that are computed. Above the diagonal, the second of its vectors is left out.
+  int64_t width(int64_t i, int64_t j) const {
+    const bool half = result == Result::kSymmetric && i + tile_rows <= j + tile_cols / 2;
+    return std::min(half ? tile_cols / 2 : tile_cols, cols - j);
+  }
   int64_t count() const {
     int64_t total = 0;
     for (int64_t column = 0; column < tile_col_count(); ++column)
@@ -94,7 +99,7 @@ void multiply(int64_t rows, int64_t cols, int64_t k, MatrixView<T> a, MatrixView
           simd.multiply_tile(size_of(panel_row), part, panel_of(panel_row, column),
                              c + i * cols + j, cols,
                              static_cast<int>(std::min(tiling.tile_rows, rows - i)),
-                             static_cast<int>(std::min(tiling.tile_cols, cols - j)), first_k > 0);
+                             static_cast<int>(tiling.width(i, j)), first_k > 0);
         }
       }
     };
@@ -108,7 +113,7 @@ void multiply(int64_t rows, int64_t cols, int64_t k, MatrixView<T> a, MatrixView
     torch::stable::parallel_for(0, tiling.count(), std::max<int64_t>(1, kGrainFlops / tile_flops),
                                 compute);
   }
-  if (result == Result::kSymmetric) mirror_lower(c, rows);
+  if (result == Result::kSymmetric) simd.mirror_lower(c, rows);
 }
 
 template void multiply(int64_t, int64_t, int64_t, MatrixView<float>, MatrixView<float>, float*,

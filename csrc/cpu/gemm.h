@@ -74,12 +74,6 @@ void visit_lower(int64_t size, Visit visit) {
   }
 }
 
-// Copies the lower triangle of c [size, size] to the upper one.
-template <typename T>
-void mirror_lower(T* c, int64_t size) {
-  visit_lower(size, [=](int64_t i, int64_t j) { c[j * size + i] = c[i * size + j]; });
-}
-
 // c [rows, cols] (+)= a b for one column of tiles, cols <= tile_cols: b [k, cols] comes packed.
 template <typename T>
 void multiply_column(int64_t rows, int cols, int64_t k, MatrixView<T> a, const T* packed, T* c,

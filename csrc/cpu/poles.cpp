@@ -211,7 +211,7 @@ void log_by_sweeps(const T* a, int64_t m, double shift, T* result) {
           }
         });
   }
-  mirror_lower(result, m);
+  simd::kernels<T>().mirror_lower(result, m);
 }
 
 template void log_by_sweeps(const float*, int64_t, double, float*);

@@ -49,11 +49,30 @@ void store(T* to, typename Vector<T>::Type value) {
   *reinterpret_cast<typename Vector<T>::Unaligned*>(to) = value;
 }
 
-template <typename T>
+// The numbers 0 .. kCount - 1 as a type, FirstLanes<kCount>::Type, for shuffles of vectors.
+template <int... kLanes>
+struct Lanes {};
+template <int kCount, int... kLanes>
+struct FirstLanes : FirstLanes<kCount - 1, kCount - 1, kLanes...> {};
+template <int... kLanes>
+struct FirstLanes<0, kLanes...> {
+  using Type = Lanes<kLanes...>;
+};
+
+// Adds the lanes to each other whose numbers differ by kBit.
+template <int kBit, typename V, int... kLanes>
+V fold(V v, Lanes<kLanes...>) {
+  return v + __builtin_shufflevector(v, v, (kLanes ^ kBit)...);
+}
+
+template <typename T, int kBit = Vector<T>::kSize / 2>
 T sum_of(typename Vector<T>::Type v) {
-  T total = 0;
-  for (int lane = 0; lane < Vector<T>::kSize; ++lane) total += v[lane];
-  return total;
+  v = fold<kBit>(v, typename FirstLanes<Vector<T>::kSize>::Type{});
+  if constexpr (kBit == 1) {
+    return v[0];
+  } else {
+    return sum_of<T, kBit / 2>(v);
+  }
 }
 
 // Sixteen partial sums hide the latency of the addition.
@@ -67,10 +86,13 @@ double dot(const T* x, const T* y, int64_t size) {
       sums[lane] += static_cast<double>(x[i + lane]) * static_cast<double>(y[i + lane]);
     }
   }
-  double total = 0;
-  for (; i < size; ++i) total += static_cast<double>(x[i]) * static_cast<double>(y[i]);
-  for (int lane = 0; lane < kLanes; ++lane) total += sums[lane];
-  return total;
+  for (int lane = 0; i + lane < size; ++lane) {
+    sums[lane] += static_cast<double>(x[i + lane]) * static_cast<double>(y[i + lane]);
+  }
+  for (int half = kLanes / 2; half > 0; half /= 2) {
+    for (int lane = 0; lane < half; ++lane) sums[lane] += sums[lane + half];
+  }
+  return sums[0];
 }
 
 template <typename T>
@@ -92,6 +114,7 @@ constexpr Kernels<T> kKernels = {.tile_rows = kTileRows,
                                  .tile_cols = kTileCols<T>,
                                  .multiply_tile = multiply_tile<T>,
                                  .pack = pack<T>,
+                                 .mirror_lower = mirror_lower<T>,
                                  .sweep_panel = sweep_panel<T>,
                                  .sum_of_squares = sum_of_squares<T>,
                                  .dot = dot<T>,

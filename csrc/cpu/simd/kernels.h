@@ -41,6 +41,9 @@ struct Kernels {
   // multiplied by row_scale[i] unless that is null.
   void (*pack)(int64_t k, int cols, MatrixView<T> b, const T* row_scale, T* packed);
 
+  // Copies the lower triangle of c [size, size] to the upper one.
+  void (*mirror_lower)(T* c, int64_t size);
+
   // Sweeps the pivots first .. first + size of a symmetric A [m, m] in its columns of that range,
   // panel [size, m] (a column a row), and returns how many of them needed repair (see
   // poles.cpp). Gives for each pivot what the other columns need, A += y^T c: its column as it was
@@ -66,11 +69,12 @@ struct Kernels {
 };
 
 struct ReductionKernels {
-  // One step of Householder's reduction, in rows begin .. end of a [., stride]; columns before
-  // `first` do not count. a_i -= v_i w + w_i v, then y_i = a_i . next. v, w and next [stride] are 0
-  // before `first` and behind the matrix.
-  void (*reflect)(float* a, int64_t stride, int64_t begin, int64_t end, int64_t first,
-                  const float* v, const float* w, const float* next, float* y);
+  // One step of Householder's reduction, in the rows and columns begin .. end of a symmetric
+  // a [., stride]: a -= v w^T + w v^T, then y = a next. Of a the upper triangle counts, and is read
+  // and written once. v, w and next [stride] are 0 before `begin` and behind the matrix; y
+  // [stride].
+  void (*reflect)(float* a, int64_t stride, int64_t begin, int64_t end, const float* v,
+                  const float* w, const float* next, float* y);
 
   // For every pole at once: pivot <- diagonal + t - square / pivot.
   void (*next_pivots)(int poles, double diagonal, const double* t, double square, double* pivot);

@@ -1,36 +1,52 @@
 // Householder's reduction, and products with a few rows at a time. Included by kernels.cpp.
 
+// Rows of one block on the diagonal, of as many rows as a vector has lanes. Such blocks are whole.
 template <int kRows>
-void reflect_rows(float* a, int64_t stride, int64_t i, int64_t first, const float* v,
-                  const float* w, const float* next, float* y) {
+void reflect_rows(float* a, int64_t stride, int64_t i, const float* v, const float* w,
+                  const float* next, float* y) {
   using V = typename Vector<float>::Type;
   constexpr int kWidth = Vector<float>::kSize;
   static_assert(kPadding % kWidth == 0);
-  V sum[kRows];
+  V sum[kRows], v_i[kRows], w_i[kRows], next_i[kRows];
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) sum[r] = V{};
+  for (int r = 0; r < kRows; ++r) {
+    v_i[r] = v[i + r] - V{};
+    w_i[r] = w[i + r] - V{};
+    next_i[r] = next[i + r] - V{};
+  }
   float* row = a + i * stride;
-  for (int64_t j = first / kWidth * kWidth; j < stride; j += kWidth) {
+  const auto update = [&](int64_t j, int r, V v_j, V w_j) {
+    const V entry = load(row + r * stride + j) - v_i[r] * w_j - w_i[r] * v_j;
+    store(row + r * stride + j, entry);
+    return entry;
+  };
+  int64_t j = i / kWidth * kWidth;
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) sum[r] = update(j, r, load(v + j), load(w + j)) * load(next + j);
+  for (j += kWidth; j < stride; j += kWidth) {
     const V v_j = load(v + j), w_j = load(w + j), next_j = load(next + j);
+    V y_j = load(y + j);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      const V entry = load(row + r * stride + j) - v[i + r] * w_j - w[i + r] * v_j;
-      store(row + r * stride + j, entry);
+      const V entry = update(j, r, v_j, w_j);
       sum[r] += entry * next_j;
+      y_j += entry * next_i[r];
     }
+    store(y + j, y_j);
   }
-  for (int r = 0; r < kRows; ++r) {
-    float total = 0;
-    for (int lane = 0; lane < kWidth; ++lane) total += sum[r][lane];
-    y[i + r] = total;
-  }
+#pragma GCC unroll 4
+  for (int r = 0; r < kRows; ++r) y[i + r] += sum_of<float>(sum[r]);
 }
 
-void reflect(float* a, int64_t stride, int64_t begin, int64_t end, int64_t first, const float* v,
-             const float* w, const float* next, float* y) {
+void reflect(float* a, int64_t stride, int64_t begin, int64_t end, const float* v, const float* w,
+             const float* next, float* y) {
+  constexpr int kWidth = Vector<float>::kSize;
+  static_assert(kWidth % 4 == 0);
+  for (int64_t j = begin / kWidth * kWidth; j < stride; ++j) y[j] = 0;
   int64_t i = begin;
-  for (; i + 4 <= end; i += 4) reflect_rows<4>(a, stride, i, first, v, w, next, y);
-  for (; i < end; ++i) reflect_rows<1>(a, stride, i, first, v, w, next, y);
+  for (; i < end && i % 4 != 0; ++i) reflect_rows<1>(a, stride, i, v, w, next, y);
+  for (; i + 4 <= end; i += 4) reflect_rows<4>(a, stride, i, v, w, next, y);
+  for (; i < end; ++i) reflect_rows<1>(a, stride, i, v, w, next, y);
 }
 
 void next_pivots(int poles, double diagonal, const double* t, double square, double* pivot) {
