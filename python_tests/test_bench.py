@@ -56,6 +56,7 @@ PROGRAMS = {
         "",
     ),
     "overhead": (TINY, 8, "samples p20_ms p50_ms p80_ms", ""),
+    "stages": (TINY, 14, "samples time_ms floor_share", ""),
     "estimator": ("--m 390 --trials 1 --spectra iid low_rank", 4, "entropy estimate seconds", ""),
 }
 
