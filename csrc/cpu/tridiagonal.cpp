@@ -25,7 +25,11 @@ namespace {
 using Table = PoleTable<float>;
 constexpr int kPoles = Table::kSize;
 
-int64_t padded(int64_t m) { return ceil_div(m, simd::kPadding) * simd::kPadding; }
+// Rows of so many numbers do not fall on the same places of the caches.
+int64_t padded(int64_t m) {
+  const int64_t size = ceil_div(m, simd::kPadding) * simd::kPadding;
+  return size % 256 == 0 ? size + simd::kPadding : size;
+}
 
 struct Tridiagonal {
   explicit Tridiagonal(int64_t m) : diagonal(m), off_diagonal(std::max<int64_t>(m - 1, 0)) {}
@@ -240,7 +244,7 @@ double least_pivot(const float* a, int64_t m) {
 
 // T alone. A pass that reads and writes the matrix is the faster one while it stays in the caches.
 Tridiagonal tridiagonal(const float* a, int64_t m) {
-  constexpr int64_t kInCaches = 768;
+  constexpr int64_t kInCaches = 896;
   if (m <= kInCaches) return reduce(a, m);
   Tridiagonal result(m);
   tridiagonalize(a, m, result.diagonal.data(), result.off_diagonal.data());
