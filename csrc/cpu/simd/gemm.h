@@ -62,9 +62,8 @@ void multiply_tile(int64_t k, MatrixView<T> a, const T* packed_b, T* c, int64_t 
 template <int kBit, typename V, int... kLanes>
 void exchange(V& a, V& b, Lanes<kLanes...>) {
   constexpr int kSize = sizeof...(kLanes);
-  const V first =
-      __builtin_shufflevector(a, b, ((kLanes & kBit) != 0 ? kSize + kLanes - kBit : kLanes)...);
-  b = __builtin_shufflevector(a, b, ((kLanes & kBit) != 0 ? kSize + kLanes : kLanes + kBit)...);
+  const V first = shuffled<((kLanes & kBit) != 0 ? kSize + kLanes - kBit : kLanes)...>(a, b);
+  b = shuffled<((kLanes & kBit) != 0 ? kSize + kLanes : kLanes + kBit)...>(a, b);
   a = first;
 }
 

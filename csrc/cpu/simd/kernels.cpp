@@ -59,10 +59,20 @@ struct FirstLanes<0, kLanes...> {
   using Type = Lanes<kLanes...>;
 };
 
+// The lanes of these numbers out of a, and of b from its size on.
+template <int... kLanes, typename V>
+V shuffled(V a, V b) {
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(a, b, kLanes...);
+#else  // GCC 11
+  return __builtin_shuffle(a, b, decltype(a < b){kLanes...});
+#endif
+}
+
 // Adds the lanes to each other whose numbers differ by kBit.
 template <int kBit, typename V, int... kLanes>
 V fold(V v, Lanes<kLanes...>) {
-  return v + __builtin_shufflevector(v, v, (kLanes ^ kBit)...);
+  return v + shuffled<(kLanes ^ kBit)...>(v, v);
 }
 
 template <typename T, int kBit = Vector<T>::kSize / 2>
