@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -139,6 +140,62 @@ def test_fewer_rows_than_features_leave_so_many_eigenvalues() -> None:
     z = spectrum_case("iid", (5, 24), torch.float64)
     eigenvalues = accumulated(z, [2, 3]).eigenvalues()
     torch.testing.assert_close(eigenvalues, true_eigenvalues(z), rtol=0, atol=DOUBLE)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_rows_are_kept_until_they_outnumber_the_features(
+    dtype: torch.dtype, normalize: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the rows alone, with the sum, and from a state in between: the same eigenvalues."""
+    monkeypatch.setattr(rows, "BLOCK_ROWS", 8)
+    z = spectrum_case("relu", (60, 24), dtype)
+    w = torch.rand(60, generator=generator(2), dtype=torch.float64).to(dtype)
+    sums = DensityAccumulator(24, normalize=normalize)
+    tolerance = DOUBLE if dtype == torch.float64 else 1e-6
+    for begin, end in pairwise((0, 3, 5, 20, 23, 24, 31, 60)):
+        sums.update(z[begin:end], w[begin:end])
+        state = sums.state_dict()
+        assert state["total"].shape == ((0, 0) if end < 24 else (24, 24))
+        assert len(state["pending"]) == {24: 1, 31: 0, 60: 5}.get(end, end)
+        loaded = DensityAccumulator(24, normalize=normalize)
+        loaded.load_state_dict(state)
+        merged = DensityAccumulator(24, normalize=normalize)
+        merged.update(z[: end // 2], w[: end // 2])
+        rest = DensityAccumulator(24, normalize=normalize).update(
+            z[end // 2 : end], w[end // 2 : end]
+        )
+        merged.merge(rest)
+        x, p = z[:end].double(), w[:end].double()
+        u = torch.nn.functional.normalize(x, dim=-1) if normalize else x
+        exact = torch.linalg.eigvalsh((u.mT * p) @ u / p.sum()).flip(-1)[: min(end, 24)]
+        for one in (sums, loaded, merged):
+            error = (one.eigenvalues() - exact.clamp_min(0)).abs().max()
+            assert error <= tolerance * exact.sum(), end
+    state = DensityAccumulator(24).update(z[:5]).state_dict() | {"rows": 7}
+    with pytest.raises(ValueError, match=naming("state", "of 5 rows", "7")):
+        DensityAccumulator(24).load_state_dict(state)
+
+
+def test_few_rows_with_a_bad_number() -> None:
+    z, one = spectrum_case("iid", (5, 24), torch.float64), torch.ones(5)
+    second = torch.tensor(2)
+    cases = [(z, -one)]
+    for bad in (math.nan, math.inf):
+        cases.append((z.index_fill(0, second, bad), None))
+    for bad in (math.nan, math.inf, -1.0):
+        cases.append((z, one.index_fill(0, second, bad)))
+    for x, w in cases:
+        assert DensityAccumulator(24).update(x, w).eigenvalues().isnan().all()
+
+
+def test_few_rows_of_many_features_take_no_large_matrix() -> None:
+    """Of 60,000 x 60,000 numbers, 28.8 GB."""
+    z = spectrum_case("iid", (50, 60_000), torch.float32)
+    sums = DensityAccumulator(60_000).update(z[:20]).update(z[20:])
+    again = DensityAccumulator(60_000)
+    again.load_state_dict(sums.state_dict())
+    assert_value(again.merge(sums).entropy(), reference.oracle(z), VALUE[torch.float32])
 
 
 def test_scores_are_those_of_the_eigenvalues() -> None:

@@ -25,6 +25,7 @@ from programs import run_python
 from pyarrow import parquet
 from safetensors.torch import save_file
 
+from vne_kernels import reference
 from vne_kernels.spectrum_files import work
 from vne_kernels.spectrum_files.cli import main
 from vne_kernels.spectrum_files.readers import open_embeddings
@@ -121,6 +122,18 @@ def cut(name: str, share: float) -> Callable[[Path], None]:
     return make
 
 
+def claim(*shape: int) -> Callable[[Path], None]:
+    """Zeros that take no room on the disk."""
+
+    def make(path: Path) -> None:
+        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+        with path.open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            file.truncate(file.tell() + 2 * math.prod(shape))
+
+    return make
+
+
 def flip(path: Path) -> None:
     """An archive whose numbers are not those of its checksum."""
     FORMATS["one.npz"](path, matrix())
@@ -141,7 +154,7 @@ BAD_FILES: dict[str, tuple[str, Callable[[Path], object], tuple[object, ...]]] =
     "integers": ("a.npy", npy_of(np.ones((2, 3), int)), ("float16", "int64")),
     "no feature": ("a.npy", npy_of(np.ones((2, 0))), ((2, 0),)),
     "no row": ("a.npy", npy_of(np.ones((0, 2))), ()),
-    "wrong way": ("a.npy", npy_of(np.ones((1, 10**6), np.float16)), ("GB",)),
+    "too large": ("a.npy", claim(100_000, 100_000), ("480 GB",)),
     "short npy": ("a.npy", cut("rows.npy", 0.5), ((57, 6), "1,368")),
     "short npz": ("a.npz", cut("one.npz", 0.5), ("damaged",)),
     "crc": ("a.npz", flip, ("damaged",)),
@@ -265,6 +278,17 @@ def test_every_format_gives_the_same_numbers(tmp_path: Path) -> None:
         table, scores = results(tmp_path / str(i))
         found.append((table.tolist(), [scores[key] for key in scores if key not in NOT_RESULTS]))
     assert all(one == found[0] for one in found)
+
+
+def test_few_rows_of_many_features(tmp_path: Path) -> None:
+    """No matrix of features x features, which would be 29 GB."""
+    z = np.random.default_rng(0).normal(size=(50, 60_000)).astype(np.float32)
+    np.save(tmp_path / "a.npy", z)
+    assert run(tmp_path / "a.npy", "--no-plot", "--out", tmp_path / "out", "--chunk-rows", 20) == 0
+    table, scores = results(tmp_path / "out")
+    assert len(table) == scores["rank"] == 50
+    entropy = float(reference.oracle(torch.from_numpy(z)))
+    assert scores["entropy"] == pytest.approx(entropy, rel=1e-12)
 
 
 def test_low_rank_rows_as_they_are(tmp_path: Path, vendi: ModuleType) -> None:

@@ -23,8 +23,10 @@ class DensityAccumulator:
     rho = sum_i w_i u_i u_i^T / sum_i w_i over all rows of all chunks. Products of up to 2,048 rows
     are computed in the precision of the rows (float32 for half precision and float32) and added up
     in float64, so that memory is that of d x d and 2,048 x d numbers, and the error that of one
-    block, however many rows there are. Two accumulators can be merged, as of two processes; the
-    order of chunks and merges changes rounding alone.
+    block, however many rows there are. Fewer rows than features are kept instead, and their
+    eigenvalues are those of the smaller matrix, in float64: nothing of d x d is made. Two
+    accumulators can be merged, as of two processes; the order of chunks and merges changes rounding
+    alone.
 
     Not differentiable. A row that holds a NaN or an infinity, and a negative or non-finite weight,
     makes rho NaN, and all that is computed of it; nothing waits for the device before a result is
@@ -68,9 +70,9 @@ class DensityAccumulator:
         self.normalize, self.eps, self.double = normalize, eps, double
         self._rows = 0
         with torch.inference_mode(False):  # later chunks may come outside of it
-            self._total = torch.zeros(self.d, self.d, dtype=torch.float64, device=device)
             self._weight = torch.zeros((), dtype=torch.float64, device=device)
-        self.device = self._total.device
+        self.device = self._weight.device
+        self._total: Tensor | None = None  # of the rows that do not wait, once there are some
         self._pending = _Pending(self.d, torch.float32, self.device)
 
     @property
@@ -101,13 +103,19 @@ class DensityAccumulator:
                 broadcast to (..., n).
             TypeError: z or weights is not a dense tensor of one of these dtypes.
         """
-        x, w = _rows.check_rows(z, weights, self._total, self.double)
+        x, w = _rows.check_rows(z, weights, self._pending.x, self.double)
         self._rows += len(x)
         self._weight += len(x) if w is None else w.sum()
         dtype = torch.float64 if self.double else compute_dtype(z.dtype)
         if self._pending.x.dtype != dtype:
-            self._flush()
+            if self._pending.count:
+                self._flush()
             self._pending = _Pending(self.d, dtype, self.device)
+        if self._has_room(len(x)):
+            self._pending.append(x, w)
+            return self
+        if self._pending.count >= _rows.BLOCK_ROWS:
+            self._flush()
         # What fills a block is not copied; the rest waits, as small chunks do: d x d additions
         # would cost more than their products.
         begin = min(-self._pending.count % _rows.BLOCK_ROWS, len(x))
@@ -115,7 +123,8 @@ class DensityAccumulator:
         parts = x.tensor_split((begin, end))
         w_parts = (None,) * 3 if w is None else w.tensor_split((begin, end))
         self._wait(parts[0], w_parts[0])
-        self._add(self._total, parts[1], w_parts[1])
+        if len(parts[1]):
+            self._add(self._made_total(), parts[1], w_parts[1])
         self._wait(parts[2], w_parts[2])
         return self
 
@@ -133,8 +142,13 @@ class DensityAccumulator:
         if not isinstance(other, DensityAccumulator):
             raise checks.wrong("other", "a DensityAccumulator", type(other).__name__, TypeError)
         self._check_same("other", other._settings())
-        total, count, weight = other._sum(), other._rows, other.weight  # it may be this one
-        self._total += total.to(self.device)
+        count, weight = other._rows, other.weight  # it may be this one
+        x, w = other._pending.rows()
+        if other._total is None and x.dtype == self._pending.x.dtype and self._has_room(len(x)):
+            self._pending.append(x.to(self.device), w.to(self.device))
+        else:
+            total = other._sum().to(self.device)
+            self._made_total().add_(total)
         self._rows += count
         self._weight += weight.to(self.device)
         return self
@@ -155,7 +169,12 @@ class DensityAccumulator:
         Raises:
             ValueError: no row has come.
         """
-        return matrices.eigenvalues(self.density())[: min(self._rows, self.d)]
+        if self._total is not None or not 0 < self._rows < self.d:
+            return matrices.eigenvalues(self.density())[: min(self._rows, self.d)]
+        x, w = (rows.double() for rows in self._pending.rows())
+        p = _rows.density_of(w, self._weight.abs())  # a negative weight stays one: NaN
+        values: Tensor = torch.ops.vne_kernels.spectrum(x, p, self.normalize, self.eps)
+        return values
 
     def entropy(self, *, base: float | None = None) -> Tensor:
         """S = -tr(rho log rho), (1), () float64: `vne_kernels.vn_entropy` of all rows.
@@ -200,7 +219,7 @@ class DensityAccumulator:
             **self._settings(),
             "rows": self._rows,
             "weight": self.weight,
-            "total": self._total.clone(),
+            "total": self._weight.new_empty(0, 0) if self._total is None else self._total.clone(),
             "pending": x.clone(),
             "pending_weights": w.clone(),
         }
@@ -230,13 +249,17 @@ class DensityAccumulator:
             raise TypeError("state must hold dense tensors of float32 or float64")
         d, waiting, count = self.d, len(w), state["rows"]
         shapes = [tuple(tensor.shape) for tensor in tensors]
-        if shapes != [(d, d), (), (waiting, d), (waiting,)] or waiting >= _rows.BLOCK_ROWS:
-            wanted = f"a ({d}, {d}) total, a () weight, up to {_rows.BLOCK_ROWS - 1} pending rows"
+        all_wait = shapes[0] == (0, 0)
+        room = self._room if all_wait else _rows.BLOCK_ROWS
+        others = [(), (waiting, d), (waiting,)]
+        if shapes not in ([(d, d), *others], [(0, 0), *others]) or waiting >= room:
+            wanted = f"a ({d}, {d}) or (0, 0) total, a () weight, up to {room - 1} pending rows"
             raise checks.wrong("state", f"{wanted} and as many weights", shapes)
-        if type(count) is not int or count < waiting:
-            raise checks.wrong("state", f"of {waiting} rows or more", repr(count))
+        if type(count) is not int or count < waiting or (all_wait and count != waiting):
+            wanted = f"of {waiting} rows" if all_wait else f"of {waiting} rows or more"
+            raise checks.wrong("state", wanted, repr(count))
         with torch.inference_mode(False):
-            self._total = total.to(self.device, torch.float64, copy=True)
+            self._total = None if all_wait else total.to(self.device, torch.float64, copy=True)
             self._weight = weight.to(self.device, torch.float64, copy=True)
         self._rows = count
         self._pending = _Pending(self.d, x.dtype, self.device)
@@ -254,6 +277,21 @@ class DensityAccumulator:
             if given[setting] != wanted:
                 raise checks.wrong(name, f"of {setting} = {wanted}, as this one is", given[setting])
 
+    @property
+    def _room(self) -> int:
+        """How many rows wait at most before there is a sum."""
+        return max(_rows.BLOCK_ROWS, self.d)
+
+    def _has_room(self, count: int) -> bool:
+        """Whether so many more rows can wait, as all others do."""
+        return self._total is None and self._pending.count + count < self._room
+
+    def _made_total(self) -> Tensor:
+        if self._total is None:
+            with torch.inference_mode(False):  # later chunks may come outside of it
+                self._total = self._weight.new_zeros(self.d, self.d)
+        return self._total
+
     def _add(self, total: Tensor, x: Tensor, w: Tensor | None) -> None:
         _rows.add_rows(total, x, w, normalize=self.normalize, eps=self.eps, double=self.double)
 
@@ -265,31 +303,49 @@ class DensityAccumulator:
                 self._flush()
 
     def _flush(self) -> None:
-        self._add(self._total, *self._pending.rows())
-        self._pending.count = 0
+        x, w = self._pending.rows()
+        self._add(self._made_total(), x, w)
+        self._pending = _Pending(self.d, x.dtype, self.device)
 
     @torch.no_grad()
     def _sum(self) -> Tensor:
         """The sum over all rows. Those that wait go on waiting: asking changes no later result."""
-        total = self._total.clone()
+        d = self.d
+        total = self._weight.new_zeros(d, d) if self._total is None else self._total.clone()
         self._add(total, *self._pending.rows())
         return total
 
+    def _is_finite(self) -> bool:
+        """Whether all that has come is finite, without a new matrix."""
+        sums = () if self._total is None else (self._total,)
+        return all(bool(x.isfinite().all()) for x in (*sums, *self._pending.rows(), self._weight))
+
 
 class _Pending:
-    """Rows of small chunks, until they fill a block; none is normalized yet."""
+    """Rows that are kept, none of them normalized yet."""
 
     def __init__(self, d: int, dtype: torch.dtype, device: torch.device) -> None:
-        with torch.inference_mode(False):  # filled by later chunks, which may come outside of it
-            self.x = torch.empty(_rows.BLOCK_ROWS, d, dtype=dtype, device=device)
-            self.w = torch.empty(_rows.BLOCK_ROWS, dtype=dtype, device=device)
         self.count = 0
+        self.x, self.w = self._empty(0, d, dtype, device)
+
+    @staticmethod
+    def _empty(
+        size: int, d: int, dtype: torch.dtype, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode(False):  # filled by later chunks, which may come outside of it
+            x = torch.empty(size, d, dtype=dtype, device=device)
+            return x, torch.empty(size, dtype=dtype, device=device)
 
     def append(self, x: Tensor, w: Tensor | None) -> None:
-        places = slice(self.count, self.count + len(x))
-        self.x[places] = x
-        self.w[places] = 1 if w is None else w
-        self.count += len(x)
+        begin, end = self.count, self.count + len(x)
+        if end > len(self.x):
+            before = self.rows()
+            size = max(end, min(2 * end, _rows.BLOCK_ROWS))
+            self.x, self.w = self._empty(size, x.shape[-1], self.x.dtype, self.x.device)
+            self.x[:begin], self.w[:begin] = before
+        self.x[begin:end] = x
+        self.w[begin:end] = 1 if w is None else w
+        self.count = end
 
     def rows(self) -> tuple[Tensor, Tensor]:
         return self.x[: self.count], self.w[: self.count]

@@ -33,7 +33,9 @@ SAVE_SECONDS = 60.0
 #: Powers of two of the largest entry, by the dtype of the products: down to -safe and up to safe,
 #: squares and those of far smaller ones can be summed up; up to most, squares can.
 _SAFE_AND_MOST = {torch.float64: (300, 480), torch.float32: (40, 56)}
-_MATRICES = 6  # d x d in float64 at once: two sums, a chunk's, and what the eigensolver needs
+#: Of the smaller side in float64 at once: two sums, a chunk's, and what the eigensolver needs; and
+#: copies of the rows, which are kept where there are fewer of them than features
+_MATRICES, _COPIES = 6, 5
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,18 @@ def open_all(names: Sequence[str]) -> list[Embeddings]:
                 embeddings.name,
                 f"has {embeddings.features} features, where {first.name} has {first.features}",
             )
-    if sum(embeddings.rows for embeddings in data) == 0:
+    rows, features = sum(embeddings.rows for embeddings in data), first.features
+    if rows == 0:
         raise FileError(", ".join(names), "no rows")
-    shape, needed = (first.rows, first.features), _MATRICES * 8 * first.features**2
+    side = min(rows, features)
+    needed = 8 * (_MATRICES * side**2 + (_COPIES * rows * features if rows < features else 0))
     total_memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > total_memory:
         raise FileError(
             first.name,
-            f"{shape} needs {needed / 1e9:,.0f} GB for its {shape[1]} x {shape[1]} matrices, this "
-            f"machine has {total_memory / 1e9:,.0f} GB; are rows and features the wrong way round?",
+            f"{(rows, features)} needs {needed / 1e9:,.0f} GB for its {side} x {side} matrices, "
+            f"this machine has {total_memory / 1e9:,.0f} GB; are rows and features the wrong way "
+            "round?",
         )
     return data
 
@@ -272,7 +277,7 @@ class Work:
             exact = self.settings.skip_nonfinite or not saved.nonfinite
             if (rows != left if exact else rows > left) or weight != rows:
                 raise ValueError(f"{rows:,} rows are summed up, of {read:,} that were read")
-            if rows and not bool(accumulator.density().isfinite().all()):
+            if not accumulator._is_finite():
                 raise ValueError("the sums are not finite")
         return sums
 
