@@ -41,6 +41,7 @@ from vne_kernels import (
     vn_entropy_from_density,
 )
 from vne_kernels._core import matrices, ops
+from vne_kernels._core.dtypes import compute_dtype
 from vne_kernels.functional import quantum
 
 pytestmark = pytest.mark.cpu_only("operators that test_density.py runs on every backend")
@@ -360,7 +361,8 @@ def test_opcheck_of_complex_states() -> None:
     states = torch.stack([random_density(6, seed) for seed in range(4)]).unflatten(0, (2, 2))
     for name, arguments in (
         ("relative_entropy", states.unbind()),
-        ("matrix_entropy", (states, "renyi", 0.7)),
+        ("matrix_entropy", (states, None, "renyi", 0.7)),
+        ("matrix_entropy", (states, states[..., 0].abs(), "renyi", 0.7)),
         ("parts_entropy", (states, 2, 3, 1.0, 2.0, 3.0)),
     ):
         for operator in (name, f"{name}_grad"):
@@ -381,10 +383,14 @@ def test_native_kernels_agree_with_those_of_other_devices(dtype: torch.dtype) ->
     with_others = states, states.flip(1)
     if dtype in (torch.complex64, torch.complex128):
         with_others = states.conj(), states.flip(1).conj()
+    scale = torch.rand(2, 3, 6, generator=generator(6), dtype=torch.float64)
+    scale = scale.index_fill(-1, torch.tensor(4), 0).to(compute_dtype(dtype))
     cases = [("relative_entropy", with_others, quantum._in_torch)]
     for kind in ("as given", "renyi", "tsallis"):
         for order in (0, 0.6, 1, 2, math.inf):
-            cases.append(("matrix_entropy", (with_others[0], kind, order), matrices._entropy))
+            for s in (None, scale):
+                given = (with_others[0], s, kind, order)
+                cases.append(("matrix_entropy", given, matrices._entropy))
     for factors in ((1.0, 0.0, -1.0), (-0.5, 1.0, 2.0)):
         arguments = (with_others[0], 2, 3, *factors)
         cases.append(("parts_entropy", arguments, matrices._parts_entropy))

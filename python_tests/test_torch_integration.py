@@ -106,7 +106,12 @@ OPERATORS: dict[str, Callable[[Tensor, Tensor | None, str], tuple]] = {
     "density_entropy_grad": lambda z, w, method: (density_of(z, w), method),
 }
 OF_MATRICES: dict[str, Callable[[Tensor, Tensor | None], tuple]] = {
-    "matrix_entropy": lambda z, w: (density_of(z, w), "tsallis", 1.7),
+    "matrix_entropy": lambda z, w: (
+        density_of(z, w),
+        None if w is None else z.new_ones(z.shape[:-2] + z.shape[-1:]).to(density_of(z, w).dtype),
+        "tsallis",
+        1.7,
+    ),
     "parts_entropy": lambda z, w: (density_of(z, w), 1, z.shape[-1], 0.5, 2.0, -1.0),
     "relative_entropy": lambda z, w: (density_of(z, w), density_of(other_view(z), w)),
 }

@@ -9,6 +9,7 @@
 #include <cmath>
 #include <complex>
 #include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -16,7 +17,7 @@
 #include "common/orders.h"
 #include "cpu/policy.h"
 #include "cpu/stages.h"
-#include "ops/operator.h"
+#include "ops/arguments.h"
 
 namespace vne {
 namespace {
@@ -29,6 +30,7 @@ constexpr double kNaN = std::numeric_limits<double>::quiet_NaN();
 struct Matrices {
   Tensor rho;  // (..., m, m)
   Problem problem;
+  std::optional<Tensor> scale = std::nullopt;  // (..., m) float64: of diag(scale) rho diag(scale)
 
   int64_t m() const { return problem.n; }
   bool is_complex() const {
@@ -43,16 +45,12 @@ struct Matrices {
     return is_double() ? std::numeric_limits<double>::epsilon()
                        : std::numeric_limits<float>::epsilon();
   }
-  Tensor result() const {
-    return empty(rho, problem.batch_sizes, is_double() ? ScalarType::Double : ScalarType::Float);
-  }
+  ScalarType result_dtype() const { return is_double() ? ScalarType::Double : ScalarType::Float; }
+  ScalarType gradient_dtype() const { return is_complex() ? rho.scalar_type() : result_dtype(); }
+  Tensor result() const { return empty(rho, problem.batch_sizes, result_dtype()); }
   // To compute in.
   Tensor wide(const std::vector<int64_t>& sizes) const {
     return empty(rho, sizes, is_complex() ? ScalarType::ComplexDouble : ScalarType::Double);
-  }
-  ScalarType gradient_dtype() const {
-    if (is_complex()) return rho.scalar_type();
-    return is_double() ? ScalarType::Double : ScalarType::Float;
   }
 };
 
@@ -86,13 +84,19 @@ double real_of(Complex x) { return x.real(); }
 bool is_finite(double x) { return std::isfinite(x); }
 bool is_finite(Complex x) { return std::isfinite(x.real()) && std::isfinite(x.imag()); }
 
-// a [m, m] <- (rho + rho^H) / 2. Whether it is finite.
+Tensor in_dtype(const Tensor& tensor, ScalarType dtype) {
+  return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
+}
+
+// a [m, m] <- (rho + rho^H) / 2, its rows and columns multiplied by scale [m] unless that is null.
+// Whether it is finite. What has a scale of 0 is absent, whatever it holds.
 template <typename From, typename T>
-bool read_hermitian(const void* data, int64_t m, T* a) {
+bool read_hermitian(const void* data, const double* scale, int64_t m, T* a) {
   const From* rho = static_cast<const From*>(data);
   bool finite = true;
   visit_lower(m, [&](int64_t i, int64_t j) {
-    const T entry = (widen(rho[i * m + j]) + conjugate(widen(rho[j * m + i]))) / 2.0;
+    T entry = (widen(rho[i * m + j]) + conjugate(widen(rho[j * m + i]))) / 2.0;
+    if (scale) entry = scale[i] == 0 || scale[j] == 0 ? T(0) : entry * scale[i] * scale[j];
     a[i * m + j] = entry;
     a[j * m + i] = conjugate(entry);
     finite &= is_finite(entry);
@@ -105,7 +109,9 @@ template <typename T>
 class Reader {
  public:
   explicit Reader(const Matrices& matrices)
-      : m_(matrices.m()),
+      : scale_(matrices.scale ? static_cast<const double*>(matrices.scale->const_data_ptr())
+                              : nullptr),
+        m_(matrices.m()),
         data_(static_cast<const char*>(matrices.rho.const_data_ptr())),
         bytes_(m_ * m_ * matrices.rho.element_size()) {
     if constexpr (std::is_same_v<T, Complex>) {
@@ -131,17 +137,18 @@ class Reader {
     }
   }
   bool operator()(int64_t sample, T* a) const {
-    if (!read_(data_ + sample * bytes_, m_, a)) return false;
+    if (!read_(data_ + sample * bytes_, at(scale_, sample * m_), m_, a)) return false;
     double trace = 0;
     for (int64_t i = 0; i < m_; ++i) trace += real_of(a[i * m_ + i]);
     return trace >= 0;
   }
 
  private:
+  const double* scale_;
   int64_t m_;
   const char* data_;
   int64_t bytes_;
-  bool (*read_)(const void*, int64_t, T*) = nullptr;
+  bool (*read_)(const void*, const double*, int64_t, T*) = nullptr;
 };
 
 template <typename F>
@@ -448,32 +455,83 @@ Tensor value(const Sum& sum) {
   return result;
 }
 
-std::tuple<Tensor, Tensor> gradient_of(const Sum& sum) {
+// In double precision.
+std::tuple<Tensor, Tensor> gradient_in_double(const Sum& sum) {
   const Matrices& matrices = sum.matrices;
   const Problem& problem = matrices.problem;
   const int64_t m = matrices.m();
   const Tensor value = empty(matrices.rho, problem.batch_sizes, ScalarType::Double);
   const Tensor grad = matrices.wide(problem.sizes({m, m}));
-  if (problem.batch > 0) {
-    run(matrices, [&]<typename T>(T) {
-      const Reader<T> read(matrices);
-      double* values = static_cast<double*>(value.mutable_data_ptr());
-      T* grads = static_cast<T*>(grad.mutable_data_ptr());
-      std::fill_n(values, problem.batch, 0);
-      std::fill_n(grads, problem.batch * m * m, T(0));
-      for (const Part& part : sum.parts) add_part(sum, part, read, values, grads);
-    });
-  }
-  const auto in = [](const Tensor& tensor, ScalarType dtype) {
-    return tensor.scalar_type() == dtype ? tensor : torch::stable::to(tensor, dtype);
-  };
-  return {in(value, matrices.is_double() ? ScalarType::Double : ScalarType::Float),
-          in(grad, matrices.gradient_dtype())};
+  if (problem.batch == 0) return {value, grad};
+  run(matrices, [&]<typename T>(T) {
+    const Reader<T> read(matrices);
+    double* values = static_cast<double*>(value.mutable_data_ptr());
+    T* grads = static_cast<T*>(grad.mutable_data_ptr());
+    std::fill_n(values, problem.batch, 0);
+    std::fill_n(grads, problem.batch * m * m, T(0));
+    for (const Part& part : sum.parts) add_part(sum, part, read, values, grads);
+  });
+  return {value, grad};
 }
 
-Sum check_entropy(const Tensor& rho, const std::string& kind, double order) {
+std::tuple<Tensor, Tensor> gradient_of(const Sum& sum) {
+  const auto [value, grad] = gradient_in_double(sum);
+  return {in_dtype(value, sum.matrices.result_dtype()),
+          in_dtype(grad, sum.matrices.gradient_dtype())};
+}
+
+// grad [m, m], that in A = diag(scale) H diag(scale), becomes that in H; and grad_scale [m] is
+// 2 sum_j Re(conj(grad_ij) H_ij) scale_j.
+template <typename T>
+void back_through_scale(const T* hermitian, const double* scale, int64_t m, T* grad,
+                        double* grad_scale) {
+  for (int64_t i = 0; i < m; ++i) {
+    double sum = 0;
+    for (int64_t j = 0; j < m; ++j) {
+      const int64_t ij = i * m + j;
+      const bool is_absent = scale[i] == 0 || scale[j] == 0;
+      if (!is_absent) sum += real_of(conjugate(grad[ij]) * hermitian[ij]) * scale[j];
+      grad[ij] = is_absent ? T(0) : grad[ij] * scale[i] * scale[j];
+    }
+    grad_scale[i] = 2 * sum;
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> scaled_gradient_of(const Sum& sum) {
+  const Matrices& matrices = sum.matrices;
+  const Problem& problem = matrices.problem;
+  const int64_t m = matrices.m();
+  const auto [value, grad] = gradient_in_double(sum);
+  const std::vector<int64_t> sizes = matrices.scale ? problem.sizes({m}) : std::vector<int64_t>{0};
+  const Tensor grad_scale = empty(matrices.rho, sizes, ScalarType::Double);
+  if (matrices.scale && problem.batch > 0) {
+    const double* scale = static_cast<const double*>(matrices.scale->const_data_ptr());
+    run(matrices, [&]<typename T>(T) {
+      const Reader<T> read(Matrices{matrices.rho, problem});
+      T* grads = static_cast<T*>(grad.mutable_data_ptr());
+      double* results = static_cast<double*>(grad_scale.mutable_data_ptr());
+      for_each_sample(problem, Method::kPoles, [&](int64_t sample) {
+        Buffer<T> hermitian(m * m);
+        read(sample, hermitian.get());
+        back_through_scale(hermitian.get(), scale + sample * m, m, grads + sample * m * m,
+                           results + sample * m);
+      });
+    });
+  }
+  return {in_dtype(value, matrices.result_dtype()), in_dtype(grad, matrices.gradient_dtype()),
+          in_dtype(grad_scale, matrices.result_dtype())};
+}
+
+Sum check_entropy(const Tensor& rho, const std::optional<Tensor>& scale, const std::string& kind,
+                  double order) {
   VNE_CHECK(order >= 0, "order must be at least 0, got ", order);
   Matrices matrices = check_hermitian(rho);
+  if (scale) {
+    VNE_CHECK(same_sizes(*scale, matrices.problem.sizes({matrices.m()})) &&
+                  scale->scalar_type() == matrices.result_dtype(),
+              "scale must be (..., m) in the dtype of results");
+    matrices.scale = as_contiguous(in_dtype(*scale, ScalarType::Double));
+  }
   const Part whole{1, 1, matrices.m(), 1};
   return {{parse_kind(kind), order, matrices.epsilon()}, {whole}, std::move(matrices)};
 }
@@ -493,13 +551,15 @@ Sum check_parts(const Tensor& rho, int64_t a, int64_t b, double of_whole, double
 }  // namespace
 }  // namespace vne
 
-// rho (..., m, m), of which the Hermitian part counts -> (...); and the gradient (..., m, m). kind:
+// rho (..., m, m), of which the Hermitian part counts -> (...); and the gradients (..., m, m) and
+// (..., m), or (0,) without a scale. Of diag(scale) rho diag(scale), where a scale is given. kind:
 // 'as given', -sum l log l of the eigenvalues; or 'renyi' or 'tsallis' of an order, of rho over its
 // trace.
-VNE_OPERATOR("matrix_entropy", "(Tensor rho, str kind, float order)", "Tensor", vne::check_entropy,
-             vne::value)
-VNE_OPERATOR("matrix_entropy_grad", "(Tensor rho, str kind, float order)",
-             "(Tensor value, Tensor grad_rho)", vne::check_entropy, vne::gradient_of)
+VNE_OPERATOR("matrix_entropy", "(Tensor rho, Tensor? scale, str kind, float order)", "Tensor",
+             vne::check_entropy, vne::value)
+VNE_OPERATOR("matrix_entropy_grad", "(Tensor rho, Tensor? scale, str kind, float order)",
+             "(Tensor value, Tensor grad_rho, Tensor grad_scale)", vne::check_entropy,
+             vne::scaled_gradient_of)
 // Of states of A and B, with a x b levels: the sum of the entropies of AB, of A and of B, each
 // times its factor.
 VNE_OPERATOR("parts_entropy", "(Tensor rho, int a, int b, float of_whole, float of_a, float of_b)",

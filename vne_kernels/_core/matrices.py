@@ -25,7 +25,7 @@ def vn_entropy(rho: Tensor, method: str = "auto", normalize_trace: bool = False)
     """`vne_kernels.vn_entropy_from_density` in nats, of arguments that have been checked."""
     if method == "poles" and _is_positive(rho):
         return _by_poles(rho, normalize_trace)
-    return entropy(rho, "renyi" if normalize_trace else "as given", 1.0)
+    return entropy(rho, None, "renyi" if normalize_trace else "as given", 1.0)
 
 
 def eigenvalues(rho: Tensor) -> Tensor:
@@ -83,10 +83,16 @@ def adjoint(matrices: Tensor) -> Tensor:
     return torch.conj_physical(matrices.mT)
 
 
-def _entropy(rho: Tensor, kind: str, order: float, *, with_grad: bool) -> tuple[Tensor, ...]:
-    """Of the eigenvalues as they are, kind "as given", or over their sum, "renyi", "tsallis"."""
+def _entropy(
+    rho: Tensor, scale: Tensor | None, kind: str, order: float, *, with_grad: bool
+) -> tuple[Tensor, ...]:
+    """Of the eigenvalues as they are, kind "as given", or over their sum, "renyi", "tsallis".
+
+    Of diag(scale) rho diag(scale); what has a scale of 0 is absent, whatever it holds.
+    """
     dtype = compute_dtype(rho.dtype)
-    given, vectors, valid = decompose(rho, with_grad)
+    s = None if scale is None else to_float64(scale)
+    given, vectors, valid = decompose(rho if s is None else _scaled(to_float64(rho), s), with_grad)
     values = given.clamp_min(0)
     if kind == "as given":
         value = spectra.vn_entropy(values)
@@ -105,8 +111,20 @@ def _entropy(rho: Tensor, kind: str, order: float, *, with_grad: bool) -> tuple[
     slope = torch.where(given < 0, 0, slope)
     grad = (vectors * slope.unsqueeze(-2)) @ adjoint(vectors)
     grad = torch.where(valid[..., None, None], grad, torch.nan)
+    grad_scale = value.new_empty(0)
+    if s is not None:
+        products = _scaled(adjoint(grad).mT * to_float64(rho), s).real  # s_i G*_ij rho_ij s_j
+        inverse = spectra.unless_zero(torch.reciprocal, s)
+        grad_scale = (2 * products.sum(-1) * inverse).to(rho.device, dtype)
+        grad = _scaled(grad, s)
     grad_dtype = dtype.to_complex() if rho.is_complex() else dtype
-    return value, grad.to(rho.device, grad_dtype).contiguous()
+    return value, grad.to(rho.device, grad_dtype).contiguous(), grad_scale
+
+
+def _scaled(matrices: Tensor, scale: Tensor) -> Tensor:
+    present = scale != 0
+    present = present.unsqueeze(-1) & present.unsqueeze(-2)
+    return torch.where(present, matrices, 0) * scale.unsqueeze(-1) * scale.unsqueeze(-2)
 
 
 def _parts_entropy(
@@ -134,7 +152,7 @@ def _parts_entropy(
     for factor, state, others in states:
         if factor == 0:
             continue
-        of_state = _entropy(state, "as given", 1.0, with_grad=with_grad)
+        of_state = _entropy(state, None, "as given", 1.0, with_grad=with_grad)
         value += factor * of_state[0]
         if not with_grad:
             continue
@@ -155,7 +173,7 @@ _ONCE = (
     "rows, with z^T z / n the matrix, is differentiable twice"
 )
 entropy = ops.functional("matrix_entropy", kernel=_entropy, once=_ONCE)
-"""(...) of (rho, kind, order), as `_entropy` says."""
+"""(...) of (rho, scale, kind, order), as `_entropy` says; scale (..., d) has the results' dtype."""
 parts_entropy = ops.functional("parts_entropy", kernel=_parts_entropy, once=_ONCE)
 """(...) of (rho, a, b, of_whole, of_a, of_b), as `_parts_entropy` says."""
 

@@ -185,8 +185,9 @@ def _fake_kernel(op: Operator, sizes: Sequence[str]) -> Callable[..., Any]:
             if place is None:
                 shape = [*z.shape[:-2], *(side(z, x) for x in next(declared, "").split())]
             else:
-                shape = [0] if args[place] is None else args[place].shape
-                dtype = z.dtype if z.is_complex() else dtype
+                x = args[place]
+                shape = [0] if x is None else x.shape
+                dtype = x.dtype if x is not None and x.is_complex() else dtype
             result.append(z.new_empty(shape, dtype=dtype))
         return result[0] if len(result) == 1 else tuple(result)
 

@@ -257,12 +257,13 @@ def _mean_or_1(x: Tensor, p: Tensor | None) -> Tensor:
 
 
 class Matrices(NamedTuple):
-    """Hermitian matrices (..., d, d), of which the positive part counts."""
+    """Hermitian matrices diag(scale) rho diag(scale), (..., d, d); their positive part counts."""
 
     rho: Tensor
+    scale: Tensor | None = None
 
     def vn_entropy(self) -> Tensor:
-        return matrices.vn_entropy(self.rho, normalize_trace=True)
+        return self.of_order(1, RENYI)
 
     def of_order(self, order: float, family: Family) -> Tensor:
-        return matrices.entropy(self.rho, family.kind, order)
+        return matrices.entropy(self.rho, self.scale, family.kind, order)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vne_kernels._core import checks, matrices, ops, spectra
+from vne_kernels._core import checks, ops, spectra
+from vne_kernels._core.dtypes import compute_dtype
 from vne_kernels._core.rows import relative
 from vne_kernels.functional.families import EPS, RENYI, Matrices, entropy, samples
 
@@ -85,24 +86,23 @@ def vendi_score(
         return entropy(samples(z_or_kernel, normalize, weights, q), q, RENYI).exp()
     checks.matrices("z_or_kernel", z_or_kernel)
     checks.normalize(normalize)
-    kernel = _weighted_kernel(matrices.widened(z_or_kernel), normalize, weights)
-    return entropy(Matrices(kernel), q, RENYI).exp()
+    scale = _scale_of_kernel(z_or_kernel, normalize, checks.weights(weights, z_or_kernel.real))
+    return entropy(Matrices(z_or_kernel, scale), q, RENYI).exp()
 
 
-def _weighted_kernel(kernel: Tensor, normalize: bool, weights: Tensor | None) -> Tensor:
-    """diag(s) K diag(s), s_i^2 = p_i / K_ii or p_i; a sample of K_ii = 0 or p_i = 0 is absent."""
-    p = relative(checks.weights(weights, kernel.real))
+def _scale_of_kernel(kernel: Tensor, normalize: bool, weights: Tensor | None) -> Tensor | None:
+    """s (..., n) of diag(s) K diag(s), s_i^2 = p_i / K_ii or p_i.
+
+    A sample of K_ii = 0 or p_i = 0 is absent, with s_i = 0.
+    """
+    p = relative(weights)
+    if not normalize:
+        return None if p is None else spectra.unless_zero(torch.sqrt, p)
+    diagonal = kernel.diagonal(dim1=-2, dim2=-1).real.to(compute_dtype(kernel.dtype))
     if p is not None:  # whatever an absent sample holds
-        present = p != 0
-        kernel = torch.where(present.unsqueeze(-1) & present.unsqueeze(-2), kernel, 0)
-    if normalize:
-        diagonal = kernel.diagonal(dim1=-2, dim2=-1).real
-        kernel = _scaled(kernel, spectra.unless_zero(torch.rsqrt, diagonal))
-    return kernel if p is None else _scaled(kernel, spectra.unless_zero(torch.sqrt, p))
-
-
-def _scaled(kernel: Tensor, scale: Tensor) -> Tensor:
-    return kernel * scale.unsqueeze(-1) * scale.unsqueeze(-2)
+        diagonal = torch.where(p == 0, 0, diagonal)
+    scale = spectra.unless_zero(torch.rsqrt, diagonal)
+    return scale if p is None else scale * spectra.unless_zero(torch.sqrt, p)
 
 
 def rankme(z: Tensor, *, eps: float = 1e-7, weights: Tensor | None = None) -> Tensor:
