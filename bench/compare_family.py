@@ -8,20 +8,25 @@ numbers in its own type (NumPy arrays, torch tensors, QuTiP's states), converted
 answers are compared. What a package computes needlessly is part of its time, because its user waits
 for it: vendi-score's `score_X` takes the n x n kernel whatever n is, `score_dual` the d x d matrix.
 
-The default is one thread on a CPU, because these packages know no other device, and because the
-threads of torch, MKL and OpenBLAS spin for a while after each call and take the processor from
-whoever is next. The packages come with `pip install '.[test-full]'`; a missing one is a note.
+The default is one thread on a CPU, because these packages know no other device. With more, the
+threads of torch, MKL and OpenBLAS are told to sleep between calls: left alone they spin for a
+while, and take the processor from whoever is next. The packages come with
+`pip install '.[test-full]'`; a missing one is a note.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+# Read when the libraries behind torch and SciPy are loaded: 2^4 turns before OpenBLAS's sleep.
+os.environ |= {"OMP_WAIT_POLICY": "passive", "OPENBLAS_THREAD_TIMEOUT": "4"} | os.environ
 
 import runner
 import threadpoolctl
