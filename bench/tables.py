@@ -154,9 +154,10 @@ def scaling_tables(_: pd.DataFrame, path: Path) -> list[Section]:
 def family(rows: pd.DataFrame, _: Path) -> list[Section]:
     """The tables of compare_family.py: what other packages take over what ours takes."""
     others = rows[rows.by != "vne_kernels"]
-    sizes = others.groupby(["function", "by"], sort=False)["n × d"]
-    exact = others[others.dtype == "float64"].groupby(["function", "by"]).deviation.max()
-    summary = ranges(others, ["function", "by"], "times_ours").assign(
+    case = ["function", "by", "threads"]
+    sizes = others.groupby(case, sort=False)["n × d"]
+    exact = others[others.dtype == "float64"].groupby(case).deviation.max()
+    summary = ranges(others, case, "times_ours").assign(
         **{"smallest n × d": sizes.first(), "largest": sizes.last(), "differs by, float64": exact}
     )
     return [("Times faster, over all cases", summary), *every_row(rows, "Every case")]
@@ -195,6 +196,8 @@ PROGRAMS = {
     "loss_p50_ms": ("training_step", lambda rows, _: every_row(rows)),
     "ring_bytes": ("scaling", scaling_tables),
     "times_ours": ("compare_family", family),
+    "overhead_us": ("overhead", lambda rows, _: every_row(rows)),
+    "time_ms": ("stages", lambda rows, _: every_row(rows)),
     "sgemm_share": ("accumulator", lambda rows, _: every_row(rows)),
     "trial": ("estimator", estimator),
 }
@@ -202,7 +205,7 @@ PROGRAMS = {
 OPTIONS = {
     "cpu": " --case-seconds 3",
     "cpu-training-step": " --batches 64",
-    "family": " --case-seconds 1.2",
+    "family": " --case-seconds 1.2 --threads 1,2",
     "scaling": " --seconds 1.2",
 }
 #: Folders that have a page, and the commands of their files.

@@ -15,13 +15,11 @@ bool one_by_one(const Problem& problem, Method method) {
 
 }  // namespace
 
-// With the gradient LAPACK's blocked reduction wins beyond 1024; it gains from threads, the poles'
-// gains little. In float64 there are 50 poles, of A^ itself: never.
+// With the gradient LAPACK's blocked reduction wins beyond 1024. In float64 there are 50 poles, of
+// A^ itself: never.
 Method fastest_method(const Problem& problem, ScalarType dtype, bool with_grad) {
   if (compute_dtype(dtype) == ScalarType::Double) return Method::kEigh;
-  if (!with_grad) return Method::kPoles;
-  const bool alone = !one_by_one(problem, Method::kPoles) || torch::stable::get_num_threads() == 1;
-  return problem.m() <= (alone ? 1024 : 384) ? Method::kPoles : Method::kEigh;
+  return with_grad && problem.m() > 1024 ? Method::kEigh : Method::kPoles;
 }
 
 void for_each_sample(const Problem& problem, Method method, const std::function<void(int64_t)>& f) {
