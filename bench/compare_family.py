@@ -9,8 +9,8 @@ answers are compared. What a package computes needlessly is part of its time, be
 for it: vendi-score's `score_X` takes the n x n kernel whatever n is, `score_dual` the d x d matrix.
 
 The default is one thread on a CPU, because these packages know no other device. With more, the
-threads of torch, MKL and OpenBLAS are told to sleep between calls: left alone they spin for a
-while, and take the processor from whoever is next. The packages come with
+threads of torch, MKL and OpenBLAS sleep between calls here: by default they spin for a while, and
+take the processor from the next contender. The packages come with
 `pip install '.[test-full]'`; a missing one is a note.
 """
 
@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-# Read when the libraries behind torch and SciPy are loaded: 2^4 turns before OpenBLAS's sleep.
+# Read when the libraries are loaded. A thread of OpenBLAS sleeps after 2^4 cycles without work.
 os.environ |= {"OMP_WAIT_POLICY": "passive", "OPENBLAS_THREAD_TIMEOUT": "4"} | os.environ
 
 import runner

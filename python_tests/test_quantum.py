@@ -336,6 +336,25 @@ def test_an_invalid_state_is_nan_and_the_others_are_not(dtype: torch.dtype, bad:
         assert grad.isnan().flatten(1).all(1).tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize("exponent", [-120, -80, 80, 120])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_states_of_outsize_traces(dtype: torch.dtype, exponent: int) -> None:
+    """Of rho of trace 1, S(c rho) = c (S(rho) - log c), and S(c rho||c sigma) = c S(rho||sigma)."""
+    rho, sigma = (random_density(6, seed, dtype) for seed in range(2))
+    c = 10.0**exponent
+    entropies = (
+        (vn_entropy_from_density, 1),
+        (partial(mutual_information, dims=(2, 3)), 1),  # S(A) + S(B) - S(AB)
+        (partial(conditional_entropy, dims=(2, 3)), 0),  # S(AB) - S(B)
+    )
+    for function, count in entropies:
+        expected = c * (function(rho) - count * math.log(c))
+        for outsize in (c * rho, (c * rho).requires_grad_()):  # the latter by eigenvectors
+            torch.testing.assert_close(function(outsize).detach(), expected, rtol=1e-12, atol=0)
+            value = relative_entropy(outsize, c * sigma).detach()
+            torch.testing.assert_close(value, c * relative_entropy(rho, sigma), rtol=1e-12, atol=0)
+
+
 def test_relative_entropy_checks_its_arguments() -> None:
     good = torch.eye(2) / 2
     for error, rho, sigma, named in (

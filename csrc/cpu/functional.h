@@ -35,7 +35,7 @@ struct Slope {
   double factor, identity;
 };
 
-// F, told how many rows are present if it has a member `count`.
+// F with the number of rows that are present in its member `count`, if it has one.
 template <typename F, typename T>
 F counting(F f, const Rows<T>& rows) {
   if constexpr (requires { f.count; }) {

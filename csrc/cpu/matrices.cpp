@@ -220,29 +220,30 @@ void trace_out(const Part& part, const T* whole, T* state) {
   visit_part(part, [=](int64_t to, int64_t from) { state[to] += whole[from]; });
 }
 
-// The eigenvalues' own solver squares entries.
+// The eigenvalues l [m] of a [m, m]. As `eigenvalues` squares entries, those far from 1 are scaled.
 template <typename T>
-void scaled_eigenvalues(T* a, int64_t m, double* l) {
+void eigenvalues_of_any_scale(const T* a, int64_t m, double* l) {
   double largest = 0;
-  for (int64_t i = 0; i < m; ++i) largest = std::max(largest, std::abs(real_of(a[i * m + i])));
-  for (int64_t i = 0; i < m * m; ++i) largest = std::max(largest, std::abs(a[i]));
-  if (largest == 0) return fill(l, m, 0);
-  const double scale =
-      largest > 1e-60 && largest < 1e60 ? 1 : std::exp2(std::floor(std::log2(largest)));
-  if (scale != 1) std::for_each(a, a + m * m, [=](T& x) { x /= scale; });
-  eigenvalues(a, m, l);
-  if (scale != 1) std::for_each(l, l + m, [=](double& x) { x *= scale; });
+  const double* parts = reinterpret_cast<const double*>(a);  // of complex entries
+  for (int64_t i = 0; i < m * m * static_cast<int64_t>(sizeof(T) / sizeof(double)); ++i)
+    largest = std::max(largest, std::abs(parts[i]));
+  if (largest == 0 || (largest > 1e-60 && largest < 1e60)) return eigenvalues(a, m, l);
+  const double scale = std::exp2(std::floor(std::log2(largest)));
+  Buffer<T> scaled(m * m);
+  std::transform(a, a + m * m, scaled.get(), [=](T x) { return x / scale; });
+  eigenvalues(scaled.get(), m, l);
+  std::for_each(l, l + m, [=](double& x) { x *= scale; });
 }
 
 template <typename T>
-double value_of(const Sum& sum, T* a) {
+double value_of(const Sum& sum, const T* a) {
   double value = 0;
   for (const Part& part : sum.parts) {
     const bool is_whole = part.kept == sum.matrices.m();
     Buffer<T> state(is_whole ? 0 : part.kept * part.kept);
     if (!is_whole) trace_out(part, a, state.get());
     Buffer<double> l(part.kept);
-    scaled_eigenvalues(is_whole ? a : state.get(), part.kept, l.get());
+    eigenvalues_of_any_scale(is_whole ? a : state.get(), part.kept, l.get());
     value += part.factor * sum.entropy.of(l.get(), part.kept, nullptr);
   }
   return value + 0.0;  // not -0.
@@ -408,8 +409,8 @@ Tensor relative_entropies(const Pair& pair) {
         std::fill_n(a, size, T(0));
         std::fill_n(b, size, T(0));
       }
-      scaled_eigenvalues(a, m, l.get() + sample * m);
-      scaled_eigenvalues(b, m, mu.get() + sample * m);
+      eigenvalues_of_any_scale(a, m, l.get() + sample * m);
+      eigenvalues_of_any_scale(b, m, mu.get() + sample * m);
     });
     // What rounding left below 0 of rho does not matter; more than that has to go.
     for (int64_t sample = 0; sample < problem.batch; ++sample) {
